@@ -1,0 +1,197 @@
+"""The seam to transformers: an attention function that asks the cache to attend, put in place and taken away again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache as once
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from louiskv.cache import Handle, LouisKVCache
+from louiskv.errors import SettingsError, UnsupportedModelError
+from louiskv.methods.base import AttentionOptions, Method
+from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
+
+NAME = "louiskv"
+
+
+@contextmanager
+def attach(model: PreTrainedModel, method: Method, *, impl: str | None = None) -> Iterator[LouisKVCache]:
+    """Let a model decode with its keys and values managed by a method, and leave it as it was afterwards.
+
+    Inside the `with` block the model uses the cache that the block yields: pass it as `past_key_values` to go on in a
+    conversation; a call without a cache (a pipeline, a harness, plain `generate`) starts it anew.
+
+    Args:
+        model: A decoder of transformers whose attention goes through the attention interface.
+        method: What to keep where, such as `LouisKV(budget=1024)`.
+        impl: Implementation of the operations; None takes the best that can run.
+
+    Yields:
+        The cache; `cache.report()` tells what it did, also after the block.
+
+    Raises:
+        UnsupportedModelError: The model is an encoder, has no full-attention layers, caches latents (MLA), or has
+            attention of its own.
+        SettingsError: The model is attached already.
+    """
+    _check(model)
+    _register()
+    config = model.config.get_text_config(decoder=True)
+    kv_cache = LouisKVCache(config, method, impl)
+    key = _key_of_decoder(model, config)
+    before = config._attn_implementation
+
+    def set_attention(name: str) -> None:
+        model.set_attn_implementation(name if key is None else {key: name})
+
+    hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config), with_kwargs=True)
+    try:
+        set_attention(NAME)
+        if config._attn_implementation != NAME:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has attention of its own and cannot use louiskv: it does not go through the "
+                "attention interface of transformers."
+            )
+        yield kv_cache
+    finally:
+        hook.remove()
+        set_attention(before)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function `louiskv` of transformers' attention interface.
+
+    Args:
+        module: The model's attention layer.
+        query: [B, Hq, Tq, D].
+        key: Handle of a managed layer, or keys [B, Hkv, T, D] of a layer left alone.
+        value: Like `key`.
+        attention_mask: [B, 1, Tq, T] True where a query may attend; None for causal.
+        dropout: Probability in training.
+        scaling: Factor of the logits; 1/sqrt(D) if None.
+        softcap: Cap of the logits.
+        s_aux: [Hq] learned attention sinks.
+        **kwargs: What else the model gives.
+
+    Returns:
+        Output [B, Tq, Hq, Dv], and no weights.
+
+    Raises:
+        UnsupportedModelError: The model asks of a managed layer what cannot be done there.
+    """
+    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+
+    def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        out: Tensor = sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+        return out.transpose(1, 2)
+
+    if isinstance(key, Handle):
+        unmet = [name for name in ("sliding_window", "position_bias") if kwargs.get(name) is not None]
+        if unmet or getattr(module, "layer_idx", key.layer.index) != key.layer.index:
+            why = f"uses {unmet[0]} in a full-attention layer" if unmet else "shares keys and values between layers"
+            raise UnsupportedModelError(f"{type(module).__name__} {why}, which louiskv cannot manage.")
+        out = key.layer.attend(query, attention_mask, options, dense)
+    elif options.plain:
+        out = dense(query, key, value, attention_mask)
+    else:
+        out = _unmanaged(query, key, value, attention_mask, options)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _unmanaged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
+    """Dense attention with softcap or attention sinks, for layers that are left alone (sliding windows)."""
+    batch_size, num_heads, num_queries, _ = query.shape
+    num_kv_heads = key.shape[1]
+    if mask is None and num_queries > 1:
+        mask = torch.ones(1, 1, num_queries, key.shape[2], dtype=torch.bool, device=query.device)
+        mask = mask.tril(key.shape[2] - num_queries)
+    elif mask is not None:
+        mask = mask.repeat_interleave(num_kv_heads, dim=0)
+    grouped = query.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
+    out, lse = partial_attention(
+        grouped, key.flatten(0, 1), value.flatten(0, 1), mask, scaling=options.scaling, softcap=options.softcap
+    )
+    sinks = options.sinks_by_row(batch_size, num_kv_heads)
+    if sinks is not None:
+        out = dim_by_attention_sinks(out, lse, sinks)
+    return out.to(query.dtype).view(batch_size, num_heads, num_queries, -1)
+
+
+class _CacheSwap:
+    """Forward pre-hook: puts our cache where the model would start with an empty default one."""
+
+    def __init__(self, kv_cache: LouisKVCache, config: Any) -> None:
+        self.cache = kv_cache
+        self.config = config
+        self.replaced: Cache | None = None
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        given = kwargs.get("past_key_values")
+        if given is self.cache:
+            return None
+        use_cache = kwargs.get("use_cache")
+        if given is None and not (self.config.use_cache if use_cache is None else use_cache):
+            return None
+        if given is not None and type(given) is not DynamicCache:
+            raise UnsupportedModelError(
+                f"The model is attached to louiskv but was given a {type(given).__name__}. Pass the cache that "
+                "`attach` yields as past_key_values, or no cache."
+            )
+        if given is not None and given.get_seq_length() > 0:
+            raise UnsupportedModelError(
+                "The model is attached to louiskv but was given a DynamicCache that already holds tokens. Start with the "
+                "cache that `attach` yields."
+            )
+        if given is None or given is not self.replaced:
+            self.cache.reset()
+            self.replaced = given
+        return args, {**kwargs, "past_key_values": self.cache}
+
+
+@once
+def _register() -> None:
+    AttentionInterface.register(NAME, attention)
+    # Without a mask function of the same name the mask would always be None, and padding be ignored in silence.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _check(model: PreTrainedModel) -> None:
+    config = model.config
+    name = type(model).__name__
+    decoder = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; louiskv manages decoder-only models.")
+    if not model.can_generate():
+        raise UnsupportedModelError(
+            f"{name} cannot generate: it is an encoder or a model without a language head. Load it with "
+            "AutoModelForCausalLM."
+        )
+    if getattr(decoder, "kv_lora_rank", None) is not None:
+        raise UnsupportedModelError(f"{name} uses multi-head latent attention (MLA), which louiskv does not manage.")
+    if decoder._attn_implementation == NAME:
+        raise SettingsError(f"{name} is attached to louiskv already; leave that `with` block first.")
+
+
+def _key_of_decoder(model: PreTrainedModel, decoder: Any) -> str | None:
+    """Name of the decoder's part of the config, None where the model is nothing but a decoder."""
+    if decoder is model.config:
+        return None
+    return next(key for key in model.config.sub_configs if getattr(model.config, key) is decoder)

@@ -1,0 +1,302 @@
+"""The cache that a model of transformers sees: layers that hand out handles instead of keys and values."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from louiskv.errors import UnsupportedModelError
+from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
+from louiskv.telemetry import LayerReport, LayerTelemetry, Report, summarise
+
+_READABLE = {
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.dtype.__get__,  # type: ignore[attr-defined]
+    Tensor.device.__get__,  # type: ignore[attr-defined]
+    Tensor.ndim.__get__,  # type: ignore[attr-defined]
+    Tensor.size,
+    Tensor.dim,
+}
+
+
+class Handle(Tensor):
+    """Stands for the keys or values of a managed layer: has their shape, dtype and device, and nothing to compute with.
+
+    Attributes:
+        layer: The cache layer that holds them.
+    """
+
+    layer: "CacheLayer"
+
+    @staticmethod
+    def __new__(cls, layer: "CacheLayer", shape: tuple[int, ...], like: Tensor) -> "Handle":
+        """Make a handle of the given shape, with the dtype and device of `like`."""
+        make: Callable[..., Handle] = torch.Tensor._make_wrapper_subclass
+        handle = make(cls, shape, dtype=like.dtype, device=like.device)
+        handle.layer = layer
+        return handle
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let shape, dtype and device be read, and nothing else."""
+        if func in _READABLE:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        raise UnsupportedModelError(
+            f"The model applied {getattr(func, '__name__', func)!r} to keys or values that louiskv manages. Either its "
+            "attention is not louiskv's: run it inside `with louiskv.attach(model, method)`, or with "
+            "attn_implementation='louiskv'; or its attention layers work on the cache themselves, and it is not supported."
+        )
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse every operation that got past `__torch_function__`."""
+        return cls.__torch_function__(func, types, args, kwargs)
+
+
+class CacheLayer(CacheLayerMixin):
+    """One layer of the cache: between transformers' padded batches and a method's state.
+
+    Attributes:
+        state: What the method keeps of this layer.
+        index: Index of the layer in the model.
+        seq_length: Tokens seen, padding included.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(self, method: Method, index: int, impl: str | None) -> None:
+        super().__init__()
+        self._build = lambda: method.layer(index, impl)
+        self.index = index
+        self.reset()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the state takes its sizes from the first prompt."""
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in new keys [B, Hkv, T, D] and values; returns handles of all that have been seen.
+
+        A single token on top of others is a decode step and enters the state at once. Anything else is a prompt, which
+        waits until the attention function brings its queries and mask.
+
+        Raises:
+            UnsupportedModelError: The prompt before was never attended to.
+        """
+        if self._waiting is not None:
+            raise UnsupportedModelError(
+                f"Layer {self.index} got new keys before the last ones were attended to: the model's attention does "
+                "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
+            )
+        num_new = key_states.shape[-2]
+        if num_new == 1 and self.seq_length > 0:
+            self.state.append(key_states, value_states)
+            self.output_tokens += key_states.shape[0]
+        else:
+            self._waiting = (key_states, value_states)
+        self.is_initialized = True
+        self.seq_length += num_new
+        shapes = ((*states.shape[:2], self.seq_length, states.shape[3]) for states in (key_states, value_states))
+        keys, values = (Handle(self, shape, key_states) for shape in shapes)
+        return keys, values
+
+    def attend(
+        self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention
+    ) -> Tensor:
+        """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
+        if self._waiting is None:
+            return self.state.attend(query, options)
+        keys, values = self._waiting
+        num_new = keys.shape[-2]
+        first = self.seq_length == num_new
+        valid = None
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise UnsupportedModelError(f"Attention masks must be boolean, this one is {mask.dtype}.")
+            visible = mask[:, 0, -1, -num_new:].expand(len(keys), -1)
+            valid = None if bool(visible.all()) else visible
+            mask = mask.expand(len(keys), -1, -1, -1)
+        if not first and mask is not None:
+            mask = mask[..., -num_new:]
+        out = self.state.prompt(query, keys, values, mask, valid, options, dense)
+        self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
+        self._note(valid, keys)
+        self._waiting = None
+        return out
+
+    def load(self, keys: Tensor, values: Tensor) -> None:
+        """Take in keys [B, Hkv, T, D] and values that were computed elsewhere, as a prompt without padding."""
+        self.state.batch_size, self.state.num_kv_heads = keys.shape[:2]
+        self.state.absorb(keys, values, None)
+        self.is_initialized = True
+        self.seq_length += keys.shape[-2]
+        self.prompt_tokens += keys.shape[0] * keys.shape[-2]
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, padding included."""
+        return self.seq_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys a mask must cover."""
+        return self.seq_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state: KVLayer = self._build()
+        self.seq_length = self.prompt_tokens = self.output_tokens = 0
+        self.is_initialized = False
+        self._waiting: tuple[Tensor, Tensor] | None = None
+        self._valid: Tensor | None = None
+        self._device = torch.device("cpu")
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: The number is positive, or more than there are tokens.
+        """
+        count = -tokens_to_remove
+        if not 0 <= count <= self.seq_length:
+            raise ValueError(
+                f"crop({tokens_to_remove}) is not possible: give a number from {-self.seq_length} to 0, minus the tokens "
+                "to remove."
+            )
+        if count == self.seq_length:
+            self.reset()
+        elif count:
+            counts = torch.full((self.state.batch_size,), count)
+            if self._valid is not None:
+                decoded = self.seq_length - self._valid.shape[1]
+                padded = torch.nn.functional.pad(self._valid, (0, decoded), value=True)
+                counts = padded[:, -count:].sum(1)
+                self._valid = self._valid[:, : self.seq_length - count]
+            self.state.crop(counts)
+            self.seq_length -= count
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `beam_idx[i]`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices`, in that order."""
+        if self.seq_length == 0:
+            return
+        if torch.equal(indices.cpu(), torch.arange(self.state.batch_size)):
+            return
+        self.state.select_batch(indices)
+        if self._valid is not None:
+            self._valid = self._valid.index_select(0, indices.to(self._valid.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence."""
+        if self.seq_length:
+            sequence = torch.arange(self.state.batch_size, device=self._device)
+            self.batch_select_indices(sequence.repeat_interleave(repeats))
+
+    def offload(self) -> None:
+        """Nothing to do: the method decides what lies where."""
+
+    def prefetch(self) -> None:
+        """Nothing to do: the method decides what lies where."""
+
+    def report(self) -> LayerReport:
+        """The figures of this layer."""
+        telemetry: LayerTelemetry = self.state.telemetry
+        fired = telemetry.fired.tensor().float()
+        selected = telemetry.selected_tokens
+        return LayerReport(
+            layer=self.index,
+            kind=type(self.state).__name__,
+            tiers=self.state.tiers(),
+            steps=self.output_tokens // max(1, self.state.batch_size),
+            retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
+            hit_rate=telemetry.hit_tokens / selected if selected else None,
+            fetched_bytes=self.state.traffic.fetched_bytes,
+            offloaded_bytes=self.state.traffic.offloaded_bytes,
+            similarity=summarise(telemetry.similarity),
+            segment_sizes=dict(sorted(telemetry.segment_sizes.items())),
+            seconds=telemetry.clock.read(),
+        )
+
+    def _note(self, valid: Tensor | None, keys: Tensor) -> None:
+        """Remember which columns of the padded batch hold tokens; crop counts by them."""
+        self._device = keys.device
+        if valid is None and self._valid is None:
+            return
+        before = self.seq_length - keys.shape[-2]
+        known = keys.new_ones(len(keys), 0, dtype=torch.bool) if self._valid is None else self._valid
+        known = torch.nn.functional.pad(known, (0, before - known.shape[1]), value=True)
+        new = keys.new_ones(len(keys), keys.shape[-2], dtype=torch.bool) if valid is None else valid
+        self._valid = torch.cat([known, new], dim=1)
+
+
+def managed_layers(config: PretrainedConfig) -> list[int]:
+    """Indices of the layers that louiskv manages in a model of this config: those of plain full attention."""
+    layers = DynamicCache(config=config).layers
+    return [index for index, layer in enumerate(layers) if type(layer) is DynamicLayer]
+
+
+class LouisKVCache(Cache):
+    """A cache whose full-attention layers are managed by a method; other layers stay what they are.
+
+    Attributes:
+        method: The method.
+        managed: The managed layers.
+    """
+
+    is_compileable: ClassVar[bool] = False  # type: ignore[misc]
+
+    def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None) -> None:
+        """Build the layers that a model of this config needs.
+
+        Raises:
+            UnsupportedModelError: The model has no full-attention layer with a cache of its own.
+        """
+        self.method = method
+        layers = DynamicCache(config=config).layers
+        for index in managed_layers(config):
+            layers[index] = CacheLayer(method, index, impl)
+        super().__init__(layers=layers)
+        self.managed = [layer for layer in layers if isinstance(layer, CacheLayer)]
+        if not self.managed:
+            kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+            raise UnsupportedModelError(
+                f"{config.model_type} has no full-attention layer to manage (its cache layers: {kinds}). Use the model "
+                "without louiskv."
+            )
+
+    def report(self) -> Report:
+        """What the cache holds and what it has done so far; on a GPU this waits for the device."""
+        unmanaged = 0
+        for layer in self.layers:
+            if not isinstance(layer, CacheLayer):
+                unmanaged += sum(value.nbytes for value in vars(layer).values() if isinstance(value, Tensor))
+        settings = {setting.name: getattr(self.method, setting.name) for setting in self.method.settings()}
+        return Report(
+            method=type(self.method).__name__,
+            settings=settings,
+            prompt_tokens=self.managed[0].prompt_tokens,
+            output_tokens=self.managed[0].output_tokens,
+            unmanaged_bytes=unmanaged,
+            layers=[layer.report() for layer in self.managed if layer.is_initialized],
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the state of any layer contradicts itself, or a token is lost or doubled."""
+        for layer in self.managed:
+            if layer.is_initialized:
+                layer.state.check_integrity()

@@ -1,0 +1,222 @@
+"""The contract of a method: frozen settings that build the state of each layer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import SettingsError
+from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.store.transfer import Traffic
+from louiskv.telemetry import LayerTelemetry, Tiers
+
+DenseAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field of a method: its default, and what it does in one line for help pages."""
+    return field(default=default, metadata={"help": help})
+
+
+def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise `SettingsError` unless `value` is a number from `low` to `high`."""
+    allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (low <= value <= (high or value)):
+        raise SettingsError(f"{name}={value!r} is not allowed: give a number {allowed}.")
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How a model wants its logits treated.
+
+    Attributes:
+        scaling: Factor of the logits.
+        softcap: Cap of the logits, None for none.
+        attention_sinks: [Hq] learned logits that take mass and give no value, None for none.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    attention_sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether a softmax over scaled logits is all there is to it."""
+        return self.softcap is None and self.attention_sinks is None
+
+    def sinks_by_row(self, batch_size: int, num_kv_heads: int) -> Tensor | None:
+        """The attention sinks as [N, G]."""
+        if self.attention_sinks is None:
+            return None
+        return self.attention_sinks.view(num_kv_heads, -1).repeat(batch_size, 1)
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Size of one layer's keys and values, for planning: KV heads, key and value dimension, bytes of a number."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    item_size: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token of all KV heads."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim) * self.item_size
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one layer will hold for one sequence, and what one retrieval moves at the most."""
+
+    resident: int
+    index: int
+    host: int
+    retrieval: int
+
+
+class KVLayer(ABC):
+    """State of one layer: everything that a method keeps of it, for N = batch x KV heads rows.
+
+    Attributes:
+        telemetry: What the layer did.
+        impl: Implementation of the operations; None takes the best that can run.
+    """
+
+    def __init__(self, impl: str | None = None) -> None:
+        self.impl = impl
+        self.telemetry = LayerTelemetry()
+        self.batch_size = 0
+        self.num_kv_heads = 0
+
+    def prompt(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        options: AttentionOptions,
+        dense: DenseAttention,
+    ) -> Tensor:
+        """Attend densely with the queries of a prompt to all that is held and to the prompt itself, then take it in.
+
+        Args:
+            query: [B, Hq, Tq, D].
+            keys: [B, Hkv, Tq, D].
+            values: [B, Hkv, Tq, Dv].
+            mask: [B, 1, Tq, Tq] True where a query may attend to a token of the prompt; None for causal.
+            valid: [B, Tq] False for padding, None if there is none.
+            options: Treatment of the logits.
+            dense: Attention for a first prompt with plain logits.
+
+        Returns:
+            [B, Hq, Tq, Dv].
+        """
+        first = self.batch_size == 0
+        if first:
+            self.batch_size, self.num_kv_heads = keys.shape[:2]
+        with self.telemetry.clock.time("prefill", keys.device):
+            if first and options.plain:
+                out = dense(query, keys, values, mask)
+            else:
+                out = self._attend_beside_past(query, keys, values, mask, options, first)
+        self.absorb(keys, values, valid)
+        return out
+
+    def _attend_beside_past(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        options: AttentionOptions,
+        first: bool,
+    ) -> Tensor:
+        num_queries, num_heads = query.shape[2], query.shape[1]
+        grouped = query.unflatten(1, (self.num_kv_heads, -1)).flatten(0, 1)
+        if mask is None:
+            mask = torch.ones(1, 1, num_queries, num_queries, dtype=torch.bool, device=query.device).tril()
+        else:
+            mask = mask.repeat_interleave(self.num_kv_heads, dim=0)
+        scale = {"scaling": options.scaling, "softcap": options.softcap}
+        out, lse = partial_attention(
+            grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, **scale, impl=self.impl
+        )
+        if not first:
+            out, lse = merge_attention(out, lse, *self.attend_past(grouped, **scale))
+        sinks = options.sinks_by_row(self.batch_size, self.num_kv_heads)
+        if sinks is not None:
+            out = dim_by_attention_sinks(out, lse, sinks)
+        return out.to(query.dtype).view(self.batch_size, num_heads, num_queries, -1)
+
+    @abstractmethod
+    def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Take in a prompt's keys [B, Hkv, T, D] and values; `valid` [B, T] is False for padding."""
+
+    @abstractmethod
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence: keys [B, Hkv, 1, D] and values."""
+
+    @abstractmethod
+    def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
+        """Attend with the query [B, Hq, 1, D] of the token just appended; returns [B, Hq, 1, Dv]."""
+
+    @abstractmethod
+    def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+        """Attend with queries [N, G, Tq, D] to every token held; returns output and log-sum-exp as a partial result."""
+
+    @abstractmethod
+    def crop(self, counts: Tensor) -> None:
+        """Forget the last `counts` [B] tokens of each sequence."""
+
+    @abstractmethod
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+
+    @abstractmethod
+    def tiers(self) -> Tiers:
+        """What lies where: tokens (units for the index) and bytes."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Raise AssertionError if the redundant parts of the state disagree, or a token is lost or doubled."""
+
+    @property
+    @abstractmethod
+    def traffic(self) -> Traffic:
+        """What has moved between the tiers."""
+
+    def rows_of_batch(self, index: Tensor) -> Tensor:
+        """Rows [N] that belong to the sequences `index`."""
+        head = torch.arange(self.num_kv_heads, device=index.device)
+        return (index[:, None] * self.num_kv_heads + head).flatten()
+
+    def group(self, query: Tensor) -> Tensor:
+        """The query [B, Hq, 1, D] of a decode step as [N, G, D]."""
+        return query.reshape(self.batch_size * self.num_kv_heads, -1, query.shape[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Settings of a method; builds the state of each layer."""
+
+    paper: ClassVar[str]
+    keeps: ClassVar[str]
+
+    @abstractmethod
+    def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
+        """The state of the model's layer `layer_index`, empty."""
+
+    @abstractmethod
+    def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
+        """What that layer will hold of one sequence of `num_tokens` prompt tokens."""
+
+    @classmethod
+    def settings(cls) -> tuple[Field[Any], ...]:
+        """The settings with their defaults and help."""
+        return fields(cls)

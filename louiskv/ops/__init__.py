@@ -1,0 +1,15 @@
+"""How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
+
+from louiskv.ops.attention import DECODE_ATTENTION, PARTIAL_ATTENTION
+from louiskv.ops.dispatch import Implementation
+from louiskv.ops.kmeans import KMEANS
+from louiskv.ops.selection import ASSIGN_SLOTS, SCORE_UNITS, SELECT_UNITS
+
+OPS: dict[str, tuple[Implementation, ...]] = {
+    "kmeans": KMEANS,
+    "score_units": SCORE_UNITS,
+    "select_units": SELECT_UNITS,
+    "assign_slots": ASSIGN_SLOTS,
+    "decode_attention": DECODE_ATTENTION,
+    "partial_attention": PARTIAL_ATTENTION,
+}

@@ -1,0 +1,164 @@
+"""Attention of queries over keys and values that lie on the device: decode, prompt, and the merge of partial results.
+
+Layouts: N = batch x KV heads, G = query heads of one query group. Scores are computed as `scaling * q.k`, then capped,
+then biased; the softmax runs in float32.
+"""
+
+import torch
+from torch import Tensor
+
+from louiskv.ops.dispatch import Implementation, choose
+
+# Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB).
+MAX_SCORES = 64 * 1024 * 1024
+
+
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    attention_sinks: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Attend with one query token over a set of slots.
+
+    Args:
+        query: [N, G, D].
+        keys: [N, L, D]; any strides with a dense last dimension.
+        values: [N, L, Dv]; finite also in slots that the bias closes.
+        bias: [N or 1, 1, L], 0 where a slot is occupied and -inf where not; None when all are.
+        scaling: Factor of the logits.
+        softcap: Logits become `softcap * tanh(logit / softcap)` if given (Gemma 2).
+        attention_sinks: [N, G], a learned logit of each query head that takes mass and gives no value (GPT-OSS).
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, G, Dv] in the dtype of the query.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("decode_attention", DECODE_ATTENTION, impl, query.device)
+    out: Tensor = function(query, keys, values, bias, scaling, softcap, attention_sinks)
+    return out
+
+
+def _decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    attention_sinks: Tensor | None,
+) -> Tensor:
+    if bias is None or softcap is not None:
+        scores = torch.bmm(query * scaling, keys.transpose(1, 2))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if bias is not None:
+            scores = scores + bias
+    else:
+        scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=scaling)
+    if attention_sinks is not None:
+        scores = torch.cat([scores, attention_sinks.to(scores.dtype)[..., None]], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.bmm(weights[..., : keys.shape[1]], values)
+
+
+def partial_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend with many query tokens over one part of the keys, keeping what a merge with other parts needs.
+
+    Args:
+        query: [N, G, Tq, D].
+        keys: [N, T, D].
+        values: [N, T, Dv].
+        mask: [N or 1, 1, Tq or 1, T], True where a query may attend; None for everywhere.
+        scaling: Factor of the logits.
+        softcap: As in `decode_attention`.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        Output [N, G, Tq, Dv] in float32 and log-sum-exp [N, G, Tq] in float32; a query that may attend to nothing
+        has output 0 and log-sum-exp -inf.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("partial_attention", PARTIAL_ATTENTION, impl, query.device)
+    out, lse = function(query, keys, values, mask, scaling, softcap)
+    return out, lse
+
+
+def _partial_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    num_rows, group_size, num_queries, _ = query.shape
+    num_keys = keys.shape[1]
+    out = query.new_empty(num_rows, group_size, num_queries, values.shape[-1], dtype=torch.float32)
+    lse = query.new_empty(num_rows, group_size, num_queries, dtype=torch.float32)
+    step = max(1, MAX_SCORES // max(1, num_rows * group_size * num_keys))
+    for first in range(0, num_queries, step):
+        part = slice(first, min(first + step, num_queries))
+        flat = query[:, :, part].flatten(1, 2) * scaling
+        scores = torch.bmm(flat, keys.transpose(1, 2)).float().unflatten(1, (group_size, -1))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if mask is not None:
+            slice_of_mask = mask if mask.shape[2] == 1 else mask[:, :, part]
+            scores = scores.masked_fill(~slice_of_mask, -torch.inf)
+        lse[:, :, part] = scores.logsumexp(dim=-1)
+        weights = torch.exp(scores - lse[:, :, part].clamp(min=torch.finfo(torch.float32).min)[..., None])
+        product = torch.bmm(weights.flatten(1, 2).to(values.dtype), values)
+        out[:, :, part] = product.float().unflatten(1, (group_size, -1))
+    return out, lse
+
+
+def merge_attention(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge two partial results over disjoint keys into the result over both.
+
+    Args:
+        out: [..., Tq, Dv] float32, with its log-sum-exp.
+        lse: [..., Tq] float32.
+        other_out: Like `out`.
+        other_lse: Like `lse`.
+
+    Returns:
+        The merged output and log-sum-exp, shaped as the inputs.
+    """
+    total = torch.logaddexp(lse, other_lse)
+    finite = total.clamp(min=torch.finfo(torch.float32).min)
+    share = torch.exp(lse - finite)[..., None]
+    other_share = torch.exp(other_lse - finite)[..., None]
+    return out * share + other_out * other_share, total
+
+
+def dim_by_attention_sinks(out: Tensor, lse: Tensor, attention_sinks: Tensor) -> Tensor:
+    """Give each head's learned attention sink its share of the softmax, after the fact.
+
+    Args:
+        out: [N, G, Tq, Dv] float32.
+        lse: [N, G, Tq] float32.
+        attention_sinks: [N, G] logits.
+
+    Returns:
+        [N, G, Tq, Dv]: `out * sigmoid(lse - sink)`.
+    """
+    return out * torch.sigmoid(lse - attention_sinks.float()[..., None])[..., None]
+
+
+DECODE_ATTENTION = (Implementation("torch", _decode_attention),)
+PARTIAL_ATTENTION = (Implementation("torch", _partial_attention),)

@@ -1,0 +1,95 @@
+"""Ragged sets of tokens as padded tensors: row n of [N, T, ...] uses its first `counts[n]` entries."""
+
+import torch
+from torch import Tensor
+
+
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Pick entries of each row.
+
+    Args:
+        rows: [N, T, R], contiguous.
+        index: [N, J] entries of each row, in 0 to T - 1.
+
+    Returns:
+        [N, J, R].
+    """
+    num_rows, num_tokens = rows.shape[:2]
+    first = torch.arange(num_rows, device=rows.device)[:, None] * num_tokens
+    picked = rows.flatten(0, 1).index_select(0, (index + first).flatten())
+    return picked.view(*index.shape, rows.shape[2])
+
+
+def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -> None:
+    """Write the first `counts[n]` entries of each row behind the first `lengths[n]` of the buffer.
+
+    Args:
+        buffer: [N, C, ...], contiguous, changed in place.
+        lengths: [N] entries in use before.
+        rows: [N, T, ...]; entries past a row's count may hold anything.
+        counts: [N] entries to write; `lengths + counts` is at most C.
+    """
+    capacity, num_new = buffer.shape[1], rows.shape[1]
+    length, count = int(lengths[0]), int(counts[0])
+    if bool((lengths == length).all()) and bool((counts == count).all()):
+        buffer[:, length : length + count].copy_(rows[:, :count], non_blocking=True)
+        return
+    entry = torch.arange(num_new, device=rows.device)
+    present = entry < counts[:, None]
+    row = torch.arange(rows.shape[0], device=rows.device)[:, None]
+    target = (row * capacity + lengths[:, None] + entry)[present]
+    buffer.flatten(0, 1).index_copy_(0, target.to(buffer.device), rows[present].to(buffer.device))
+
+
+def grown(buffer: Tensor, capacity: int) -> Tensor:
+    """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds; new room is zero."""
+    bigger = torch.zeros(
+        buffer.shape[0],
+        capacity,
+        *buffer.shape[2:],
+        dtype=buffer.dtype,
+        device=buffer.device,
+        pin_memory=buffer.is_pinned() if buffer.device.type == "cpu" else False,
+    )
+    bigger[:, : buffer.shape[1]] = buffer
+    return bigger
+
+
+def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Order that moves the kept entries of each row to its front, and how many they are.
+
+    Args:
+        keep: [N, T] True for entries to keep.
+
+    Returns:
+        [N, T] indices (kept entries first, in their order) and [N] counts.
+    """
+    return (~keep).to(torch.uint8).argsort(dim=1, stable=True), keep.sum(1)
+
+
+def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
+    """Count how often each label occurs in each row: [N, num_labels], from labels [N, T]."""
+    row = torch.arange(len(labels), device=labels.device)[:, None]
+    flat = (labels + row * num_labels).flatten()
+    return torch.bincount(flat, minlength=len(labels) * num_labels).view(len(labels), num_labels)
+
+
+def sum_by_label(points: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """Sum the points of each label, in a fixed order.
+
+    Args:
+        points: [N, T, D] float32.
+        labels: [N, T] in 0 to num_labels - 1.
+        num_labels: Number of labels.
+
+    Returns:
+        Sums [N, num_labels, D] and counts [N, num_labels].
+    """
+    row = torch.arange(len(points), device=points.device)[:, None]
+    flat = (labels + row * num_labels).flatten()
+    sums = points.new_zeros(len(points) * num_labels, points.shape[2])
+    if sums.is_cuda:  # index_add_ would sum in whatever order the threads come; index_put_ sorts first.
+        sums.index_put_((flat,), points.flatten(0, 1), accumulate=True)
+    else:
+        sums.index_add_(0, flat, points.flatten(0, 1))
+    return sums.unflatten(0, (len(points), num_labels)), count_by_label(labels, num_labels)

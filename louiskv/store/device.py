@@ -1,0 +1,127 @@
+"""The resident set: the few tokens of one layer that lie on the device, in slots that never grow."""
+
+import torch
+from torch import Tensor
+
+
+class ResidentSet:
+    """Slots of one layer on the device: sinks, then the window as a ring, then retrieved tokens.
+
+    A token's slot in the first two zones follows from its position p alone: p if p < num_sinks, otherwise
+    num_sinks + (p - num_sinks) mod window. What lies in the third zone is written down slot by slot.
+
+    Attributes:
+        rows: [N, L, Dk + Dv] with L = num_sinks + window + num_retrieved, zero where never filled.
+        bias: [N, 1, L], 0 where a slot is occupied and -inf where it is empty.
+        lengths: [N] int64, tokens seen by each row.
+        window_start: [N] int64, position of the oldest token in the window (num_sinks at the least).
+        slot_unit: [N, num_retrieved] int32, unit of the token in each retrieved slot, -1 where empty.
+        slot_rank: [N, num_retrieved] int32, its rank in that unit.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_sinks: int,
+        window: int,
+        num_retrieved: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_sinks, self.window, self.num_retrieved = num_sinks, window, num_retrieved
+        self.key_dim = key_dim
+        size = num_sinks + window + num_retrieved
+        self.rows = torch.zeros(num_rows, size, key_dim + value_dim, dtype=dtype, device=device)
+        self.bias = torch.full((num_rows, 1, size), -torch.inf, dtype=dtype, device=device)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.window_start = torch.full_like(self.lengths, num_sinks)
+        self.slot_unit = torch.full((num_rows, num_retrieved), -1, dtype=torch.int32, device=device)
+        self.slot_rank = torch.zeros_like(self.slot_unit)
+        self.first_slot = torch.arange(num_rows, device=device) * size
+
+    @property
+    def keys(self) -> Tensor:
+        """[N, L, Dk], a view."""
+        return self.rows[..., : self.key_dim]
+
+    @property
+    def values(self) -> Tensor:
+        """[N, L, Dv], a view."""
+        return self.rows[..., self.key_dim :]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of device memory this set has allocated."""
+        tensors = (self.rows, self.bias, self.lengths, self.window_start, self.slot_unit, self.slot_rank)
+        return sum(tensor.nbytes for tensor in tensors) + self.first_slot.nbytes
+
+    @property
+    def num_resident(self) -> Tensor:
+        """[N] tokens of each row that lie here."""
+        return (self.bias[:, 0] == 0).sum(1)
+
+    def window_room(self) -> Tensor:
+        """[N] tokens each row can still take in before its window is over-full."""
+        to_fill = (self.num_sinks - self.lengths).clamp(min=0)
+        return to_fill + self.window - (self.lengths - self.window_start).clamp(min=0)
+
+    def slots_of(self, positions: Tensor) -> Tensor:
+        """Slots [N, J] of the sink or window tokens at these positions [N, J]."""
+        ring = self.num_sinks + (positions - self.num_sinks) % self.window
+        return torch.where(positions < self.num_sinks, positions, ring)
+
+    def append(self, rows: Tensor) -> Tensor:
+        """Take in one token of each row; the window must have room.
+
+        Args:
+            rows: [N, Dk + Dv].
+
+        Returns:
+            [N] its position.
+        """
+        position = self.lengths
+        flat = self.first_slot + self.slots_of(position)
+        self.rows.flatten(0, 1).index_copy_(0, flat, rows)
+        self.bias.view(-1).index_fill_(0, flat, 0)
+        self.lengths = position + 1
+        return position
+
+    def place(self, rows: Tensor, positions: Tensor, present: Tensor) -> None:
+        """Write sink or window tokens [N, J, Dk + Dv] at these positions [N, J] where `present` [N, J]."""
+        flat = (self.first_slot[:, None] + self.slots_of(positions))[present]
+        self.rows.flatten(0, 1).index_copy_(0, flat, rows[present])
+
+    def advance(self, lengths: Tensor, window_start: Tensor) -> None:
+        """Set how many tokens there are and where the window starts, and open or close slots accordingly."""
+        self.lengths, self.window_start = lengths, window_start
+        slot = torch.arange(self.num_sinks + self.window, device=lengths.device)
+        in_sinks = slot < lengths[:, None].clamp(max=self.num_sinks)
+        oldest = (window_start[:, None] - self.num_sinks) % self.window
+        age = (slot - self.num_sinks - oldest) % self.window
+        in_window = (slot >= self.num_sinks) & (age < (lengths - window_start)[:, None])
+        zone = self.bias[:, 0, : len(slot)]
+        zone.fill_(-torch.inf).masked_fill_(in_sinks | in_window, 0)
+
+    def assign(self, slot_unit: Tensor, slot_rank: Tensor) -> None:
+        """Write down what the retrieved slots hold from now on."""
+        self.slot_unit, self.slot_rank = slot_unit, slot_rank
+        zone = self.bias[:, 0, self.num_sinks + self.window :]
+        zone.fill_(-torch.inf).masked_fill_(slot_unit >= 0, 0)
+
+    def fill_retrieved(self, row: Tensor, slot: Tensor, rows: Tensor) -> None:
+        """Write tokens [J, Dk + Dv] into the retrieved slots [J] of rows [J]."""
+        flat = self.first_slot[row] + self.num_sinks + self.window + slot
+        self.rows.flatten(0, 1).index_copy_(0, flat, rows)
+
+    def forget_retrieved(self) -> None:
+        """Empty all retrieved slots."""
+        self.assign(torch.full_like(self.slot_unit, -1), self.slot_rank)
+
+    def select_rows(self, index: Tensor) -> None:
+        """Make row i a copy of the former row `index[i]`."""
+        size = self.rows.shape[1]
+        for name in ("rows", "bias", "lengths", "window_start", "slot_unit", "slot_rank"):
+            setattr(self, name, getattr(self, name).index_select(0, index))
+        self.first_slot = torch.arange(len(index), device=self.rows.device) * size

@@ -1,0 +1,131 @@
+"""The host pool: keys and values of every unit of one layer, in host memory."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import HostMemoryError
+from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+# Room added when the pool is full: at least this many tokens a row, or an eighth of what it holds.
+MIN_GROWTH = 256
+
+
+class HostPool:
+    """Tokens of one layer in host memory, those of one unit side by side, each token's key beside its value.
+
+    Attributes:
+        rows: [N, capacity, Dk + Dv]; pinned when the device is a GPU.
+        positions: [N, capacity] int32, where each token stands in its sequence (padding not counted).
+        lengths: [N] int64, tokens held by each row.
+    """
+
+    def __init__(self, num_rows: int, row_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.pinned = device.type == "cuda"
+        self.rows = torch.empty(num_rows, 0, row_size, dtype=dtype, pin_memory=self.pinned)
+        self.positions = torch.empty(num_rows, 0, dtype=torch.int32)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of host memory this pool has allocated."""
+        return self.rows.nbytes + self.positions.nbytes + self.lengths.nbytes
+
+    @property
+    def token_size(self) -> int:
+        """Bytes of one token's key and value."""
+        return self.rows.shape[2] * self.rows.element_size()
+
+    def append(self, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """Copy tokens to the end of the pool.
+
+        Args:
+            rows: [N, T, Dk + Dv] on the device or the host.
+            positions: [N, T].
+            counts: [N] tokens of each row.
+
+        Returns:
+            [N] where each row's new tokens begin.
+
+        Raises:
+            HostMemoryError: The host has no room for them.
+        """
+        counts = counts.to("cpu")
+        self._reserve(int((self.lengths + counts).max()))
+        append_rows(self.rows, self.lengths, rows, counts.to(rows.device))
+        append_rows(self.positions, self.lengths, positions.to("cpu", torch.int32), counts)
+        begin = self.lengths
+        self.lengths = self.lengths + counts
+        return begin
+
+    def take(self, row: Tensor, index: Tensor) -> Tensor:
+        """Read tokens: [J, Dk + Dv] in host memory, from the rows [J] and the places [J] in them."""
+        flat = self.rows.flatten(0, 1)
+        source = (row * self.rows.shape[1] + index).to("cpu")
+        if not self.pinned:
+            return flat.index_select(0, source)
+        staging = torch.empty(len(source), flat.shape[1], dtype=flat.dtype, pin_memory=True)
+        return torch.index_select(flat, 0, source, out=staging)
+
+    def keep_before(self, ends: Tensor) -> Tensor:
+        """Remove every token whose position is not below its row's end, closing the gaps.
+
+        Args:
+            ends: [N] on the host.
+
+        Returns:
+            [N, T] True for the tokens kept, in the places they had.
+        """
+        held = torch.arange(self.rows.shape[1]) < self.lengths[:, None]
+        keep = held & (self.positions < ends[:, None])
+        order, self.lengths = left_aligned(keep)
+        self.rows = take_rows(self.rows, order)
+        self.positions = self.positions.gather(1, order)
+        return keep
+
+    def select_rows(self, index: Tensor) -> None:
+        """Make row i a copy of the former row `index[i]`."""
+        index = index.to("cpu")
+        rows = self.rows.index_select(0, index)
+        self.rows = rows.pin_memory() if self.pinned else rows
+        self.positions = self.positions.index_select(0, index)
+        self.lengths = self.lengths.index_select(0, index)
+
+    def _reserve(self, needed: int) -> None:
+        capacity = self.rows.shape[1]
+        if needed <= capacity:
+            return
+        wanted = needed if capacity == 0 else max(needed, capacity + max(MIN_GROWTH, capacity // 8))
+        try:
+            self.rows = grown(self.rows, wanted)
+            self.positions = grown(self.positions, wanted)
+        except (RuntimeError, MemoryError) as error:
+            size = self.rows.shape[0] * wanted * self.rows.shape[2] * self.rows.element_size()
+            raise HostMemoryError(
+                f"The host pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "
+                "Use a shorter context, a smaller batch or a 16-bit dtype; `louiskv plan` shows the need beforehand."
+            ) from error
+
+
+def available_host_memory() -> int:
+    """Bytes of memory that can still be taken: free or reclaimable, within the limit of the control group if any.
+
+    Where the system does not tell (no Linux), all physical memory.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except OSError:
+        return available
+    if limit == "max":
+        return available
+    return min(available, int(limit) - int(used) + int(statistics["inactive_file"]))

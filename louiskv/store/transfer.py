@@ -1,0 +1,80 @@
+"""Copies between the tiers, counted where the bytes move."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from louiskv.store.device import ResidentSet
+from louiskv.store.host import HostPool
+
+
+@dataclass
+class Traffic:
+    """What has moved between the tiers of one layer, in tokens of one KV head and in bytes."""
+
+    fetched_tokens: int = 0
+    fetched_bytes: int = 0
+    offloaded_tokens: int = 0
+    offloaded_bytes: int = 0
+
+
+class Transfer:
+    """Moves tokens of one layer between its resident set and its host pool.
+
+    On a GPU the offload of a prompt runs on a side stream, beside the computation of the next layer; `settle` waits
+    for it before the pool is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.traffic = Traffic()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def offload(self, pool: HostPool, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+        """Copy tokens [N, T, Dk + Dv] to the end of the pool; returns [N] where they begin there."""
+        tokens = int(counts.sum())
+        self.traffic.offloaded_tokens += tokens
+        self.traffic.offloaded_bytes += tokens * rows.shape[-1] * rows.element_size()
+        if self._stream is None:
+            return pool.append(rows, positions, counts)
+        self._stream.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(self._stream):
+            begin = pool.append(rows, positions, counts)
+        rows.record_stream(self._stream)
+        return begin
+
+    def fetch(self, pool: HostPool, resident: ResidentSet, row: Tensor, index: Tensor, slot: Tensor) -> None:
+        """Copy the tokens at the places `index` [J] of the pool rows `row` [J] into retrieved slots `slot` [J]."""
+        self.settle()
+        rows = pool.take(row, index)
+        self.traffic.fetched_tokens += len(rows)
+        self.traffic.fetched_bytes += rows.nbytes
+        resident.fill_retrieved(row, slot, rows.to(resident.rows.device, non_blocking=True))
+
+    def read(self, pool: HostPool, chunk_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Bring the whole pool to the device, a chunk at a time.
+
+        Args:
+            pool: The pool.
+            chunk_size: Tokens of each row in a chunk.
+            device: Where to.
+
+        Yields:
+            Tokens [N, chunk, Dk + Dv] on the device, and [N, chunk] True where there is one.
+        """
+        self.settle()
+        longest = int(pool.lengths.max())
+        for first in range(0, longest, chunk_size):
+            rows = pool.rows[:, first : min(first + chunk_size, longest)]
+            token = torch.arange(first, first + rows.shape[1])
+            present = token < pool.lengths[:, None]
+            tokens = int(present.sum())
+            self.traffic.fetched_tokens += tokens
+            self.traffic.fetched_bytes += tokens * rows.shape[-1] * rows.element_size()
+            yield rows.to(device, copy=True), present.to(device)
+
+    def settle(self) -> None:
+        """Wait until everything offloaded so far has arrived in the pool."""
+        if self._stream is not None:
+            self._stream.synchronize()

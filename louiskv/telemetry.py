@@ -1,0 +1,287 @@
+"""Counters and timings of one layer, and the report of a whole cache."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "attention")
+
+
+class Series:
+    """A tensor of fixed shape for each step, kept where it arises; appending waits for nothing."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self.length = 0
+
+    def append(self, value: Tensor) -> None:
+        """Add the value of one step."""
+        if self._buffer is None or self._buffer.shape[1:] != value.shape:
+            self._buffer, self.length = value.new_empty(256, *value.shape), 0
+        if self.length == len(self._buffer):
+            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)])
+        self._buffer[self.length] = value
+        self.length += 1
+
+    def tensor(self) -> Tensor:
+        """[steps, ...] on the host."""
+        return torch.empty(0) if self._buffer is None else self._buffer[: self.length].cpu()
+
+
+class Clock:
+    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def time(self, phase: str, device: torch.device) -> Iterator[None]:
+        """Add what runs inside to a phase."""
+        if device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._pending.append((phase, begin, end))
+            if len(self._pending) > 1024:
+                self._collect(wait=False)
+        else:
+            started = time.perf_counter()
+            yield
+            self.seconds[phase] += time.perf_counter() - started
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each phase, all work included."""
+        self._collect(wait=True)
+        return dict(self.seconds)
+
+    def _collect(self, wait: bool) -> None:
+        remaining = []
+        for phase, begin, end in self._pending:
+            if wait:
+                end.synchronize()
+            if end.query():
+                self.seconds[phase] += begin.elapsed_time(end) / 1000
+            else:
+                remaining.append((phase, begin, end))
+        self._pending = remaining
+
+
+@dataclass
+class LayerTelemetry:
+    """What one layer did.
+
+    Attributes:
+        fired: [steps, B, Hkv] where a decode step retrieved.
+        similarity: [steps, B] cosine of neighbouring queries, if the trigger looks at it.
+        selected_tokens: Tokens chosen by all retrievals, over all KV heads.
+        hit_tokens: Those of them that were resident already.
+        segment_sizes: Number of closed segments of each size.
+        clock: Seconds spent.
+    """
+
+    fired: Series = field(default_factory=Series)
+    similarity: Series = field(default_factory=Series)
+    selected_tokens: int = 0
+    hit_tokens: int = 0
+    segment_sizes: dict[int, int] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+
+    def count_segments(self, sizes: Tensor) -> None:
+        """Count the segments of these sizes [N]; 0 counts for none."""
+        for size, number in zip(*[part.tolist() for part in sizes[sizes > 0].unique(return_counts=True)], strict=True):
+            self.segment_sizes[size] = self.segment_sizes.get(size, 0) + number
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What lies in one place: tokens of KV heads (a token of a layer counts once for each KV head) and bytes."""
+
+    tokens: int
+    bytes: int
+
+    def __add__(self, other: "Tier") -> "Tier":
+        return Tier(self.tokens + other.tokens, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """What one layer holds.
+
+    Attributes:
+        resident: Tokens on the device, and the bytes allocated for them.
+        index: Units summarised on the device, and the bytes of the index.
+        host: Tokens in the host pool, and its bytes.
+        seen: All tokens taken in, and the bytes that full attention would hold of them on the device.
+    """
+
+    resident: Tier
+    index: Tier
+    host: Tier
+    seen: Tier
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The figures of one layer, all plain numbers.
+
+    Attributes:
+        layer: Index of the layer in the model.
+        kind: Name of the layer's class.
+        tiers: What it holds.
+        steps: Decode steps.
+        retrieval_rate: Share of (step, sequence, KV head) that retrieved.
+        hit_rate: Share of the selected tokens that were resident already, None without a selection.
+        fetched_bytes: Bytes copied host to device.
+        offloaded_bytes: Bytes copied device to host.
+        similarity: Mean, minimum and quartiles of the cosine of neighbouring queries, None if not looked at.
+        segment_sizes: Closed segments of each size.
+        seconds: Time of each phase.
+    """
+
+    layer: int
+    kind: str
+    tiers: Tiers
+    steps: int
+    retrieval_rate: float
+    hit_rate: float | None
+    fetched_bytes: int
+    offloaded_bytes: int
+    similarity: dict[str, float] | None
+    segment_sizes: dict[int, int]
+    seconds: dict[str, float]
+
+
+def summarise(series: Series) -> dict[str, float] | None:
+    """Mean, minimum and quartiles of a series, NaN left out; None if nothing is left."""
+    values = series.tensor().float().flatten()
+    values = values[~values.isnan()]
+    if len(values) == 0:
+        return None
+    quartiles = torch.quantile(values[-(2**24) :], torch.tensor([0.25, 0.5, 0.75])).tolist()
+    figures = [float(values.mean()), float(values.min()), *quartiles]
+    return dict(zip(("mean", "min", "q25", "median", "q75"), figures, strict=True))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a cache did: the figures of each managed layer and their sums.
+
+    Attributes:
+        method: Name of the method.
+        settings: Its settings.
+        prompt_tokens: Tokens taken in as prompts, padding not counted, over the batch.
+        output_tokens: Tokens taken in one by one, over the batch.
+        unmanaged_bytes: Bytes held by the model's other cache layers (sliding windows and the like).
+        layers: Figures of each managed layer.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    prompt_tokens: int
+    output_tokens: int
+    unmanaged_bytes: int
+    layers: list[LayerReport]
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes on the device: resident sets and index of all managed layers."""
+        return sum(layer.tiers.resident.bytes + layer.tiers.index.bytes for layer in self.layers)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in the host pools."""
+        return sum(layer.tiers.host.bytes for layer in self.layers)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of keys and values that full attention would hold on the device."""
+        return sum(layer.tiers.seen.bytes for layer in self.layers)
+
+    @property
+    def device_share(self) -> float:
+        """Device bytes as a share of full attention's."""
+        return self.device_bytes / self.full_bytes if self.full_bytes else 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of each phase, summed over the layers."""
+        return {phase: sum(layer.seconds[phase] for layer in self.layers) for phase in PHASES}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        sums = {
+            name: getattr(self, name) for name in ("device_bytes", "host_bytes", "full_bytes", "device_share", "seconds")
+        }
+        sums["fetched_bytes"] = sum(layer.fetched_bytes for layer in self.layers)
+        sums["offloaded_bytes"] = sum(layer.offloaded_bytes for layer in self.layers)
+        sums["retrievals_per_step"] = self._mean_rate()
+        return {**{k: v for k, v in asdict(self).items() if k != "layers"}, **sums, "layers": asdict(self)["layers"]}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """All figures as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        lines = [
+            f"{self.method}({settings})",
+            f"  tokens      {self.prompt_tokens} prompt + {self.output_tokens} output",
+        ]
+        resident = self._sum("resident") + self._sum("index")
+        lines.append(
+            f"  device      {format_bytes(resident.bytes)}: {self._sum('resident').tokens} tokens of KV heads, "
+            f"{self._sum('index').tokens} units ({format_bytes(self._sum('index').bytes)}); "
+            f"{self.device_share:.1%} of full attention's {format_bytes(self.full_bytes)}"
+        )
+        lines.append(f"  host        {format_bytes(self.host_bytes)}: {self._sum('host').tokens} tokens of KV heads")
+        if self.unmanaged_bytes:
+            lines.append(f"  unmanaged   {format_bytes(self.unmanaged_bytes)} in the model's sliding or linear layers")
+        fetched, offloaded = (sum(getattr(layer, f"{way}ed_bytes") for layer in self.layers) for way in ("fetch", "offload"))
+        per_token = f" ({format_bytes(fetched / self.output_tokens)} for each output token)" if self.output_tokens else ""
+        lines.append(f"  moved       {format_bytes(fetched)} fetched{per_token}, {format_bytes(offloaded)} offloaded")
+        retrieving = [layer for layer in self.layers if layer.hit_rate is not None]
+        if retrieving:
+            rates = [layer.retrieval_rate for layer in retrieving]
+            hits = [layer.hit_rate for layer in retrieving if layer.hit_rate is not None]
+            lines.append(
+                f"  retrievals  {self._mean_rate():.2f} per step and layer ({min(rates):.2f} to {max(rates):.2f}), "
+                f"hit rate {sum(hits) / len(hits):.2f}"
+            )
+            lines.append(f"  segments    {self._segments()}")
+        seen = [layer.similarity for layer in self.layers if layer.similarity]
+        if seen:
+            medians = [figures["median"] for figures in seen]
+            lines.append(
+                f"  cosine      median of neighbouring queries {min(medians):.2f} to {max(medians):.2f} over the layers"
+            )
+        lines.append("  seconds     " + ", ".join(f"{phase} {value:.2f}" for phase, value in self.seconds.items()))
+        return "\n".join(lines)
+
+    def _mean_rate(self) -> float:
+        rates = [layer.retrieval_rate for layer in self.layers if layer.hit_rate is not None]
+        return sum(rates) / len(rates) if rates else 0.0
+
+    def _segments(self) -> str:
+        total = sum(number for layer in self.layers for number in layer.segment_sizes.values())
+        tokens = sum(size * number for layer in self.layers for size, number in layer.segment_sizes.items())
+        return f"{total} closed, {tokens / total:.1f} tokens each" if total else "none closed"
+
+    def _sum(self, tier: str) -> Tier:
+        return sum((getattr(layer.tiers, tier) for layer in self.layers), Tier(0, 0))
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A number of bytes as people read it: 1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.2f} GiB"
