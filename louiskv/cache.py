@@ -78,6 +78,7 @@ class CacheLayer(CacheLayerMixin):
         super().__init__()
         self._build = lambda: method.layer(index, impl)
         self.index = index
+        self.on_prompt: Callable[[int, int], None] | None = None
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -132,6 +133,8 @@ class CacheLayer(CacheLayerMixin):
         self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
         self._note(valid, keys)
         self._waiting = None
+        if self.on_prompt is not None:
+            self.on_prompt(self.index, num_new)
         return out
 
     def load(self, keys: Tensor, values: Tensor) -> None:
@@ -278,6 +281,11 @@ class LouisKVCache(Cache):
                 f"{config.model_type} has no full-attention layer to manage (its cache layers: {kinds}). Use the model "
                 "without louiskv."
             )
+
+    def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
+        """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""
+        for layer in self.managed:
+            layer.on_prompt = listener
 
     def report(self) -> Report:
         """What the cache holds and what it has done so far; on a GPU this waits for the device."""
