@@ -21,11 +21,16 @@ def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-def check_range(name: str, value: float, low: float, high: float | None = None) -> None:
+def check_count(name: str, value: int, low: int) -> None:
+    """Raise `SettingsError` unless `value` is a whole number of at least `low`."""
+    if type(value) is not int or value < low:
+        raise SettingsError(f"{name}={value!r} is not allowed: give a whole number of at least {low}.")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise `SettingsError` unless `value` is a number from `low` to `high`."""
-    allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (low <= value <= (high or value)):
-        raise SettingsError(f"{name}={value!r} is not allowed: give a number {allowed}.")
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise SettingsError(f"{name}={value!r} is not allowed: give a number from {low} to {high}.")
 
 
 @dataclass(frozen=True)

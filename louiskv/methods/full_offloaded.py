@@ -12,7 +12,7 @@ from louiskv.methods.base import (
     KVLayer,
     LayerShape,
     Method,
-    check_range,
+    check_count,
     setting,
 )
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
@@ -32,7 +32,7 @@ class FullOffloaded(Method):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_range("chunk_size", self.chunk_size, 1)
+        check_count("chunk_size", self.chunk_size, 1)
 
     def layer(self, layer_index: int, impl: str | None = None) -> "FullOffloadedLayer":
         """The state of one layer, empty."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from louiskv.errors import SettingsError
-from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, check_range, setting
+from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, check_count, check_range, setting
 from louiskv.methods.full import FullLayer
 from louiskv.methods.retrieval import Parts, RetrievalLayer
 from louiskv.triggers import Cosine
@@ -32,13 +32,13 @@ class LouisKV(Method):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("window", "unit_size", "min_segment", "max_segment", "iterations", "chunk_size"):
-            check_range(name, getattr(self, name), 1)
+        for name in ("budget", "window", "unit_size", "min_segment", "iterations"):
+            check_count(name, getattr(self, name), 1)
         for name in ("sink", "dense_layers"):
-            check_range(name, getattr(self, name), 0)
+            check_count(name, getattr(self, name), 0)
         check_range("tau", self.tau, -1, 1)
-        check_range("chunk_size", self.chunk_size, self.unit_size)
-        check_range("max_segment", self.max_segment, self.min_segment)
+        check_count("chunk_size", self.chunk_size, self.unit_size)
+        check_count("max_segment", self.max_segment, self.min_segment)
         if self.budget <= self.sink + self.window:
             raise SettingsError(
                 f"budget={self.budget} leaves no room to retrieve: it must be more than sink + window = "

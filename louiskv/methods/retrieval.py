@@ -303,7 +303,7 @@ class RetrievalLayer(KVLayer):
         assert bool(((length - start) <= self.parts.window).all())
         for row in range(len(length)):
             sinks = torch.arange(min(int(length[row]), self.parts.num_sinks))
-            window = torch.arange(int(start[row]), int(length[row]))
+            window = torch.arange(int(start[row]), max(int(start[row]), int(length[row])))
             places = torch.cat([sinks, window, pool.positions[row, : int(pool.lengths[row])].long()])
             assert places.sort().values.tolist() == list(range(int(length[row])))
 

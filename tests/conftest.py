@@ -1,0 +1,31 @@
+"""What every test needs: no hub, one thread for each worker, and memory that shows when it was never written."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that torch hands out unwritten holds NaN (or a huge number), so that reading it cannot go unnoticed."""
+
+    def poisoning(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor = function(*args, **kwargs)
+            if tensor.dtype == torch.bool or tensor.numel() == 0:
+                return tensor
+            return tensor.fill_(torch.nan if tensor.dtype.is_floating_point else 10**6)
+
+        return poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoning(getattr(owner, name)))

@@ -1,0 +1,218 @@
+"""What every method must keep, whatever it does: the invariants of docs/design.md."""
+
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+from louiskv import METHODS, Full, FullOffloaded, LouisKV, Method, attach
+from louiskv.cache import LouisKVCache
+from tests.families import greedy, prompt, tiny
+
+# One line a method: settings under which it holds everything, and settings under which it must choose.
+CASES: dict[str, tuple[Method, Method]] = {
+    "full": (Full(), Full()),
+    "full_offloaded": (FullOffloaded(), FullOffloaded(chunk_size=16)),
+    "louiskv": (
+        LouisKV(budget=400, sink=3, window=10, unit_size=4, max_segment=6, dense_layers=1),
+        LouisKV(budget=40, sink=3, window=12, unit_size=4, max_segment=8, dense_layers=0, tau=0.3),
+    ),
+}
+NAMES = sorted(CASES)
+GROUPS = {1: (2, 2), 3: (6, 2), 4: (8, 2), 8: (8, 1)}
+
+
+@cache
+def model_of_group(group_size: int) -> PreTrainedModel:
+    heads, kv_heads = GROUPS[group_size]
+    return tiny(
+        "llama", hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=kv_heads, num_hidden_layers=3
+    )
+
+
+def decode(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], output: torch.Tensor, kv_cache: LouisKVCache | None
+) -> torch.Tensor:
+    """Logits [B, steps, V] of a prompt's last token and of given output tokens, one step at a time."""
+    mask = inputs["attention_mask"]
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        step = model(**inputs, position_ids=position, past_key_values=kv_cache, use_cache=True)
+        logits = [step.logits[:, -1]]
+        for column in range(output.shape[1]):
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            step = model(
+                input_ids=output[:, column : column + 1],
+                attention_mask=mask,
+                position_ids=(mask.sum(1) - 1)[:, None],
+                past_key_values=step.past_key_values,
+            )
+            logits.append(step.logits[:, -1])
+    return torch.stack(logits, 1)
+
+
+def test_every_method_is_here() -> None:
+    assert set(CASES) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=12)
+@given(
+    group_size=st.sampled_from(sorted(GROUPS)),
+    length=st.integers(1, 60),
+    padding=st.lists(st.integers(0, 30), max_size=2),
+    num_output=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_with_a_budget_for_everything_it_is_full_attention(
+    name: str, group_size: int, length: int, padding: list[int], num_output: int, seed: int
+) -> None:
+    model = model_of_group(group_size)
+    inputs = prompt(length, 1 + len(padding), tuple(min(width, length - 1) for width in padding), seed)
+    output = prompt(num_output, 1 + len(padding), seed=seed + 1)["input_ids"]
+    expected = decode(model, inputs, output, None)
+    with attach(model, CASES[name][0]) as kv_cache:
+        got = decode(model, inputs, output, kv_cache)
+    kv_cache.check_integrity()
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=10)
+@given(length=st.integers(20, 80), padding=st.integers(1, 19), num_output=st.integers(1, 40), seed=st.integers(0, 99))
+def test_a_batch_gives_what_its_rows_give_alone(
+    name: str, length: int, padding: int, num_output: int, seed: int
+) -> None:
+    model = model_of_group(4)
+    inputs = prompt(length, 2, (padding,), seed)
+    output = prompt(num_output, 2, seed=seed + 1)["input_ids"]
+    with attach(model, CASES[name][1]) as kv_cache:
+        together = decode(model, inputs, output, kv_cache)
+        kv_cache.check_integrity()
+        for row, first in enumerate((padding, 0)):
+            kv_cache.reset()
+            alone = {key: value[row : row + 1, first:] for key, value in inputs.items()}
+            expected = decode(model, alone, output[row : row + 1], kv_cache)
+            torch.testing.assert_close(together[row : row + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("decode"), st.integers(1, 25)),
+        st.tuples(st.just("prompt"), st.integers(2, 40)),
+        st.tuples(st.just("crop"), st.integers(1, 50)),
+        st.tuples(st.just("reorder"), st.integers(0, 3)),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def follow(
+    model: PreTrainedModel, kv_cache: LouisKVCache, turns: list[tuple[str, int]], check_budget: int | None = None
+) -> torch.Tensor:
+    """Take a cache through turns and return the logits of a last step; its state is checked after every turn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def feed(num_tokens: int) -> torch.Tensor:
+        ids = torch.randint(3, 200, (2, num_tokens), generator=generator)
+        return model(input_ids=ids, past_key_values=kv_cache).logits[:, -1]
+
+    with torch.inference_mode():
+        feed(5)
+        for action, number in turns:
+            if action == "decode":
+                for _ in range(number):
+                    feed(1)
+                    if check_budget is not None:
+                        rows = 2 * kv_cache.managed[0].state.num_kv_heads
+                        assert all(
+                            layer.state.tiers().resident.tokens <= rows * check_budget for layer in kv_cache.managed
+                        )
+            elif action == "prompt":
+                feed(number)
+            elif action == "crop":
+                kv_cache.crop(-min(number, kv_cache.get_seq_length() - 1))
+            else:
+                kv_cache.reorder_cache(torch.tensor([number // 2, number % 2]))
+            kv_cache.check_integrity()
+        return feed(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=25)
+@given(turns=actions)
+def test_any_turns_end_where_full_attention_ends(name: str, turns: list[tuple[str, int]]) -> None:
+    model = model_of_group(4)
+    with attach(model, Full()) as kv_cache:
+        expected = follow(model, kv_cache, turns)
+    with attach(model, CASES[name][0]) as kv_cache:
+        got = follow(model, kv_cache, turns)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=15)
+@given(turns=actions)
+def test_no_token_is_lost_and_no_budget_exceeded_under_pressure(name: str, turns: list[tuple[str, int]]) -> None:
+    method = CASES[name][1]
+    model = model_of_group(4)
+    with attach(model, method) as kv_cache:
+        logits = follow(model, kv_cache, turns, check_budget=getattr(method, "budget", None))
+        kv_cache.check_integrity()
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_and_rerun_gives_the_same_tokens(name: str) -> None:
+    model, inputs = model_of_group(3), prompt(70, 2, (11,))
+    with attach(model, CASES[name][1]) as kv_cache:
+        first = greedy(model, inputs, 40, past_key_values=kv_cache)
+        report = kv_cache.report().to_dict()
+        kv_cache.reset()
+        second = greedy(model, inputs, 40, past_key_values=kv_cache)
+        again = kv_cache.report().to_dict()
+    assert torch.equal(first, second)
+    for figures in (report, again):
+        figures.pop("seconds")
+        for layer in figures["layers"]:
+            layer.pop("seconds")
+    assert report == again
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_read_from_memory_that_was_never_written(name: str, poisoned_memory: None) -> None:
+    model, inputs = model_of_group(4), prompt(70, 2, (11,))
+    output = prompt(50, 2, seed=1)["input_ids"]
+    with attach(model, CASES[name][1]) as kv_cache:
+        assert decode(model, inputs, output, kv_cache).isfinite().all()
+        kv_cache.check_integrity()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(name: str, dtype: torch.dtype) -> None:
+    model = tiny("llama", dtype, initializer_range=0.05)
+    inputs, output = prompt(40, 2, (7,)), prompt(20, 2, seed=1)["input_ids"]
+    expected = decode(model, inputs, output, None)
+    with attach(model, CASES[name][0]) as kv_cache:
+        got = decode(model, inputs, output, kv_cache)
+    assert got.dtype == dtype
+    # Two orders of summation in the same dtype: a few units in the last place of logits of order 1.
+    tolerance = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}[dtype]
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_is_left_as_it_was(name: str) -> None:
+    model, inputs = model_of_group(4), prompt(20)
+    expected = greedy(model, inputs, 10)
+    with pytest.raises(ZeroDivisionError), attach(model, CASES[name][1]):
+        greedy(model, inputs, 10)
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == "eager"
+    assert not model._forward_pre_hooks
+    assert torch.equal(greedy(model, inputs, 10), expected)

@@ -1,0 +1,47 @@
+"""Ragged rows: appended, left-aligned, summed by label."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from louiskv.ops import ragged
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=4))
+def test_append_writes_behind_each_row_and_nothing_else(rows: list[tuple[int, int]]) -> None:
+    lengths, counts = (torch.tensor(column) for column in zip(*rows, strict=True))
+    buffer = torch.zeros(len(rows), 12, 2)
+    new = torch.arange(1.0, len(rows) * 7 * 2 + 1).view(len(rows), 7, 2)
+    ragged.append_rows(buffer, lengths, new, counts)
+    for row, (length, count) in enumerate(rows):
+        assert torch.equal(buffer[row, length : length + count], new[row, :count])
+        assert buffer[row, :length].eq(0).all() and buffer[row, length + count :].eq(0).all()
+
+
+@given(keep=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=3))
+def test_left_aligned_keeps_the_order(keep: list[list[bool]]) -> None:
+    order, counts = ragged.left_aligned(torch.tensor(keep))
+    for row, flags in enumerate(keep):
+        kept = [place for place, flag in enumerate(flags) if flag]
+        assert order[row, : int(counts[row])].tolist() == kept
+
+
+def test_take_rows_picks_within_each_row() -> None:
+    rows = torch.arange(12.0).view(2, 3, 2)
+    picked = ragged.take_rows(rows, torch.tensor([[2, 0], [1, 1]]))
+    assert picked.tolist() == [[[4.0, 5.0], [0.0, 1.0]], [[8.0, 9.0], [8.0, 9.0]]]
+
+
+def test_sums_and_counts_by_label() -> None:
+    points = torch.tensor([[[1.0], [2.0], [4.0]], [[8.0], [16.0], [32.0]]])
+    labels = torch.tensor([[0, 1, 0], [2, 2, 0]])
+    sums, counts = ragged.sum_by_label(points, labels, 3)
+    assert sums[..., 0].tolist() == [[5.0, 2.0, 0.0], [32.0, 0.0, 24.0]]
+    assert counts.tolist() == [[2, 1, 0], [1, 0, 2]]
+
+
+def test_grown_keeps_what_there_was() -> None:
+    buffer = torch.ones(2, 3, 1)
+    bigger = ragged.grown(buffer, 5)
+    assert bigger.shape == (2, 5, 1) and bigger[:, :3].eq(1).all() and bigger[:, 3:].eq(0).all()
