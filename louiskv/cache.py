@@ -1,6 +1,6 @@
 """The cache that a model of transformers sees: layers that hand out handles instead of keys and values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -247,6 +247,15 @@ class CacheLayer(CacheLayerMixin):
         self._valid = torch.cat([known, new], dim=1)
 
 
+def _tensors(attributes: dict[Any, Any]) -> Iterator[Tensor]:
+    """Tensors among the attributes of a foreign layer, also those it keeps in dicts (linear layers do)."""
+    for value in attributes.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors(value)
+
+
 def managed_layers(config: PretrainedConfig) -> list[int]:
     """Indices of the layers that louiskv manages in a model of this config: those of plain full attention."""
     layers = DynamicCache(config=config).layers
@@ -292,7 +301,7 @@ class LouisKVCache(Cache):
         unmanaged = 0
         for layer in self.layers:
             if not isinstance(layer, CacheLayer):
-                unmanaged += sum(value.nbytes for value in vars(layer).values() if isinstance(value, Tensor))
+                unmanaged += sum(tensor.nbytes for tensor in _tensors(vars(layer)))
         settings = {setting.name: getattr(self.method, setting.name) for setting in self.method.settings()}
         return Report(
             method=type(self.method).__name__,

@@ -117,7 +117,7 @@ class RetrievalLayer(KVLayer):
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device)
         self.index = UnitIndex(num_rows, key_dim, dtype, device)
         self.pool = HostPool(num_rows, key_dim + value_dim, dtype, device)
-        self.cuts = SegmentCuts(parts.segments, num_rows, parts.window, device)
+        self.cuts = SegmentCuts(parts.segments, num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
         self._begun = True
 

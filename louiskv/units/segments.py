@@ -27,13 +27,15 @@ class SegmentCuts:
         opened: [N] position where the newest segment begins (or will, if no token has that position yet).
     """
 
-    def __init__(self, segments: Segments, num_rows: int, window: int, device: torch.device) -> None:
+    def __init__(
+        self, segments: Segments, num_rows: int, num_sinks: int, window: int, device: torch.device
+    ) -> None:
         self.min_size = segments.min_size
         # Half the window at the most, so that closing the oldest segment never empties it.
         self.max_size = max(1, min(segments.max_size, window // 2))
-        self.window = window
+        self.num_sinks, self.window = num_sinks, window
         self.starts = torch.zeros(num_rows, window, dtype=torch.bool, device=device)
-        self.opened = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.opened = torch.full((num_rows,), num_sinks, dtype=torch.int64, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -41,13 +43,13 @@ class SegmentCuts:
         return self.starts.nbytes + self.opened.nbytes
 
     def append(self, position: Tensor) -> None:
-        """A token enters at `position` [N]; it begins a segment where the newest one has not begun or is full."""
-        begins = (position <= self.opened) | (position - self.opened >= self.max_size)
-        self._mark(position, begins)
+        """Take in the tokens at `position` [N]: each begins a segment where the newest has not begun or is full."""
+        begins = (position == self.opened) | (position - self.opened >= self.max_size)
+        self.starts.scatter_(1, (position % self.window)[:, None], begins[:, None])
         self.opened = torch.where(begins, position, self.opened)
 
     def cut(self, boundary: Tensor, position: Tensor) -> None:
-        """Begin a segment at the token at `position` [N] where there is a `boundary` [N] and the newest is long enough."""
+        """Begin a segment at the token at `position` [N] where `boundary` [N] says so and the newest is long enough."""
         begins = boundary & (position - self.opened >= self.min_size)
         place = (position % self.window)[:, None]
         self.starts.scatter_(1, place, self.starts.gather(1, place) | begins[:, None])
@@ -59,11 +61,11 @@ class SegmentCuts:
         run = min(size, self.max_size)
         begins = ((position - first[:, None]) % run == 0) & (position < end[:, None])
         self.starts.scatter_(1, position % self.window, begins)
-        self.opened = end
+        self.opened = end.clamp(min=self.num_sinks)
 
     def crop(self, end: Tensor) -> None:
-        """Tokens from `end` [N] on are gone."""
-        self.opened = torch.minimum(self.opened, end)
+        """Forget the tokens from `end` [N] on."""
+        self.opened = torch.minimum(self.opened, end.clamp(min=self.num_sinks))
 
     def oldest_size(self, first: Tensor, end: Tensor) -> Tensor:
         """[N] size of the segment that begins at `first` [N], when the newest token stands before `end` [N]."""
@@ -76,6 +78,3 @@ class SegmentCuts:
         """Make row i a copy of the former row `index[i]`."""
         self.starts = self.starts.index_select(0, index)
         self.opened = self.opened.index_select(0, index)
-
-    def _mark(self, position: Tensor, begins: Tensor) -> None:
-        self.starts.scatter_(1, (position % self.window)[:, None], begins[:, None])
