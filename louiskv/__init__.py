@@ -1,10 +1,11 @@
 """Decode over long prompts and outputs with a small, fixed part of the KV cache on the device.
 
-    with louiskv.attach(model, louiskv.LouisKV(budget=1024)) as cache:
-        model.generate(**inputs, past_key_values=cache)
-    print(cache.report())
+with louiskv.attach(model, louiskv.LouisKV(budget=1024)) as cache:
+    model.generate(**inputs, past_key_values=cache)
+print(cache.report())
 """
 
+from importlib.metadata import version
 
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache
@@ -21,7 +22,7 @@ from louiskv.methods.full import Full
 from louiskv.methods.full_offloaded import FullOffloaded
 from louiskv.methods.louiskv import LouisKV
 
-__version__ = "0.1.0"
+__version__ = version("louiskv")
 
 __all__ = [
     "METHODS",

@@ -157,8 +157,8 @@ class _CacheSwap:
             )
         if given is not None and given.get_seq_length() > 0:
             raise UnsupportedModelError(
-                "The model is attached to louiskv but was given a DynamicCache that already holds tokens. Start with the "
-                "cache that `attach` yields."
+                "The model is attached to louiskv but was given a DynamicCache that already holds tokens. Start with "
+                "the cache that `attach` yields."
             )
         if given is None or given is not self.replaced:
             self.cache.reset()
@@ -194,4 +194,5 @@ def _key_of_decoder(model: PreTrainedModel, decoder: Any) -> str | None:
     """Name of the decoder's part of the config, None where the model is nothing but a decoder."""
     if decoder is model.config:
         return None
-    return next(key for key in model.config.sub_configs if getattr(model.config, key) is decoder)
+    keys: list[str] = list(model.config.sub_configs)
+    return next(key for key in keys if getattr(model.config, key) is decoder)

@@ -12,11 +12,9 @@ from louiskv.errors import UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
 from louiskv.telemetry import LayerReport, LayerTelemetry, Report, summarise
 
+# What may be read of a handle; attributes are known by their getters.
 _READABLE = {
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
-    Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,  # type: ignore[attr-defined]
-    Tensor.ndim.__get__,  # type: ignore[attr-defined]
+    *(vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device", "ndim")),
     Tensor.size,
     Tensor.dim,
 }
@@ -45,15 +43,15 @@ class Handle(Tensor):
     ) -> Any:
         """Let shape, dtype and device be read, and nothing else."""
         if func in _READABLE:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         raise UnsupportedModelError(
             f"The model applied {getattr(func, '__name__', func)!r} to keys or values that louiskv manages. Either its "
             "attention is not louiskv's: run it inside `with louiskv.attach(model, method)`, or with "
-            "attn_implementation='louiskv'; or its attention layers work on the cache themselves, and it is not supported."
+            "attn_implementation='louiskv'; or its attention works on the cache itself, and the model is not supported."
         )
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Refuse every operation that got past `__torch_function__`."""
@@ -74,8 +72,14 @@ class CacheLayer(CacheLayerMixin):
     is_croppable = True
     supports_early_init = False
 
+    state: KVLayer
+    _build: Callable[[], KVLayer]
+    _waiting: tuple[Tensor, Tensor] | None
+    _valid: Tensor | None
+    _device: torch.device
+
     def __init__(self, method: Method, index: int, impl: str | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._build = lambda: method.layer(index, impl)
         self.index = index
         self.on_prompt: Callable[[int, int], None] | None = None
@@ -111,9 +115,7 @@ class CacheLayer(CacheLayerMixin):
         keys, values = (Handle(self, shape, key_states) for shape in shapes)
         return keys, values
 
-    def attend(
-        self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention
-    ) -> Tensor:
+    def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
         """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
         if self._waiting is None:
             return self.state.attend(query, options)
@@ -159,11 +161,11 @@ class CacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state: KVLayer = self._build()
+        self.state = self._build()
         self.seq_length = self.prompt_tokens = self.output_tokens = 0
         self.is_initialized = False
-        self._waiting: tuple[Tensor, Tensor] | None = None
-        self._valid: Tensor | None = None
+        self._waiting = None
+        self._valid = None
         self._device = torch.device("cpu")
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -175,8 +177,8 @@ class CacheLayer(CacheLayerMixin):
         count = -tokens_to_remove
         if not 0 <= count <= self.seq_length:
             raise ValueError(
-                f"crop({tokens_to_remove}) is not possible: give a number from {-self.seq_length} to 0, minus the tokens "
-                "to remove."
+                f"crop({tokens_to_remove}) is not possible: give minus the number of tokens to remove, from "
+                f"{-self.seq_length} to 0."
             )
         if count == self.seq_length:
             self.reset()
@@ -270,7 +272,7 @@ class LouisKVCache(Cache):
         managed: The managed layers.
     """
 
-    is_compileable: ClassVar[bool] = False  # type: ignore[misc]
+    is_compileable: ClassVar[bool] = False
 
     def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None) -> None:
         """Build the layers that a model of this config needs.
@@ -290,6 +292,11 @@ class LouisKVCache(Cache):
                 f"{config.model_type} has no full-attention layer to manage (its cache layers: {kinds}). Use the model "
                 "without louiskv."
             )
+
+    def reset(self) -> None:
+        """Forget everything; the cache is as new."""
+        for layer in self.layers:
+            layer.reset()
 
     def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
         """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""

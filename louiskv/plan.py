@@ -73,9 +73,7 @@ class Plan:
             )
 
 
-def plan(
-    config: Any, method: Method, context: int, *, batch_size: int = 1, dtype: torch.dtype = torch.float32
-) -> Plan:
+def plan(config: Any, method: Method, context: int, *, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> Plan:
     """Work out the memory of each tier.
 
     Args:

@@ -218,7 +218,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data."""
         sums = {
-            name: getattr(self, name) for name in ("device_bytes", "host_bytes", "full_bytes", "device_share", "seconds")
+            name: getattr(self, name)
+            for name in ("device_bytes", "host_bytes", "full_bytes", "device_share", "seconds")
         }
         sums["fetched_bytes"] = sum(layer.fetched_bytes for layer in self.layers)
         sums["offloaded_bytes"] = sum(layer.offloaded_bytes for layer in self.layers)
@@ -244,8 +245,12 @@ class Report:
         lines.append(f"  host        {format_bytes(self.host_bytes)}: {self._sum('host').tokens} tokens of KV heads")
         if self.unmanaged_bytes:
             lines.append(f"  unmanaged   {format_bytes(self.unmanaged_bytes)} in the model's sliding or linear layers")
-        fetched, offloaded = (sum(getattr(layer, f"{way}ed_bytes") for layer in self.layers) for way in ("fetch", "offload"))
-        per_token = f" ({format_bytes(fetched / self.output_tokens)} for each output token)" if self.output_tokens else ""
+        fetched, offloaded = (
+            sum(getattr(layer, f"{way}ed_bytes") for layer in self.layers) for way in ("fetch", "offload")
+        )
+        per_token = (
+            f" ({format_bytes(fetched / self.output_tokens)} for each output token)" if self.output_tokens else ""
+        )
         lines.append(f"  moved       {format_bytes(fetched)} fetched{per_token}, {format_bytes(offloaded)} offloaded")
         retrieving = [layer for layer in self.layers if layer.hit_rate is not None]
         if retrieving:

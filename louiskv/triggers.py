@@ -28,9 +28,11 @@ class TriggerState(ABC):
             [B, Hkv] True where the KV head must retrieve.
         """
 
+    @abstractmethod
     def reset(self) -> None:
         """Forget the past, so that the next step fires."""
 
+    @abstractmethod
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
 
@@ -58,6 +60,12 @@ class EveryStepState(TriggerState):
     def fire(self, query: Tensor, num_kv_heads: int) -> Tensor:
         """Fire everywhere."""
         return torch.ones(query.shape[0], num_kv_heads, dtype=torch.bool, device=query.device)
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def select_batch(self, index: Tensor) -> None:
+        """Nothing to copy."""
 
 
 @dataclass(frozen=True)

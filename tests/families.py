@@ -88,8 +88,7 @@ def greedy(model: PreTrainedModel, inputs: dict[str, torch.Tensor], num_tokens: 
     """Generate exactly `num_tokens` tokens; padding is suppressed, its zero embedding would tie scores."""
     length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
     with torch.inference_mode():
-        out = model.generate(**inputs, **{"do_sample": False, "suppress_tokens": [0], **length, **options})
-    return out
+        return model.generate(**inputs, **{"do_sample": False, "suppress_tokens": [0], **length, **options})  # type: ignore[operator]
 
 
 Build = Callable[..., PreTrainedModel]

@@ -164,7 +164,11 @@ def test_a_cache_used_without_louiskv_attention_is_loud() -> None:
 
 def test_attaching_twice_is_refused() -> None:
     model = tiny("llama")
-    with attach(model, LITTLE), pytest.raises(SettingsError, match="attached to louiskv already"), attach(model, LITTLE):
+    with (
+        attach(model, LITTLE),
+        pytest.raises(SettingsError, match="attached to louiskv already"),
+        attach(model, LITTLE),
+    ):
         pass
     assert model.config._attn_implementation == "eager"
 
@@ -186,8 +190,16 @@ def test_models_that_cannot_be_served_are_refused() -> None:
     refused(AutoModel.from_config(bert), "cannot generate: it is an encoder")
     latent = tiny(
         "deepseek_v3",
-        **{"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
-        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "num_key_value_heads": 8},
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        num_key_value_heads=8,
         moe_intermediate_size=16,
     )
     refused(latent, "MLA")

@@ -148,12 +148,18 @@ class KVLayer(ABC):
             mask = torch.ones(1, 1, num_queries, num_queries, dtype=torch.bool, device=query.device).tril()
         else:
             mask = mask.repeat_interleave(self.num_kv_heads, dim=0)
-        scale = {"scaling": options.scaling, "softcap": options.softcap}
         out, lse = partial_attention(
-            grouped, keys.flatten(0, 1), values.flatten(0, 1), mask, **scale, impl=self.impl
+            grouped,
+            keys.flatten(0, 1),
+            values.flatten(0, 1),
+            mask,
+            scaling=options.scaling,
+            softcap=options.softcap,
+            impl=self.impl,
         )
         if not first:
-            out, lse = merge_attention(out, lse, *self.attend_past(grouped, **scale))
+            past = self.attend_past(grouped, scaling=options.scaling, softcap=options.softcap)
+            out, lse = merge_attention(out, lse, *past)
         sinks = options.sinks_by_row(self.batch_size, self.num_kv_heads)
         if sinks is not None:
             out = dim_by_attention_sinks(out, lse, sinks)

@@ -1,6 +1,7 @@
 """The retrieval loop: units on the host, an index and a resident set on the device, and what happens at each step."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -92,9 +93,7 @@ class RetrievalLayer(KVLayer):
         num_newest = (end - first).clamp(min=0)
         newest = first[:, None] + torch.arange(int(num_newest.max()), device=rows.device)
         in_window = newest < old[:, None]
-        source = torch.where(
-            in_window, (newest - parts.num_sinks) % parts.window, parts.window + newest - old[:, None]
-        )
+        source = torch.where(in_window, (newest - parts.num_sinks) % parts.window, parts.window + newest - old[:, None])
         source = source.clamp(max=parts.window + rows.shape[1] - 1)
         ring = resident.rows[:, parts.num_sinks : parts.num_sinks + parts.window]
         rows = torch.cat([ring, rows], dim=1)
@@ -228,12 +227,12 @@ class RetrievalLayer(KVLayer):
         """Attend to every token: sinks and window where they lie, the pool brought over in chunks."""
         resident = self.resident
         always = self.parts.num_sinks + self.parts.window
-        options = {"scaling": scaling, "softcap": softcap, "impl": self.impl}
-        occupied = (resident.bias[:, :, None, :always] == 0)
-        out, lse = partial_attention(query, resident.keys[:, :always], resident.values[:, :always], occupied, **options)
+        attend = partial(partial_attention, query, scaling=scaling, softcap=softcap, impl=self.impl)
+        occupied = resident.bias[:, :, None, :always] == 0
+        out, lse = attend(resident.keys[:, :always], resident.values[:, :always], occupied)
         for rows, present in self.transfer.read(self.pool, PAST_CHUNK, query.device):
             keys, values = rows[..., : resident.key_dim], rows[..., resident.key_dim :]
-            part = partial_attention(query, keys, values, present[:, None, None], **options)
+            part = attend(keys, values, present[:, None, None])
             out, lse = merge_attention(out, lse, *part)
         return out, lse
 
@@ -301,16 +300,17 @@ class RetrievalLayer(KVLayer):
 
         length, start = resident.lengths.cpu(), resident.window_start.cpu()
         assert bool(((length - start) <= self.parts.window).all())
-        for row in range(len(length)):
-            sinks = torch.arange(min(int(length[row]), self.parts.num_sinks))
-            window = torch.arange(int(start[row]), max(int(start[row]), int(length[row])))
-            places = torch.cat([sinks, window, pool.positions[row, : int(pool.lengths[row])].long()])
-            assert places.sort().values.tolist() == list(range(int(length[row])))
+        for each in range(len(length)):
+            sinks = torch.arange(min(int(length[each]), self.parts.num_sinks))
+            window = torch.arange(int(start[each]), max(int(start[each]), int(length[each])))
+            places = torch.cat([sinks, window, pool.positions[each, : int(pool.lengths[each])].long()])
+            assert places.sort().values.tolist() == list(range(int(length[each])))
 
         row, slot = (resident.slot_unit >= 0).nonzero(as_tuple=True)
         unit, rank = resident.slot_unit[row, slot].long(), resident.slot_rank[row, slot]
         assert bool((rank < index.resident[row, unit]).all())
-        assert int(index.resident.sum()) == len(row) == len({*zip(row.tolist(), unit.tolist(), rank.tolist())})
+        distinct = torch.stack([row, unit, rank.long()]).unique(dim=1).shape[1]
+        assert int(index.resident.sum()) == len(row) == distinct
         expected = pool.take(row, index.offsets[row, unit] + rank)
         retrieved = resident.rows[:, self.parts.num_sinks + self.parts.window :]
         torch.testing.assert_close(retrieved[row, slot].cpu(), expected, rtol=0, atol=0)

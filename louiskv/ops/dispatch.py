@@ -9,7 +9,7 @@ import torch
 from louiskv.errors import ImplementationError
 
 
-def _runs_everywhere(device: torch.device) -> str | None:
+def _runs_everywhere(_device: torch.device) -> str | None:
     return None
 
 

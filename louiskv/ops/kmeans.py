@@ -10,9 +10,7 @@ from louiskv.ops.ragged import sum_by_label
 MAX_SCORES = 512 * 1024
 
 
-def kmeans(
-    keys: Tensor, counts: Tensor, num_clusters: Tensor, *, iterations: int, impl: str | None = None
-) -> Tensor:
+def kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, *, iterations: int, impl: str | None = None) -> Tensor:
     """Assign tokens to clusters of near keys (Euclidean), for all rows at once.
 
     Deterministic: the start is strided (cluster j begins at token `floor(j * count / clusters)`), the keys are centred

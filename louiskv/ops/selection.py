@@ -6,9 +6,7 @@ from torch import Tensor
 from louiskv.ops.dispatch import Implementation, choose
 
 
-def score_units(
-    query: Tensor, summaries: Tensor, sizes: Tensor, *, scaling: float, impl: str | None = None
-) -> Tensor:
+def score_units(query: Tensor, summaries: Tensor, sizes: Tensor, *, scaling: float, impl: str | None = None) -> Tensor:
     """Score units for a whole query group: the mean over its heads of the softmax over units of `scaling * q.c`.
 
     Group-consistent selection of LouisKV (arXiv 2510.11292, section 4.3): one score, hence one set, for one KV head.

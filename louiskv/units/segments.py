@@ -27,9 +27,7 @@ class SegmentCuts:
         opened: [N] position where the newest segment begins (or will, if no token has that position yet).
     """
 
-    def __init__(
-        self, segments: Segments, num_rows: int, num_sinks: int, window: int, device: torch.device
-    ) -> None:
+    def __init__(self, segments: Segments, num_rows: int, num_sinks: int, window: int, device: torch.device) -> None:
         self.min_size = segments.min_size
         # Half the window at the most, so that closing the oldest segment never empties it.
         self.max_size = max(1, min(segments.max_size, window // 2))

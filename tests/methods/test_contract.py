@@ -137,7 +137,7 @@ def follow(
             elif action == "crop":
                 kv_cache.crop(-min(number, kv_cache.get_seq_length() - 1))
             else:
-                kv_cache.reorder_cache(torch.tensor([number // 2, number % 2]))
+                kv_cache.reorder_cache(torch.LongTensor([number // 2, number % 2]))
             kv_cache.check_integrity()
         return feed(1)
 

@@ -41,7 +41,8 @@ class Oracle:
     """LouisKV on one sequence, as section 1 of the paper's method and our choices say it."""
 
     def __init__(self, method: LouisKV, keys: Tensor, values: Tensor) -> None:
-        self.method, self.previous = method, None
+        self.method = method
+        self.previous: Tensor | None = None
         self.heads = [Head(*head) for head in zip(keys, values, strict=True)]
         length = keys.shape[1]
         for head in self.heads:
@@ -166,9 +167,10 @@ def test_agrees_with_the_oracle_step_by_step(
 
 
 def test_presets_are_the_papers() -> None:
-    figures = [(each.sink, each.window, each.tau, each.budget - each.sink - each.window) for each in (
-        LouisKV.long_input(), LouisKV.long_output(), LouisKV.long_both()
-    )]
+    figures = [
+        (each.sink, each.window, each.tau, each.budget - each.sink - each.window)
+        for each in (LouisKV.long_input(), LouisKV.long_output(), LouisKV.long_both())
+    ]
     assert figures == [(32, 512, 0.85, 512), (500, 128, 0.70, 1024), (64, 256, 0.70, 1024)]
 
 

@@ -55,9 +55,7 @@ def test_decode_attention(
     allowed[:, 0] = True
     sinks = torch.randn(2, group_size, generator=generator) if with_sinks else None
     bias = torch.zeros(2, 1, num_slots, dtype=dtype).masked_fill(~allowed[:, None], -torch.inf)
-    got = ops.decode_attention(
-        query, keys, values, bias, scaling=0.3, softcap=softcap, attention_sinks=sinks
-    )
+    got = ops.decode_attention(query, keys, values, bias, scaling=0.3, softcap=softcap, attention_sinks=sinks)
     expected = written_out(query, keys, values, allowed, 0.3, softcap, sinks)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -77,18 +75,14 @@ def test_no_bias_means_every_slot() -> None:
     softcap=st.sampled_from([None, 2.0]),
     seed=st.integers(0, 99),
 )
-def test_merging_two_parts_is_attending_to_both(
-    split: int, num_queries: int, softcap: float | None, seed: int
-) -> None:
+def test_merging_two_parts_is_attending_to_both(split: int, num_queries: int, softcap: float | None, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, 3, num_queries, 8, generator=generator)
     keys, values = torch.randn(2, 17, 8, generator=generator), torch.randn(2, 17, 6, generator=generator)
     allowed = torch.rand(2, 1, num_queries, 17, generator=generator) < 0.6
     allowed[..., 0] = True
     parts = [
-        ops.partial_attention(
-            query, keys[:, part], values[:, part], allowed[..., part], scaling=0.3, softcap=softcap
-        )
+        ops.partial_attention(query, keys[:, part], values[:, part], allowed[..., part], scaling=0.3, softcap=softcap)
         for part in (slice(0, split), slice(split, 17))
     ]
     merged, lse = ops.merge_attention(*parts[0], *parts[1])

