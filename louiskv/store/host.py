@@ -11,8 +11,9 @@ from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-# Room added when the pool is full: at least this many tokens a row, or an eighth of what it holds.
-MIN_GROWTH = 256
+# Room beyond what is needed whenever the pool grows: at least this many tokens a row, or a sixteenth of what it holds.
+# A pool that is full would be copied whole in the middle of decoding.
+MIN_ROOM = 256
 
 
 class HostPool:
@@ -99,7 +100,7 @@ class HostPool:
         capacity = self.rows.shape[1]
         if needed <= capacity:
             return
-        wanted = needed if capacity == 0 else max(needed, capacity + max(MIN_GROWTH, capacity // 8))
+        wanted = needed + max(MIN_ROOM, needed // 16)
         try:
             self.rows = grown(self.rows, wanted)
             self.positions = grown(self.positions, wanted)

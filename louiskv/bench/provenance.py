@@ -1,0 +1,42 @@
+"""Where figures come from: commit, versions, machine."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import louiskv
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Commit (if run from a checkout), versions and machine, as plain data."""
+    return {
+        "commit": _commit(),
+        "louiskv": louiskv.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _commit() -> str | None:
+    try:
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        folder = Path(__file__).parent
+        return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
