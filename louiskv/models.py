@@ -44,14 +44,26 @@ def load(
         device: Where to, such as "cpu" or "cuda:1"; "auto" takes the first GPU where there is one.
 
     Raises:
-        ModelLoadError: The model cannot be found or read; says what was tried and the way out.
+        ModelLoadError: The model cannot be found or read, or there is no such device; says what was tried and the
+            way out.
     """
+    where = _device(device)
     folder = _unpacked(name)
     model: PreTrainedModel = _read(
         name, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     )
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return model.to(where).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadError(f"There is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def load_tokenizer(name: str = DEFAULT_MODEL) -> PreTrainedTokenizerBase:

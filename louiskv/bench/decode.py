@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -47,12 +47,12 @@ class DecodeResult:
     ms_per_token: float
     ms_quartiles: tuple[float, float]
     device_bytes: int
-    device_share: float
-    resident_bytes: tuple[int, int]
-    host_bytes: int
-    fetched_per_token: float
-    retrieval_rate: float
-    retrieval_share: float
+    device_share: float = 1.0
+    resident_bytes: tuple[int, int] = (0, 0)
+    host_bytes: int = 0
+    fetched_per_token: float = 0.0
+    retrieval_rate: float = 0.0
+    retrieval_share: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data."""
@@ -87,7 +87,7 @@ class _Contestant:
         if self.method is None:
             cache = DynamicCache(config=self.model.config)
             for layer, keys, values in zip(cache.layers, start.keys, start.values, strict=True):
-                layer.update(keys.clone(), values.clone())
+                layer.update(keys.clone(), values.clone())  # type: ignore[union-attr]
             return cache
         ours = LouisKVCache(self.model.config.get_text_config(decoder=True), self.method, self.impl)
         for each in ours.managed:
@@ -135,33 +135,22 @@ def _result(contestant: _Contestant, start: Prefilled, full_bytes: int) -> Decod
     # The first turn touches memory for the first time; it is left out where there are others.
     seconds = contestant.seconds[4:] or contestant.seconds
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
-    report, before = contestant.report(), contestant.before
     steps = len(contestant.seconds)
-    common = {
-        "contestant": contestant.name,
-        "context": start.context,
-        "num_real": start.num_real,
-        "steps": steps,
-        "ms_per_token": median * 1000,
-        "ms_quartiles": (low * 1000, high * 1000),
-    }
+    timed = DecodeResult(
+        contestant=contestant.name,
+        context=start.context,
+        num_real=start.num_real,
+        steps=steps,
+        ms_per_token=median * 1000,
+        ms_quartiles=(low * 1000, high * 1000),
+        device_bytes=full_bytes * (start.context + steps) // start.context,
+    )
+    report, before = contestant.report(), contestant.before
     if report is None or before is None:
-        share = (start.context + steps) / start.context
-        size = int(full_bytes * share)
-        return DecodeResult(
-            **common,
-            device_bytes=size,
-            device_share=1.0,
-            resident_bytes=(0, 0),
-            host_bytes=0,
-            fetched_per_token=0.0,
-            retrieval_rate=0.0,
-            retrieval_share=0.0,
-        )
-    figures = report.to_dict()
-    spent = report.seconds
-    return DecodeResult(
-        **common,
+        return timed
+    figures, spent = report.to_dict(), report.seconds
+    return replace(
+        timed,
         device_bytes=report.device_bytes,
         device_share=report.device_share,
         resident_bytes=(_retrieving(before), _retrieving(report)),

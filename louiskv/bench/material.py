@@ -7,6 +7,9 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from louiskv.errors import UnsupportedModelError
 
 # Noise on repeated keys and values, relative to the spread of each channel, so that no two tokens are the same.
 NOISE = 0.1
@@ -58,6 +61,9 @@ def prefill(
         contexts: Lengths wanted.
         steps: Tokens that will be decoded after each.
         progress: Called with the number of tokens taken in.
+
+    Raises:
+        UnsupportedModelError: The model has layers that are not plain full attention.
     """
     limit = model.config.get_text_config(decoder=True).max_position_embeddings - steps
     num_real = min(max(contexts), limit)
@@ -67,7 +73,10 @@ def prefill(
         for part in ids[:, :num_real].split(1024, dim=1):
             model(part, past_key_values=cache, logits_to_keep=1)
             progress(part.shape[1])
-    keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
+    if len(layers) < len(cache.layers):
+        raise UnsupportedModelError(f"{model.config.model_type} has layers of other kinds; bench needs full attention.")
+    keys, values = [layer.keys for layer in layers], [layer.values for layer in layers]
     return [
         Prefilled(
             [_of_length(each, context) for each in keys],
@@ -80,8 +89,9 @@ def prefill(
     ]
 
 
-def _of_length(states: Tensor, length: int) -> Tensor:
+def _of_length(states: Tensor | None, length: int) -> Tensor:
     """The first `length` tokens, the real ones repeated with noise where there are fewer."""
+    assert states is not None
     num_real = states.shape[2]
     if length <= num_real:
         return states[:, :, :length]
