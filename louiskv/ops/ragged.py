@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# More tokens than one decode step ever moves: what is longer is part of a prompt.
+PROMPT = 1024
+
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Pick entries of each row.
@@ -25,20 +28,26 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
 
     Args:
         buffer: [N, C, ...], contiguous, changed in place.
-        lengths: [N] entries in use before.
-        rows: [N, T, ...]; entries past a row's count may hold anything.
-        counts: [N] entries to write; `lengths + counts` is at most C.
+        lengths: [N] entries in use before, on any device.
+        rows: [N, T, ...], on any device; entries past a row's count may hold anything.
+        counts: [N] entries to write, on any device; `lengths + counts` is at most C.
     """
     capacity, num_new = buffer.shape[1], rows.shape[1]
     length, count = int(lengths[0]), int(counts[0])
     if bool((lengths == length).all()) and bool((counts == count).all()):
-        buffer[:, length : length + count].copy_(rows[:, :count], non_blocking=True)
+        target, source = buffer[:, length : length + count], rows[:, :count]
+        if count > PROMPT and buffer.device != rows.device:
+            # Each row is one run of memory, which alone can be copied to the host without waiting.
+            for target_row, source_row in zip(target, source, strict=True):
+                target_row.copy_(source_row, non_blocking=True)
+        else:
+            target.copy_(source, non_blocking=True)
         return
-    entry = torch.arange(num_new, device=rows.device)
-    present = entry < counts[:, None]
-    row = torch.arange(rows.shape[0], device=rows.device)[:, None]
-    target = (row * capacity + lengths[:, None] + entry)[present]
-    buffer.flatten(0, 1).index_copy_(0, target.to(buffer.device), rows[present].to(buffer.device))
+    entry = torch.arange(num_new, device=buffer.device)
+    present = entry < counts.to(buffer.device)[:, None]
+    row = torch.arange(rows.shape[0], device=buffer.device)[:, None]
+    place = (row * capacity + lengths.to(buffer.device)[:, None] + entry)[present]
+    buffer.flatten(0, 1).index_copy_(0, place, rows[present.to(rows.device)].to(buffer.device))
 
 
 def grown(buffer: Tensor, capacity: int) -> Tensor:

@@ -57,7 +57,7 @@ class HostPool:
         """
         counts = counts.to("cpu")
         self._reserve(int((self.lengths + counts).max()))
-        append_rows(self.rows, self.lengths, rows, counts.to(rows.device))
+        append_rows(self.rows, self.lengths, rows, counts)
         append_rows(self.positions, self.lengths, positions.to("cpu", torch.int32), counts)
         begin = self.lengths
         self.lengths = self.lengths + counts
