@@ -10,6 +10,7 @@ from torch import Tensor
 
 from louiskv.errors import SettingsError
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.store.host import capacity_for
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tiers
 
@@ -72,6 +73,11 @@ class LayerShape:
     def token_bytes(self) -> int:
         """Bytes of a token of all KV heads."""
         return self.num_kv_heads * (self.key_dim + self.value_dim) * self.item_size
+
+    def pool_bytes(self, num_tokens: int) -> int:
+        """Bytes of a host pool that holds so many tokens of all KV heads: their rows and positions, and room."""
+        position_size = 4 * self.num_kv_heads
+        return capacity_for(num_tokens) * (self.token_bytes + position_size) if num_tokens else 0
 
 
 @dataclass(frozen=True)

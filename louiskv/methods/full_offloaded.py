@@ -41,7 +41,7 @@ class FullOffloaded(Method):
     def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
         """All tokens on the host; each step fetches them all."""
         everything = num_tokens * shape.token_bytes
-        return Footprint(resident=0, index=0, host=everything, retrieval=everything)
+        return Footprint(resident=0, index=0, host=shape.pool_bytes(num_tokens), retrieval=everything)
 
 
 class FullOffloadedLayer(KVLayer):

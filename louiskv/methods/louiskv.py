@@ -75,7 +75,7 @@ class LouisKV(Method):
         return Footprint(
             resident=self.budget * shape.token_bytes,
             index=units * shape.num_kv_heads * (shape.key_dim * shape.item_size + 12),
-            host=in_units * shape.token_bytes,
+            host=shape.pool_bytes(in_units),
             retrieval=min(in_units, self.budget - self.sink - self.window) * shape.token_bytes,
         )
 

@@ -16,6 +16,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 MIN_ROOM = 256
 
 
+def capacity_for(num_tokens: int) -> int:
+    """Tokens of a row that a pool makes room for when it must hold `num_tokens`."""
+    return num_tokens + max(MIN_ROOM, num_tokens // 16)
+
+
 class HostPool:
     """Tokens of one layer in host memory, those of one unit side by side, each token's key beside its value.
 
@@ -100,7 +105,7 @@ class HostPool:
         capacity = self.rows.shape[1]
         if needed <= capacity:
             return
-        wanted = needed + max(MIN_ROOM, needed // 16)
+        wanted = capacity_for(needed)
         try:
             self.rows = grown(self.rows, wanted)
             self.positions = grown(self.positions, wanted)

@@ -1,0 +1,81 @@
+"""Imports run one way: the arrows of docs/design.md, read from the sources."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import louiskv
+
+ROOT = Path(louiskv.__file__).parent
+
+# What each part may import of louiskv; `errors` may be imported by all.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "ops": {"ops"},
+    "units": {"units", "ops"},
+    "triggers": {"ops"},
+    "store": {"store", "ops"},
+    "telemetry": set(),
+    "methods": {"methods", "units", "triggers", "store", "ops", "telemetry"},
+    "cache": {"methods", "telemetry"},
+    "attach": {"cache", "methods", "ops"},
+    "plan": {"cache", "methods", "store", "telemetry"},
+    "models": set(),
+    "bench": {"bench", "attach", "cache", "methods", "telemetry", "models", "plan", ""},
+    "cli": {"cli", "bench", "attach", "cache", "methods", "telemetry", "models", "plan", "ops", "store", ""},
+    "": {"attach", "cache", "methods"},
+}
+# The seam, and what works on models: all others know tensors only.
+KNOW_TRANSFORMERS = {"cache", "attach", "models", "bench", "cli"}
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def part_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            is_package = (ROOT.parent / node.module.replace(".", "/")).is_dir()
+            found |= {each for each in names if is_source(each)} if is_package else set()
+            found.add(node.module)
+    return found
+
+
+def is_source(module: str) -> bool:
+    path = ROOT.parent / module.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    part = "" if relative.name == "__init__.py" and len(relative.parts) == 1 else relative.parts[0].removesuffix(".py")
+    for module in imports(path):
+        if module.split(".")[0] == "louiskv":
+            target = part_of(module)
+            allowed = ARROWS[part] | {"errors"} | ({""} if part in ("bench", "cli") else set())
+            assert target in allowed, f"{relative} imports {module}"
+        if module.split(".")[0] == "transformers":
+            assert part in KNOW_TRANSFORMERS, f"{relative} imports {module}"
+
+
+def test_a_twin_never_imports_its_reference() -> None:
+    for path in (ROOT / "ops").glob("*_*.py"):
+        reference = path.stem.rsplit("_", 1)[0]
+        assert f"louiskv.ops.{reference}" not in imports(path)
+
+
+def test_importing_changes_nothing_in_transformers() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr) for node in tree.body)
+    source = (ROOT / "attach.py").read_text()
+    calls = [node for node in ast.parse(source).body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    assert calls == []

@@ -1,0 +1,62 @@
+"""The plan against what a cache really allocates, and the check of host memory."""
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from louiskv import Full, FullOffloaded, HostMemoryError, LouisKV, SettingsError, UnsupportedModelError, attach, models
+from louiskv.plan import plan
+from tests.families import prompt, tiny
+
+
+@pytest.mark.parametrize(
+    "method", [Full(), FullOffloaded(), LouisKV(budget=200, sink=8, window=56, dense_layers=1, iterations=1)]
+)
+def test_the_plan_is_what_is_allocated(method: Full | FullOffloaded | LouisKV) -> None:
+    model = tiny("llama", max_position_embeddings=4096)
+    num_tokens = 3000
+    planned = plan(model.config, method, num_tokens, batch_size=2)
+    with attach(model, method) as cache, torch.inference_mode():
+        model(**prompt(num_tokens, 2), past_key_values=cache, logits_to_keep=1)
+        report = cache.report()
+    index = sum(layer.tiers.index.bytes for layer in report.layers)
+    resident = report.device_bytes - index
+    # On the device, room to grow and bookkeeping come on top: at most a tenth.
+    assert planned.full_bytes == report.full_bytes
+    assert planned.host_bytes * 0.98 <= report.host_bytes <= planned.host_bytes * 1.02
+    assert planned.resident_bytes <= resident <= planned.resident_bytes * 1.1 + 65536
+    assert planned.index_bytes <= index * 1.05
+    assert index <= planned.index_bytes * 1.1 + 65536
+    assert planned.device_bytes == planned.resident_bytes + planned.index_bytes
+
+
+def test_only_full_attention_layers_count() -> None:
+    config = tiny("gemma2").config
+    planned = plan(config, Full(), 100)
+    assert (planned.managed_layers, planned.other_layers) == (2, 2)
+    assert planned.full_bytes == 2 * 100 * 2 * (16 + 16) * 4
+
+
+def test_planning_needs_no_weights() -> None:
+    planned = plan(models.load_config(), LouisKV(budget=512), 32768, dtype=torch.bfloat16)
+    assert planned.full_bytes == 32768 * 30 * 3 * 128 * 2
+    assert planned.device_share <= 0.12
+
+
+def test_too_little_host_memory_is_refused() -> None:
+    planned = plan(tiny("llama").config, LouisKV(), 10**6)
+    with pytest.raises(HostMemoryError, match=r"LouisKV needs .* for 1 x 1000000 tokens, but 1.0 MiB are available"):
+        planned.check_host_memory(torch.device("cpu"), available=2**20)
+    planned.check_host_memory(torch.device("cpu"), available=2**50)
+    assert planned.host_bytes < planned.host_bytes + planned.device_bytes
+    planned.check_host_memory(torch.device("cuda"), available=planned.host_bytes)
+
+
+def test_wrong_sizes_are_refused() -> None:
+    config = tiny("llama").config
+    for sizes in ({"context": 0}, {"context": -5}, {"context": 10, "batch_size": 0}):
+        with pytest.raises(SettingsError, match="at least 1"):
+            plan(config, Full(), **sizes)
+    mamba = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2)
+    with pytest.raises(UnsupportedModelError, match="no full-attention layer"):
+        plan(mamba, Full(), 10)

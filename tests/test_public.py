@@ -1,0 +1,74 @@
+"""What users may rely on: names, their signatures, and that they are documented."""
+
+import inspect
+from dataclasses import is_dataclass
+from importlib.metadata import version
+
+import louiskv
+from louiskv import METHODS, Method
+
+
+def test_names() -> None:
+    assert sorted(louiskv.__all__) == [
+        "Full",
+        "FullOffloaded",
+        "HostMemoryError",
+        "ImplementationError",
+        "LouisKV",
+        "LouisKVCache",
+        "LouisKVError",
+        "METHODS",
+        "Method",
+        "ModelLoadError",
+        "SettingsError",
+        "UnsupportedModelError",
+        "__version__",
+        "attach",
+    ]
+    assert louiskv.__version__ == version("louiskv")
+
+
+def test_everything_public_says_what_it_is() -> None:
+    for name in louiskv.__all__:
+        thing = getattr(louiskv, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            assert inspect.getdoc(thing), name
+
+
+def test_methods_have_their_file_names_and_frozen_settings() -> None:
+    for name, method in METHODS.items():
+        assert method.__module__ == f"louiskv.methods.{name}"
+        assert issubclass(method, Method)
+        assert is_dataclass(method)
+        assert method.__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert method.paper
+        assert method.keeps
+        assert all(setting.metadata["help"] for setting in method.settings())
+
+
+def test_the_settings_of_louiskv() -> None:
+    assert [setting.name for setting in louiskv.LouisKV.settings()] == [
+        "budget",
+        "sink",
+        "window",
+        "tau",
+        "unit_size",
+        "min_segment",
+        "max_segment",
+        "dense_layers",
+        "iterations",
+        "chunk_size",
+    ]
+
+
+def test_errors_are_of_one_family() -> None:
+    for error in (
+        louiskv.SettingsError,
+        louiskv.UnsupportedModelError,
+        louiskv.HostMemoryError,
+        louiskv.ImplementationError,
+        louiskv.ModelLoadError,
+    ):
+        assert issubclass(error, louiskv.LouisKVError)
+    assert issubclass(louiskv.SettingsError, ValueError)
+    assert issubclass(louiskv.HostMemoryError, MemoryError)

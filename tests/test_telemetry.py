@@ -1,0 +1,100 @@
+"""The report: its figures add up, and it prints, dumps and counts what happened."""
+
+import json
+
+import pytest
+import torch
+
+from louiskv import Full, LouisKV, attach
+from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
+from tests.families import greedy, prompt, tiny
+
+METHOD = LouisKV(budget=40, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=1, tau=0.3)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    model = tiny("llama")
+    with attach(model, METHOD) as cache:
+        greedy(model, prompt(80, 2, (13,)), 61, past_key_values=cache)
+        return cache.report()
+
+
+def test_tokens_and_bytes_of_each_tier(report: Report) -> None:
+    assert report.prompt_tokens == 80 + 67
+    assert report.output_tokens == 2 * 60
+    dense, *retrieving = report.layers
+    seen = 2 * (80 + 67 + 120)  # two KV heads
+    assert (dense.kind, dense.tiers.resident.tokens, dense.tiers.host.tokens) == ("FullLayer", seen, 0)
+    for layer in retrieving:
+        assert layer.kind == "RetrievalLayer"
+        assert layer.tiers.seen.tokens == seen
+        assert layer.tiers.seen.bytes == seen * (8 + 8) * 4
+        assert layer.tiers.resident.tokens <= 2 * 2 * 40
+        # Sinks and window are nowhere else; retrieved tokens lie in both places.
+        assert layer.tiers.host.tokens + 2 * 2 * (4 + 16) >= seen
+        assert layer.tiers.index.tokens > 0
+        assert layer.steps == 60
+    assert report.full_bytes == 4 * seen * 16 * 4
+    assert report.device_bytes == sum(layer.tiers.resident.bytes + layer.tiers.index.bytes for layer in report.layers)
+
+
+def test_what_moved(report: Report) -> None:
+    for layer in report.layers[1:]:
+        assert layer.offloaded_bytes == layer.tiers.host.tokens * 16 * 4
+        assert layer.fetched_bytes > 0
+        assert 0 < layer.retrieval_rate <= 1
+        assert layer.hit_rate is not None
+        assert 0 < layer.hit_rate < 1
+        assert layer.similarity is not None
+        assert -1 <= layer.similarity["min"] <= layer.similarity["median"] <= 1
+        closed = sum(size * number for size, number in layer.segment_sizes.items())
+        assert 0 < closed <= layer.tiers.host.tokens
+        assert max(layer.segment_sizes) <= 8
+    assert report.layers[0].fetched_bytes == report.layers[0].offloaded_bytes == 0
+
+
+def test_fetched_bytes_are_selected_tokens_that_missed(report: Report) -> None:
+    model = tiny("llama")
+    with attach(model, METHOD) as cache:
+        greedy(model, prompt(80, 2, (13,)), 61, past_key_values=cache)
+        for layer in cache.managed[1:]:
+            telemetry = layer.state.telemetry
+            missed = telemetry.selected_tokens - telemetry.hit_tokens
+            assert layer.state.traffic.fetched_bytes == missed * 16 * 4
+
+
+def test_times(report: Report) -> None:
+    assert set(report.seconds) == set(PHASES)
+    for phase in ("prefill", "clustering", "offload", "selection", "fetch", "attention"):
+        assert report.seconds[phase] > 0
+
+
+def test_report_as_text_dict_and_json(report: Report) -> None:
+    text = str(report)
+    for word in ("LouisKV(budget=40", "device", "host", "moved", "retrievals", "segments", "cosine", "seconds"):
+        assert word in text
+    figures = json.loads(report.to_json())
+    assert figures["device_bytes"] == report.device_bytes
+    assert figures["layers"][1]["tiers"]["host"]["tokens"] == report.layers[1].tiers.host.tokens
+    assert figures["settings"]["budget"] == 40
+
+
+def test_an_empty_cache_reports_too() -> None:
+    with attach(tiny("llama"), Full()) as cache:
+        report = cache.report()
+    assert (report.device_bytes, report.full_bytes, report.device_share) == (0, 0, 0.0)
+    assert "0 prompt + 0 output" in str(report)
+
+
+def test_series_grows_and_keeps_order() -> None:
+    series = Series()
+    for step in range(600):
+        series.append(torch.tensor([step, -step]))
+    assert torch.equal(series.tensor()[:, 0], torch.arange(600))
+    assert summarise(Series()) is None
+
+
+def test_bytes_as_people_read_them() -> None:
+    sizes = (0, 1023, 1536, 5 * 2**20, 3 * 2**30)
+    assert [format_bytes(size) for size in sizes] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.00 GiB"]
