@@ -1,0 +1,64 @@
+"""The app: its subcommands, each imported when it is called, and how errors end a run."""
+
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from louiskv import __version__
+from louiskv.errors import LouisKVError, SettingsError
+
+# Subcommands by name with their line in `louiskv --help`; each is the `app` of the module of its name.
+COMMANDS = {
+    "generate": "Answer a prompt, or a question about a document.",
+    "chat": "Talk with a model, several turns on one cache.",
+    "plan": "Work out the memory of each tier before anything is loaded.",
+    "doctor": "Show versions, devices, and which implementation of each operation can run here.",
+    "bench": "Measure decoding and prefill, methods side by side.",
+    "demo": "Find a pass key in a long document with full attention and with LouisKV.",
+}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Commands(TyperGroup):
+    """A group that imports a subcommand when it is called, so that help and wrong usage need no model library."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Put the real subcommand in the place of the one that only stands in the help."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, get_command(import_module(f"louiskv.cli.{name}").app), rest
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run and exit: 2 for wrong usage, 1 for a failure, 130 after Ctrl-C."""
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except (typer.TyperException, LouisKVError) as error:
+            usage = isinstance(error, SettingsError)
+            code = error.exit_code if isinstance(error, typer.TyperException) else 2 if usage else 1
+            message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(code or 0)
+
+
+@app.callback(cls=Commands, invoke_without_command=True)
+def louiskv(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Decode over long prompts and outputs with a small, fixed part of the KV cache on the device."""
+    if version:
+        print(f"louiskv {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _stand_in() -> None:
+    """Never called: see `Commands.resolve_command`."""
+
+
+for _name, _help in COMMANDS.items():
+    app.command(_name, help=_help)(_stand_in)

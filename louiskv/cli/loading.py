@@ -1,0 +1,50 @@
+"""Loading a model quietly, and what is to be known of the run."""
+
+import platform
+
+import torch
+import transformers
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+import louiskv
+from louiskv import models
+from louiskv.cli.options import ModelChoice
+from louiskv.errors import ImplementationError, SettingsError
+from louiskv.ops import OPS
+
+
+def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model and its tokenizer; only the console hears of it."""
+    _check_name_of_implementation(choice.impl)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with console.status(f"Loading {choice.name}"):
+        model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
+    _check_implementation(choice.impl, model.device)
+    return model, tokenizer
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides over a result."""
+    return {
+        "louiskv": louiskv.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _check_name_of_implementation(impl: str | None) -> None:
+    known = sorted({candidate.name for candidates in OPS.values() for candidate in candidates})
+    if impl is not None and impl not in known:
+        raise SettingsError(f"There is no implementation {impl!r}. There are: {', '.join(known)}.")
+
+
+def _check_implementation(impl: str | None, device: torch.device) -> None:
+    """Refuse now what would be refused after the prompt: an implementation that no operation can use here."""
+    named = [candidate for candidates in OPS.values() for candidate in candidates if candidate.name == impl]
+    reasons = {candidate.refusal(device) for candidate in named}
+    if named and None not in reasons:
+        raise ImplementationError(f"--impl {impl} cannot run on {device}: {'; '.join(map(str, reasons))}.")

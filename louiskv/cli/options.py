@@ -1,0 +1,203 @@
+"""Options that several commands share: the method and its settings, the model and where it runs, how to generate."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass, replace
+from functools import wraps
+from inspect import Parameter, signature
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from louiskv import models
+from louiskv.errors import SettingsError
+from louiskv.methods import METHODS, Method
+from louiskv.methods.base import check_count, check_range
+from louiskv.methods.louiskv import LouisKV
+
+PRESETS: dict[str, Callable[[], LouisKV]] = {
+    "long_input": LouisKV.long_input,
+    "long_output": LouisKV.long_output,
+    "long_both": LouisKV.long_both,
+}
+
+Command = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """The method that the user asked for.
+
+    Attributes:
+        name: Key of METHODS.
+        preset: Key of PRESETS, or None.
+        given: Settings given on the command line.
+    """
+
+    name: str
+    preset: str | None
+    given: dict[str, Any]
+
+    def kind(self) -> type[Method]:
+        """The class of the method.
+
+        Raises:
+            SettingsError: There is no such method.
+        """
+        if self.name not in METHODS:
+            raise SettingsError(f"There is no method {self.name!r}. The methods are: {', '.join(METHODS)}.")
+        return METHODS[self.name]
+
+    def build(self, **defaults: Any) -> Method:
+        """The method, with these defaults in place of its own.
+
+        Raises:
+            SettingsError: There is no such method, it has no such setting or preset, or a value is not allowed.
+        """
+        method = self.kind()
+        known = [setting.name for setting in method.settings()]
+        foreign = [_flag(name) for name in self.given if name not in known]
+        if foreign:
+            own = f"its settings are {', '.join(map(_flag, known))}" if known else "it has none"
+            raise SettingsError(f"The method {self.name} has no setting {', '.join(foreign)}: {own}.")
+        if self.preset is None:
+            return method(**{**{name: value for name, value in defaults.items() if name in known}, **self.given})
+        if self.preset not in PRESETS:
+            raise SettingsError(f"There is no preset {self.preset!r}. The presets are: {', '.join(PRESETS)}.")
+        if method is not LouisKV:
+            raise SettingsError(f"--preset {self.preset} belongs to the method louiskv; {self.name} has no presets.")
+        return replace(PRESETS[self.preset](), **self.given)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model that the user asked for, and where and how it runs."""
+
+    name: str
+    dtype: str
+    device: str
+    impl: str | None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to generate: greedily at temperature 0."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_count("max_new_tokens", self.max_new_tokens, 1)
+        check_range("temperature", self.temperature, 0, 100)
+        check_range("top_p", self.top_p, 0.001, 1)
+        if self.prefill_chunk is not None:
+            check_count("prefill_chunk", self.prefill_chunk, 1)
+
+
+def takes_method(command: Command) -> Command:
+    """Give a command --method, --preset and an option for each setting of any method, as its argument `method`."""
+
+    def collect(given: dict[str, Any]) -> MethodChoice:
+        name, preset = given.pop("method"), given.pop("preset")
+        return MethodChoice(name, preset, {key: value for key, value in given.items() if value is not None})
+
+    kinds = f"How keys and values are managed: {', '.join(METHODS)}."
+    presets = f"The paper's settings for a kind of work: {', '.join(PRESETS)}. Settings given as well go before them."
+    chosen = [
+        _option("method", str, "louiskv", kinds, "Method", metavar="NAME"),
+        _option("preset", str | None, None, presets, "Method", metavar="NAME"),
+    ]
+    return _bundled(command, "method", [*chosen, *_options_of_settings()], collect)
+
+
+def takes_settings(command: Command) -> Command:
+    """Give a command an option for each setting of any method, as its argument `settings`: those given, by name."""
+
+    def collect(given: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in given.items() if value is not None}
+
+    return _bundled(command, "settings", _options_of_settings(), collect)
+
+
+def takes_model(command: Command) -> Command:
+    """Give a command --model, --dtype, --device and --impl, as its argument `model`."""
+    options = [
+        _option("model", str, models.DEFAULT_MODEL, "Name, folder or gguf file of the model.", "Model", metavar="NAME"),
+        _option("dtype", Dtype, "auto", "Type of weights, keys and values; auto takes the model's own.", "Model"),
+        _option("device", str, "auto", "cpu, cuda or cuda:1; auto takes a GPU if there is one.", "Model"),
+        _option(
+            "impl", str | None, None, "Implementation of the operations, such as torch; none takes the best.", "Model"
+        ),
+    ]
+    return _bundled(command, "model", options, lambda given: ModelChoice(given.pop("model"), **given))
+
+
+def takes_sampling(command: Command) -> Command:
+    """Give a command the options of generation, as its argument `sampling`."""
+    panel = "Generation"
+    chunk = "Take a prompt in by chunks of this many tokens, for less memory at its peak."
+    options = [
+        _option("max_new_tokens", int, 256, "Most tokens to generate.", panel, metavar="N"),
+        _option("temperature", float, 0.0, "0 takes the likeliest token; more is more varied.", panel),
+        _option("top_p", float, 1.0, "Sample among the likeliest tokens of this total probability.", panel),
+        _option("seed", int, 0, "Seed of the sampling.", panel, metavar="N"),
+        _option("prefill_chunk", int | None, None, chunk, panel, metavar="N"),
+    ]
+    return _bundled(command, "sampling", options, lambda given: Sampling(**given))
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _options_of_settings() -> Iterable[Parameter]:
+    """An option for each name of a setting; its help says which methods have it, what it means there, its default."""
+    owners: dict[str, list[tuple[str, Field[Any], Any]]] = {}
+    for method, kind in METHODS.items():
+        hints = get_type_hints(kind)
+        for setting in kind.settings():
+            owners.setdefault(setting.name, []).append((method, setting, _plain(hints[setting.name])))
+    for name, entries in owners.items():
+        types = {entry[2] for entry in entries}
+        one: Any = types.pop() if len(types) == 1 else float if types == {int, float} else str
+        meanings: dict[str, list[str]] = {}
+        for method, setting, _ in entries:
+            meanings.setdefault(setting.metadata["help"], []).append(f"{method} {setting.default}")
+        line = "; ".join(f"{text} ({', '.join(defaults)})" for text, defaults in meanings.items())
+        yield _option(name, one | None, None, line, "Settings of the methods (and their defaults)")
+
+
+def _plain(hint: Any) -> Any:
+    """The type of a setting without None."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not type(None))
+
+
+def _option(name: str, kind: Any, default: Any, help: str, panel: str, **more: Any) -> Parameter:
+    option = typer.Option(help=help, rich_help_panel=panel, **more)
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _bundled(
+    command: Command, argument: str, options: Iterable[Parameter], collect: Callable[[dict[str, Any]], Any]
+) -> Command:
+    """Give a command options that reach it as one argument."""
+    added = {option.name: option for option in options}
+    own = signature(command)
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        bundle = {name: given.pop(name) for name in added}
+        command(**given, **{argument: collect(bundle)})
+
+    kept = [parameter for parameter in own.parameters.values() if parameter.name != argument]
+    vars(wrapper)["__signature__"] = own.replace(parameters=[*kept, *added.values()])
+    return wrapper
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,43 @@
+"""How figures look in a terminal."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from louiskv.telemetry import Report
+
+
+def table(*columns: str) -> Table:
+    """An empty table; numbers go into the columns after the first, to the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        made.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+    return made
+
+
+def pairs(rows: list[tuple[str, str]]) -> Table:
+    """Names and what is said of them, the latter wrapped under itself."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, text in rows:
+        made.add_row(name, text)
+    return made
+
+
+def print_report(console: Console, report: Report, *more: tuple[str, str]) -> None:
+    """Print what a cache did, and more rows under it."""
+    head, *lines = str(report).splitlines()
+    rows: list[tuple[str, str]] = []
+    for line in lines:
+        name, text = line.split(maxsplit=1)
+        rows.append((name, text))
+    console.print(head, style="bold", highlight=False, markup=False)
+    console.print(pairs([*rows, *more]), highlight=False, markup=False)
+
+
+def seconds(value: float | None) -> str:
+    """A time as people read it: 0.0421 -> 42 ms."""
+    if value is None:
+        return "-"
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
