@@ -1,7 +1,8 @@
 """The cache that a model of transformers sees: layers that hand out handles instead of keys and values."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from louiskv.errors import UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
 from louiskv.telemetry import LayerReport, LayerTelemetry, Report, summarise
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What may be read of a handle; attributes are known by their getters.
 _READABLE = {
@@ -58,6 +62,20 @@ class Handle(Tensor):
         return cls.__torch_function__(func, types, args, kwargs)
 
 
+def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function so that the state it makes can be changed later in any mode.
+
+    Tensors made under `torch.inference_mode` could not be changed outside it, by a crop or the next `generate`.
+    """
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
 class CacheLayer(CacheLayerMixin):
     """One layer of the cache: between transformers' padded batches and a method's state.
 
@@ -89,6 +107,7 @@ class CacheLayer(CacheLayerMixin):
         """Nothing to do: the state takes its sizes from the first prompt."""
         self.is_initialized = True
 
+    @_without_autograd
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Take in new keys [B, Hkv, T, D] and values; returns handles of all that have been seen.
 
@@ -115,6 +134,7 @@ class CacheLayer(CacheLayerMixin):
         keys, values = (Handle(self, shape, key_states) for shape in shapes)
         return keys, values
 
+    @_without_autograd
     def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
         """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
         if self._waiting is None:
@@ -139,6 +159,7 @@ class CacheLayer(CacheLayerMixin):
             self.on_prompt(self.index, num_new)
         return out
 
+    @_without_autograd
     def load(self, keys: Tensor, values: Tensor) -> None:
         """Take in keys [B, Hkv, T, D] and values that were computed elsewhere, as a prompt without padding."""
         self.state.batch_size, self.state.num_kv_heads = keys.shape[:2]
@@ -168,6 +189,7 @@ class CacheLayer(CacheLayerMixin):
         self._valid = None
         self._device = torch.device("cpu")
 
+    @_without_autograd
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens.
 
@@ -196,6 +218,7 @@ class CacheLayer(CacheLayerMixin):
         """Make sequence i a copy of the former sequence `beam_idx[i]`."""
         self.batch_select_indices(beam_idx)
 
+    @_without_autograd
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences `indices`, in that order."""
         if self.seq_length == 0:

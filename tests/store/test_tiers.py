@@ -1,0 +1,103 @@
+"""Host pool, resident set, and the copies between them with their counters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from louiskv.errors import HostMemoryError
+from louiskv.store import host
+from louiskv.store.device import ResidentSet
+from louiskv.store.host import HostPool, available_host_memory, capacity_for
+from louiskv.store.transfer import Transfer
+
+CPU = torch.device("cpu")
+
+
+def filled_pool(counts: list[int]) -> tuple[HostPool, torch.Tensor]:
+    pool = HostPool(len(counts), 6, torch.float32, CPU)
+    rows = torch.randn(len(counts), max(counts), 6)
+    positions = torch.arange(max(counts)).expand(len(counts), -1)
+    pool.append(rows, positions, torch.tensor(counts))
+    return pool, rows
+
+
+def test_pool_appends_ragged_rows_and_grows() -> None:
+    pool, rows = filled_pool([300, 200])
+    begin = pool.append(rows[:, :100], torch.arange(300, 400).expand(2, -1), torch.tensor([100, 50]))
+    assert begin.tolist() == [300, 200]
+    assert pool.lengths.tolist() == [400, 250]
+    assert torch.equal(
+        pool.take(torch.tensor([0, 1]), torch.tensor([399, 200])), torch.stack([rows[0, 99], rows[1, 0]])
+    )
+    assert pool.token_size == 24
+
+
+def test_pool_forgets_what_is_not_before_an_end() -> None:
+    pool, rows = filled_pool([5, 3])
+    kept = pool.keep_before(torch.tensor([2, 9]))
+    assert kept[:, :5].tolist() == [[True, True, False, False, False], [True, True, True, False, False]]
+    assert pool.lengths.tolist() == [2, 3]
+    assert torch.equal(pool.rows[0, :2], rows[0, :2])
+
+
+def test_room_beyond_what_is_needed() -> None:
+    assert capacity_for(10) == 266
+    assert capacity_for(16000) == 17000
+
+
+def test_a_pool_that_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> torch.Tensor:
+        raise RuntimeError("not enough memory")
+
+    monkeypatch.setattr(host, "grown", refuse)
+    pool = HostPool(1, 6, torch.float32, CPU)
+    with pytest.raises(HostMemoryError, match=r"cannot grow to 266 tokens .*louiskv plan"):
+        pool.append(torch.zeros(1, 10, 6), torch.zeros(1, 10), torch.tensor([10]))
+
+
+def test_sinks_and_window_have_their_slots() -> None:
+    resident = ResidentSet(1, 2, 3, 2, 4, 2, torch.float32, CPU)
+    size = resident.num_bytes
+    for token in range(5):
+        assert resident.append(torch.full((1, 6), float(token))).tolist() == [token]
+    assert resident.window_room().tolist() == [0]
+    assert resident.rows[0, :, 0].tolist() == [0, 1, 2, 3, 4, 0, 0]
+    assert int(resident.num_resident) == 5
+    resident.advance(resident.lengths, resident.window_start + 2)
+    assert int(resident.num_resident) == 3
+    resident.append(torch.full((1, 6), 5.0))
+    assert resident.rows[0, :5, 0].tolist() == [0, 1, 5, 3, 4]
+    assert (resident.bias[0, 0] == 0).tolist() == [True, True, True, False, True, False, False]
+    assert resident.num_bytes == size
+    assert resident.keys.shape == (1, 7, 4)
+    assert resident.values.shape == (1, 7, 2)
+
+
+def test_bytes_are_counted_where_they_move() -> None:
+    pool, rows = filled_pool([8, 8])
+    resident, transfer = ResidentSet(2, 1, 1, 4, 4, 2, torch.float32, CPU), Transfer(CPU)
+    row, index, slot = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3]), torch.tensor([2, 0, 1])
+    transfer.fetch(pool, resident, row, index, slot)
+    assert torch.equal(resident.rows[row, slot + 2], rows[row, index])
+    assert transfer.traffic.fetched_tokens == 3
+    assert transfer.traffic.fetched_bytes == 3 * 24
+    transfer.offload(pool, rows[:, :2], torch.zeros(2, 2), torch.tensor([2, 1]))
+    assert transfer.traffic.offloaded_bytes == 3 * 24
+    chunks = list(transfer.read(pool, 4, CPU))
+    assert torch.equal(torch.cat([chunk for chunk, _ in chunks], 1), pool.rows[:, :10])
+    assert sum(int(present.sum()) for _, present in chunks) == 10 + 9
+    assert transfer.traffic.fetched_bytes == 3 * 24 + 19 * 24
+    pool.rows.fill_(9)
+    assert not chunks[0][0].eq(9).any(), "the device gets a copy"
+
+
+def test_available_memory_respects_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = available_host_memory()
+    assert free > 2**20
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    for name, text in (("memory.max", "1000"), ("memory.current", "700"), ("memory.stat", "anon 1\ninactive_file 200")):
+        (tmp_path / name).write_text(text)
+    assert available_host_memory() == 500
+    (tmp_path / "memory.max").write_text("max")
+    assert available_host_memory() > 2**20
