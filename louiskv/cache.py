@@ -304,6 +304,7 @@ class LouisKVCache(Cache):
             UnsupportedModelError: The model has no full-attention layer with a cache of its own.
         """
         self.method = method
+        self._config = config
         layers = DynamicCache(config=config).layers
         for index in managed_layers(config):
             layers[index] = CacheLayer(method, index, impl)
@@ -318,8 +319,12 @@ class LouisKVCache(Cache):
 
     def reset(self) -> None:
         """Forget everything; the cache is as new."""
-        for layer in self.layers:
+        for layer in self.managed:
             layer.reset()
+        # Layers of transformers are made anew: not in every version do they forget all that they hold.
+        for index, layer in enumerate(DynamicCache(config=self._config).layers):
+            if not isinstance(self.layers[index], CacheLayer):
+                self.layers[index] = layer
 
     def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
         """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""

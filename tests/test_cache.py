@@ -117,3 +117,12 @@ def test_a_cache_filled_in_inference_mode_goes_on_outside_it() -> None:
         model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=10)  # type: ignore[operator]
         cache.check_integrity()
         model(input_ids=torch.tensor([[5], [5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3_next"])
+def test_reset_empties_the_other_layers_too(family: str) -> None:
+    model = tiny(family)
+    with attach(model, METHOD) as cache:
+        first = greedy(model, prompt(40, 2, (7,)), 20, past_key_values=cache)
+        cache.reset()
+        assert torch.equal(greedy(model, prompt(40, 2, (7,)), 20, past_key_values=cache), first)
