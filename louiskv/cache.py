@@ -322,9 +322,9 @@ class LouisKVCache(Cache):
         for layer in self.managed:
             layer.reset()
         # Layers of transformers are made anew: not in every version do they forget all that they hold.
-        for index, layer in enumerate(DynamicCache(config=self._config).layers):
+        for index, fresh in enumerate(DynamicCache(config=self._config).layers):
             if not isinstance(self.layers[index], CacheLayer):
-                self.layers[index] = layer
+                self.layers[index] = fresh
 
     def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
         """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""

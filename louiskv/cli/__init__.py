@@ -11,4 +11,6 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"error: the command needs the package {error.name}: pip install 'louiskv[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     app(prog_name="louiskv")

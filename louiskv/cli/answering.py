@@ -14,15 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache
+from louiskv.cli.failures import DeviceMemoryError
 from louiskv.cli.options import Sampling
 from louiskv.cli.streaming import Interruption, StoppedError, Streamer
-from louiskv.errors import LouisKVError
 from louiskv.methods import Method
 from louiskv.plan import plan
-
-
-class DeviceMemoryError(LouisKVError):
-    """The device has too little memory for what was asked."""
 
 
 @dataclass(frozen=True)

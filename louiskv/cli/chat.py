@@ -17,7 +17,7 @@ from louiskv.cli.prompts import read_text
 from louiskv.cli.tables import print_report
 from louiskv.errors import LouisKVError
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 DOCUMENT = "File that goes before the first question."
 RAW = "Use no chat template: each line follows what was said before."

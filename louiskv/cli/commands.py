@@ -9,7 +9,8 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from louiskv import __version__
-from louiskv.errors import LouisKVError, SettingsError
+from louiskv.cli.failures import exit_code
+from louiskv.errors import LouisKVError
 
 # Subcommands by name with their line in `louiskv --help`; each is the `app` of the module of its name.
 COMMANDS = {
@@ -35,13 +36,15 @@ class Commands(TyperGroup):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run and exit: 2 for wrong usage, 1 for a failure, 130 after Ctrl-C."""
         try:
-            code = super().main(*args, **{**extra, "standalone_mode": False})
-        except (typer.TyperException, LouisKVError) as error:
-            usage = isinstance(error, SettingsError)
-            code = error.exit_code if isinstance(error, typer.TyperException) else 2 if usage else 1
-            message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
+        except typer.TyperException as error:
+            message, code = error.format_message(), error.exit_code
+        except LouisKVError as error:
+            message, code = str(error), exit_code(error)
+        # A group called without a subcommand has shown its help, and has nothing to add.
+        if message:
             print(f"error: {message}", file=sys.stderr)
-        sys.exit(code or 0)
+        sys.exit(code)
 
 
 @app.callback(cls=Commands, invoke_without_command=True)

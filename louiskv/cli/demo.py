@@ -11,15 +11,16 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from louiskv.cli.answering import Answer, speaker
+from louiskv.cli.failures import AnswersDifferError
 from louiskv.cli.loading import load, versions
 from louiskv.cli.options import MethodChoice, ModelChoice, Sampling, takes_method, takes_model
 from louiskv.cli.prompts import Request, check_fits, encode, room
 from louiskv.cli.tables import print_report, seconds, table
-from louiskv.errors import LouisKVError, SettingsError
+from louiskv.errors import SettingsError
 from louiskv.methods.full import Full
 from louiskv.telemetry import Report, format_bytes
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 FACT = "The secret pass key of the vault in Rotterdam is 48213. Remember it."
 QUESTION = "What is the secret pass key of the vault in Rotterdam? Answer with the number."
@@ -27,10 +28,6 @@ SAMPLING = Sampling(max_new_tokens=24)
 FULL = "full attention"
 
 Results = dict[str, tuple[Answer, Report]]
-
-
-class AnswersDifferError(LouisKVError):
-    """The method did not answer what full attention answers."""
 
 
 @app.command()

@@ -8,12 +8,13 @@ import typer
 from rich.console import Console
 
 from louiskv.cli.answering import Answer, speaker
+from louiskv.cli.failures import UsageError
 from louiskv.cli.loading import load, versions
 from louiskv.cli.options import MethodChoice, ModelChoice, Sampling, takes_method, takes_model, takes_sampling
 from louiskv.cli.prompts import Request, check_fits, encode, read_text, room, truncate
 from louiskv.cli.tables import print_report, seconds
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 PROMPT = "What to say to the model; standard input if it is piped."
 DOCUMENT = "File that the prompt begins with; - is standard input."
@@ -89,18 +90,18 @@ def _request(prompt: str | None, document: str | None, question: str | None, raw
     """What the user asked.
 
     Raises:
-        BadParameter: It is nothing, or too much.
+        UsageError: It is nothing, or too much.
     """
     if document is not None:
         if prompt is not None and question is not None:
-            raise typer.BadParameter("Give the question as an argument or as --question, not both.")
+            raise UsageError("Give the question as an argument or as --question, not both.")
         return Request(read_text(document), prompt if question is None else question, raw)
     if question is not None:
-        raise typer.BadParameter("--question asks about a document: give --document too, or the question as a prompt.")
+        raise UsageError("--question asks about a document: give --document too, or the question as a prompt.")
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     if prompt is None or not prompt.strip():
-        raise typer.BadParameter("There is nothing to answer: give a prompt, or --document and --question.")
+        raise UsageError("There is nothing to answer: give a prompt, or --document and --question.")
     return Request(prompt, raw=raw)
 
 

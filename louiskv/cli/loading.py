@@ -4,9 +4,10 @@ import platform
 
 import torch
 import transformers
+from huggingface_hub.utils import logging as hub_logging
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 import louiskv
 from louiskv import models
@@ -18,12 +19,18 @@ from louiskv.ops import OPS
 def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and its tokenizer; only the console hears of it."""
     _check_name_of_implementation(choice.impl)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    be_quiet()
     with console.status(f"Loading {choice.name}"):
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
     _check_implementation(choice.impl, model.device)
     return model, tokenizer
+
+
+def be_quiet() -> None:
+    """Keep the libraries that read models from writing to the terminal; their errors reach the user as ours."""
+    for library in (transformers_logging, hub_logging):
+        library.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from louiskv import models
+from louiskv.cli.loading import be_quiet
 from louiskv.cli.options import MethodChoice, ModelChoice, takes_method, takes_model
 from louiskv.cli.tables import table
 from louiskv.errors import HostMemoryError, SettingsError
@@ -35,6 +36,7 @@ def plan(
     louiskv plan --model Qwen/Qwen3-8B --context 131072 --batch 4 --budget 1024 --dtype bfloat16
     """
     built = method.build()
+    be_quiet()
     config = models.load_config(model.name)
     dtype = _dtype(model.dtype, config.dtype)
     device = _device(model.device)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import typer
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from louiskv.cli.failures import UsageError
 from louiskv.errors import SettingsError
 
 # Stands where the middle of a text was cut out.
@@ -36,18 +36,18 @@ def read_text(source: str) -> str:
     """Text of a file, or of standard input for '-'.
 
     Raises:
-        BadParameter: It cannot be read, is not text, or is empty.
+        UsageError: It cannot be read, is not text, or is empty.
     """
     name = "standard input" if source == "-" else source
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
         text = data.decode()
     except OSError as error:
-        raise typer.BadParameter(f"{name} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{name} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+        raise UsageError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
     if not text.strip():
-        raise typer.BadParameter(f"{name} is empty.")
+        raise UsageError(f"{name} is empty.")
     return text
 
 
