@@ -54,9 +54,9 @@ def test_too_little_host_memory_is_refused() -> None:
 
 def test_wrong_sizes_are_refused() -> None:
     config = tiny("llama").config
-    for sizes in ({"context": 0}, {"context": -5}, {"context": 10, "batch_size": 0}):
+    for context, batch_size in ((0, 1), (-5, 1), (10, 0)):
         with pytest.raises(SettingsError, match="at least 1"):
-            plan(config, Full(), **sizes)
+            plan(config, Full(), context, batch_size=batch_size)
     mamba = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(UnsupportedModelError, match="no full-attention layer"):
         plan(mamba, Full(), 10)

@@ -26,7 +26,8 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_contexts_are_real_text_and_then_its_repetition(tokenizer: PreTrainedTokenizerBase) -> None:
-    model, heard = tiny("llama", max_position_embeddings=128), []
+    model = tiny("llama", max_position_embeddings=128)
+    heard: list[int] = []
     short, long = prefill(model, tokenizer, [50, 300], 8, heard.append)
     assert sum(heard) == 120
     assert (short.context, short.num_real, short.position) == (50, 50, 50)
@@ -41,7 +42,8 @@ def test_contexts_are_real_text_and_then_its_repetition(tokenizer: PreTrainedTok
 
 
 def test_decode_results(tokenizer: PreTrainedTokenizerBase) -> None:
-    model, turns = tiny("llama", max_position_embeddings=512), []
+    model = tiny("llama", max_position_embeddings=512)
+    turns: list[str] = []
     (start,) = prefill(model, tokenizer, [300], 10, lambda _: None)
     results = {each.contestant: each for each in bench_decode(model, METHODS, start, progress=turns.append)}
     assert list(results) == ["sdpa", "full", "louiskv"]
