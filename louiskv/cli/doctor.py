@@ -17,7 +17,7 @@ from louiskv.ops import OPS
 from louiskv.store.host import available_host_memory
 from louiskv.telemetry import format_bytes
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()

@@ -21,6 +21,7 @@ PRESETS: dict[str, Callable[[], LouisKV]] = {
     "long_both": LouisKV.long_both,
 }
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Command = Callable[..., None]
 
 
@@ -125,9 +126,10 @@ def takes_settings(command: Command) -> Command:
 
 def takes_model(command: Command) -> Command:
     """Give a command --model, --dtype, --device and --impl, as its argument `model`."""
+    dtypes = f"Type of weights, keys and values: {', '.join(get_args(Dtype))}"
     options = [
         _option("model", str, models.DEFAULT_MODEL, "Name, folder or gguf file of the model.", "Model", metavar="NAME"),
-        _option("dtype", Dtype, "auto", "Type of weights, keys and values; auto takes the model's own.", "Model"),
+        _option("dtype", Dtype, "auto", f"{dtypes}; auto takes the model's own.", "Model", metavar="TYPE"),
         _option("device", str, "auto", "cpu, cuda or cuda:1; auto takes a GPU if there is one.", "Model"),
         _option(
             "impl", str | None, None, "Implementation of the operations, such as torch; none takes the best.", "Model"
@@ -148,9 +150,6 @@ def takes_sampling(command: Command) -> Command:
         _option("prefill_chunk", int | None, None, chunk, panel, metavar="N"),
     ]
     return _bundled(command, "sampling", options, lambda given: Sampling(**given))
-
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _options_of_settings() -> Iterable[Parameter]:
