@@ -60,6 +60,19 @@ def test_only_new_tokens_are_fed(loaded: Loaded) -> None:
         assert report.prompt_tokens <= fed + len(QUESTIONS)
 
 
+@pytest.mark.parametrize("max_new_tokens", [3, 12])
+def test_the_talk_is_what_the_template_makes_of_it(loaded: Loaded, max_new_tokens: int) -> None:
+    _, tokenizer = loaded
+    messages: list[dict[str, str]] = []
+    with speaker(*loaded, EVERYTHING, None, Console(stderr=True)) as talk:
+        conversation = Conversation(talk)
+        for question in QUESTIONS[:2]:
+            answer = conversation.ask(question, Sampling(max_new_tokens=max_new_tokens), lambda text: None)
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.text}]
+            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False))
+            assert f"{tokenizer.decode(conversation.ids)}<|im_end|>\n" == rendered
+
+
 def test_the_document_stands_before_the_first_question_also_after_reset(
     loaded: Loaded, run: Run, tmp_path: Path
 ) -> None:
