@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from louiskv.cache import Handle, LouisKVCache
+from louiskv.cache import Handle, LouisKVCache, check_config
 from louiskv.errors import SettingsError, UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, Method
 from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
@@ -174,19 +174,11 @@ def _register() -> None:
 
 
 def _check(model: PreTrainedModel) -> None:
-    config = model.config
+    check_config(model.config)
     name = type(model).__name__
-    decoder = config.get_text_config(decoder=True)
-    if config.is_encoder_decoder:
-        raise UnsupportedModelError(f"{name} is an encoder-decoder; louiskv manages decoder-only models.")
     if not model.can_generate():
-        raise UnsupportedModelError(
-            f"{name} cannot generate: it is an encoder or a model without a language head. Load it with "
-            "AutoModelForCausalLM."
-        )
-    if getattr(decoder, "kv_lora_rank", None) is not None:
-        raise UnsupportedModelError(f"{name} uses multi-head latent attention (MLA), which louiskv does not manage.")
-    if decoder._attn_implementation == NAME:
+        raise UnsupportedModelError(f"{name} has no language head, so it cannot generate: use AutoModelForCausalLM.")
+    if model.config.get_text_config(decoder=True)._attn_implementation == NAME:
         raise SettingsError(f"{name} is attached to louiskv already; leave that `with` block first.")
 
 

@@ -281,6 +281,18 @@ def _tensors(attributes: dict[Any, Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def check_config(config: PretrainedConfig) -> None:
+    """Raise `UnsupportedModelError` if models of this config are of a kind that louiskv cannot manage."""
+    decoder, name = config.get_text_config(decoder=True), config.model_type
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; louiskv manages decoder-only models.")
+    # Decoders do not have the attribute; families that are encoders first do, and say False.
+    if getattr(decoder, "is_decoder", True) is False:
+        raise UnsupportedModelError(f"{name} is an encoder: it attends both ways and keeps no cache to manage.")
+    if getattr(decoder, "kv_lora_rank", None) is not None:
+        raise UnsupportedModelError(f"{name} uses multi-head latent attention (MLA), which louiskv does not manage.")
+
+
 def managed_layers(config: PretrainedConfig) -> list[int]:
     """Indices of the layers that louiskv manages in a model of this config: those of plain full attention."""
     layers = DynamicCache(config=config).layers

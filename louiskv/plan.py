@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from louiskv.cache import managed_layers
+from louiskv.cache import check_config, managed_layers
 from louiskv.errors import HostMemoryError, SettingsError, UnsupportedModelError
 from louiskv.methods.base import LayerShape, Method
 from louiskv.store.host import available_host_memory
@@ -85,11 +85,12 @@ def plan(config: Any, method: Method, context: int, *, batch_size: int = 1, dtyp
 
     Raises:
         SettingsError: Context or batch is not positive.
-        UnsupportedModelError: The model has no layer to manage.
+        UnsupportedModelError: The model is of a kind that cannot be managed, or has no layer to manage.
     """
     for name, value in (("context", context), ("batch_size", batch_size)):
         if value < 1:
             raise SettingsError(f"{name}={value} is not allowed: give a number of at least 1.")
+    check_config(config)
     decoder = config.get_text_config(decoder=True)
     managed = managed_layers(decoder)
     if not managed:

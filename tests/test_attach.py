@@ -187,7 +187,9 @@ def test_models_that_cannot_be_served_are_refused() -> None:
     bert = AutoConfig.for_model(
         "bert", vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    refused(AutoModel.from_config(bert), "cannot generate: it is an encoder")
+    refused(AutoModel.from_config(bert), "bert is an encoder")
+    refused(AutoModelForCausalLM.from_config(bert), "bert is an encoder")
+    refused(AutoModel.from_config(tiny("llama").config), "has no language head")
     latent = tiny(
         "deepseek_v3",
         q_lora_rank=8,

@@ -57,6 +57,9 @@ def test_wrong_sizes_are_refused() -> None:
     for context, batch_size in ((0, 1), (-5, 1), (10, 0)):
         with pytest.raises(SettingsError, match="at least 1"):
             plan(config, Full(), context, batch_size=batch_size)
+    for encoder in ("bert", "t5"):
+        with pytest.raises(UnsupportedModelError, match="is an encoder"):
+            plan(AutoConfig.for_model(encoder), Full(), 10)
     mamba = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(UnsupportedModelError, match="no full-attention layer"):
         plan(mamba, Full(), 10)

@@ -20,7 +20,12 @@ from louiskv.errors import SettingsError
 from louiskv.methods import Method
 from louiskv.telemetry import format_bytes
 
-app = typer.Typer(no_args_is_help=True, help="Measure decoding and prefill, methods side by side in one run.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Measure decoding and prefill, methods side by side in one run.",
+)
 
 Contexts = Annotated[
     list[int], typer.Option("--context", help="Tokens before the first decoded one; repeatable.", min=1)

@@ -67,8 +67,6 @@ class RetrievalLayer(KVLayer):
         self.steps_to_full = 0
         self._begun = False
 
-    # ---- a prompt -------------------------------------------------------------------------------------------------
-
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes clusters.
 
@@ -88,21 +86,24 @@ class RetrievalLayer(KVLayer):
         position = old[:, None] + token
         resident.place(rows, position, (position < parts.num_sinks) & (token < counts[:, None]))
 
-        # The newest tokens by position: those of the window, then those of the prompt behind the sinks.
-        first = resident.window_start
-        num_newest = (end - first).clamp(min=0)
-        newest = first[:, None] + torch.arange(int(num_newest.max()), device=rows.device)
-        in_window = newest < old[:, None]
-        source = torch.where(in_window, (newest - parts.num_sinks) % parts.window, parts.window + newest - old[:, None])
-        source = source.clamp(max=parts.window + rows.shape[1] - 1)
+        # Behind the sinks the newest tokens by position: those of the window, then those of the prompt.
         ring = resident.rows[:, parts.num_sinks : parts.num_sinks + parts.window]
         rows = torch.cat([ring, rows], dim=1)
+
+        def place_of(position: Tensor) -> Tensor:
+            held = (position - parts.num_sinks) % parts.window
+            new = (parts.window + position - old[:, None]).clamp(max=rows.shape[1] - 1)
+            return torch.where(position < old[:, None], held, new)
+
+        first, unit_size = resident.window_start, parts.clusters.unit_size
+        num_newest = (end - first).clamp(min=0)
         excess = (num_newest - parts.window).clamp(min=0)
-        unit_size = parts.clusters.unit_size
         num_leaving = (-(-excess // unit_size) * unit_size).minimum(num_newest)
-        self._cluster(rows, source, newest, num_leaving)
+        leaving = first[:, None] + torch.arange(int(num_leaving.max()), device=rows.device)
+        self._cluster(rows, place_of(leaving), leaving, num_leaving)
         start = first + num_leaving
-        resident.place(take_rows(rows, source), newest, (newest >= start[:, None]) & (newest < end[:, None]))
+        staying = start[:, None] + torch.arange(parts.window, device=rows.device)
+        resident.place(take_rows(rows, place_of(staying)), staying, staying < end[:, None])
         resident.advance(end, start)
         self.cuts.cut_evenly(start, end, unit_size)
         self.trigger.reset()
@@ -121,11 +122,9 @@ class RetrievalLayer(KVLayer):
         self._begun = True
 
     def _cluster(self, rows: Tensor, source: Tensor, positions: Tensor, counts: Tensor) -> None:
-        longest = int(counts.max())
-        if longest == 0:
+        if source.shape[1] == 0:
             return
         clock, key_dim = self.telemetry.clock, self.resident.key_dim
-        source, positions = source[:, :longest], positions[:, :longest]
         with clock.time("clustering", rows.device):
             order, sizes = self.parts.clusters.group(take_rows(rows, source)[..., :key_dim], counts, self.impl)
             rows = take_rows(rows, source.gather(1, order))
@@ -134,8 +133,6 @@ class RetrievalLayer(KVLayer):
             begin = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
             offsets = begin.to(sizes.device)[:, None] + sizes.cumsum(1) - sizes
             self.index.append(offsets, sizes, summaries)
-
-    # ---- a decode step --------------------------------------------------------------------------------------------
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence; where the window is full, its oldest segment leaves first."""
@@ -220,8 +217,6 @@ class RetrievalLayer(KVLayer):
         self.telemetry.fired.append(fired)
         if self.trigger.similarity is not None:
             self.telemetry.similarity.append(self.trigger.similarity)
-
-    # ---- everything else ------------------------------------------------------------------------------------------
 
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend to every token: sinks and window where they lie, the pool brought over in chunks."""
