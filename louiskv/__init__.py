@@ -18,23 +18,37 @@ from louiskv.errors import (
     UnsupportedModelError,
 )
 from louiskv.methods import METHODS, Method
+from louiskv.methods.arkvale import ArkVale
+from louiskv.methods.clusterkv import ClusterKV
+from louiskv.methods.fier import FIER
+from louiskv.methods.freekv import FreeKV
 from louiskv.methods.full import Full
 from louiskv.methods.full_offloaded import FullOffloaded
 from louiskv.methods.louiskv import LouisKV
+from louiskv.methods.lserve_reuse import LServeReuse
+from louiskv.methods.quest import Quest
+from louiskv.methods.retrieval import Retrieval
 
 __version__ = version("louiskv")
 
 __all__ = [
+    "FIER",
     "METHODS",
+    "ArkVale",
+    "ClusterKV",
+    "FreeKV",
     "Full",
     "FullOffloaded",
     "HostMemoryError",
     "ImplementationError",
+    "LServeReuse",
     "LouisKV",
     "LouisKVCache",
     "LouisKVError",
     "Method",
     "ModelLoadError",
+    "Quest",
+    "Retrieval",
     "SettingsError",
     "UnsupportedModelError",
     "__version__",

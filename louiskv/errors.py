@@ -23,3 +23,29 @@ class ImplementationError(LouisKVError):
 
 class ModelLoadError(LouisKVError):
     """A model, its configuration or its tokenizer cannot be read."""
+
+
+def check_count(name: str, value: int, low: int) -> None:
+    """Raise `SettingsError` unless `value` is a whole number of at least `low`."""
+    if type(value) is not int or value < low:
+        raise SettingsError(f"{name}={value!r} is not allowed: give a whole number of at least {low}.")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise `SettingsError` unless `value` is a number from `low` to `high`."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise SettingsError(f"{name}={value!r} is not allowed: give a number from {low} to {high}.")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `SettingsError` unless `value` is one of the choices."""
+    if value not in choices:
+        raise SettingsError(f"{name}={value!r} is not allowed: give one of {', '.join(choices)}.")
+
+
+def check_multiple(name: str, value: int, of: str, size: int) -> None:
+    """Raise `SettingsError` unless `value` is a multiple of `size`, the setting named `of`."""
+    if value % size:
+        below = value // size * size
+        near = f"{below} or {below + size}" if below else f"{size}"
+        raise SettingsError(f"{name}={value} is not a multiple of {of}={size}: give {near}.")

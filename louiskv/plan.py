@@ -8,7 +8,7 @@ import torch
 from louiskv.cache import check_config, managed_layers
 from louiskv.errors import HostMemoryError, SettingsError, UnsupportedModelError
 from louiskv.methods.base import LayerShape, Method
-from louiskv.store.host import available_host_memory
+from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
 

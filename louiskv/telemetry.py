@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "attention")
+PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "attention", "ahead")
 
 
 class Series:

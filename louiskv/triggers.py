@@ -1,10 +1,12 @@
 """When a new selection is made."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from louiskv.errors import check_count, check_range
 
 
 class TriggerState(ABC):
@@ -40,29 +42,57 @@ class TriggerState(ABC):
 class Trigger(ABC):
     """Settings of a trigger."""
 
+    @property
+    def gap(self) -> int | None:
+        """Steps from one firing to the next at the most; None if it may never fire again."""
+        return None
+
+    @property
+    def late(self) -> bool:
+        """Whether each step selects for the next one, and those that fire select again before they attend."""
+        return False
+
     @abstractmethod
     def start(self) -> TriggerState:
         """Begin to watch one layer."""
 
 
 @dataclass(frozen=True)
-class EveryStep(Trigger):
-    """Retrieve at every decode step."""
+class Every(Trigger):
+    """Retrieve at the first decode step and at every `steps`-th from there."""
 
-    def start(self) -> "EveryStepState":
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_count("steps", self.steps, 1)
+
+    @property
+    def gap(self) -> int | None:
+        """The stride."""
+        return self.steps
+
+    def start(self) -> "EveryState":
         """Begin to watch one layer."""
-        return EveryStepState()
+        return EveryState(self.steps)
 
 
-class EveryStepState(TriggerState):
-    """Remembers nothing."""
+class EveryState(TriggerState):
+    """The number of steps seen."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.seen = 0
 
     def fire(self, query: Tensor, num_kv_heads: int) -> Tensor:
-        """Fire everywhere."""
-        return torch.ones(query.shape[0], num_kv_heads, dtype=torch.bool, device=query.device)
+        """Fire everywhere or nowhere."""
+        fires = self.seen % self.steps == 0
+        self.seen += 1
+        return torch.full((query.shape[0], num_kv_heads), fires, device=query.device)
 
     def reset(self) -> None:
-        """Nothing to forget."""
+        """Begin anew."""
+        self.seen = 0
 
     def select_batch(self, index: Tensor) -> None:
         """Nothing to copy."""
@@ -74,30 +104,41 @@ class Cosine(Trigger):
 
     `r = mean over query heads of cos(q_t, q_{t-1})` for each sequence; fires when `r < tau` (section 4.1 of arXiv
     2510.11292), and at the first decode step.
+
+    Attributes:
+        tau: The least cosine that counts as the same segment.
+        per_head: Take the mean over each query group, and fire for its KV head alone.
     """
 
-    tau: float
+    tau: float = 0.9
+    per_head: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_range("tau", self.tau, -1, 1)
 
     def start(self) -> "CosineState":
         """Begin to watch one layer."""
-        return CosineState(self.tau)
+        return CosineState(self.tau, self.per_head)
 
 
 class CosineState(TriggerState):
     """The direction of the last query of each head."""
 
-    def __init__(self, tau: float) -> None:
-        self.tau = tau
+    def __init__(self, tau: float, per_head: bool) -> None:
+        self.tau, self.per_head = tau, per_head
         self.previous: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int) -> Tensor:
-        """Fire for all KV heads of the sequences whose query has turned."""
+        """Fire for the sequences, or the KV heads of them, whose query has turned."""
         direction = torch.nn.functional.normalize(query.float(), dim=-1)
         previous = torch.full_like(direction, torch.nan) if self.previous is None else self.previous
         self.previous = direction
-        self.similarity = (direction * previous).sum(-1).mean(1)
-        # Not `similarity < tau`: without a previous query it is NaN, and must fire.
-        return ~(self.similarity >= self.tau)[:, None].expand(-1, num_kv_heads)
+        cosine = (direction * previous).sum(-1)
+        self.similarity = cosine.mean(1)
+        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else self.similarity[:, None]
+        # Not `groups < tau`: without a previous query it is NaN, and must fire.
+        return ~(groups >= self.tau).expand(-1, num_kv_heads)
 
     def reset(self) -> None:
         """Forget the last query."""
@@ -107,3 +148,31 @@ class CosineState(TriggerState):
         """Make sequence i a copy of the former sequence `index[i]`."""
         if self.previous is not None:
             self.previous = self.previous.index_select(0, index)
+
+
+@dataclass(frozen=True)
+class Late(Trigger):
+    """Attend to what the step before selected, and select for the next in the background (FreeKV, arXiv 2505.13109).
+
+    Where `correct` fires, the KV head selects again with its own query before it attends (section 3.2 there). The first
+    decode step must fire, since nothing was selected before it.
+
+    Attributes:
+        correct: Which KV heads may not use a late selection.
+    """
+
+    correct: Trigger = field(default_factory=lambda: Cosine(0.9, per_head=True))
+
+    @property
+    def gap(self) -> int | None:
+        """What is selected at one step is used at the next."""
+        return 2
+
+    @property
+    def late(self) -> bool:
+        """Yes."""
+        return True
+
+    def start(self) -> TriggerState:
+        """Begin to watch one layer."""
+        return self.correct.start()

@@ -23,7 +23,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             tensor = function(*args, **kwargs)
             if tensor.dtype == torch.bool or tensor.numel() == 0:
                 return tensor
-            return tensor.fill_(torch.nan if tensor.dtype.is_floating_point else 10**6)
+            if tensor.dtype.is_floating_point:
+                return tensor.fill_(torch.nan)
+            return tensor.fill_(min(10**6, torch.iinfo(tensor.dtype).max))
 
         return poisoned
 

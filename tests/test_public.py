@@ -10,16 +10,23 @@ from louiskv import METHODS, Method
 
 def test_names() -> None:
     assert sorted(louiskv.__all__) == [
+        "ArkVale",
+        "ClusterKV",
+        "FIER",
+        "FreeKV",
         "Full",
         "FullOffloaded",
         "HostMemoryError",
         "ImplementationError",
+        "LServeReuse",
         "LouisKV",
         "LouisKVCache",
         "LouisKVError",
         "METHODS",
         "Method",
         "ModelLoadError",
+        "Quest",
+        "Retrieval",
         "SettingsError",
         "UnsupportedModelError",
         "__version__",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from louiskv.triggers import Cosine, EveryStep
+from louiskv.triggers import Cosine, Every
 
 
 def test_cosine_is_the_mean_over_query_heads() -> None:
@@ -37,6 +37,6 @@ def test_selecting_sequences_carries_their_queries_along() -> None:
 
 
 def test_every_step() -> None:
-    state = EveryStep().start()
+    state = Every().start()
     for _ in range(3):
         assert state.fire(torch.zeros(2, 4, 8), 2).tolist() == [[True, True]] * 2

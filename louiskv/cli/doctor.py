@@ -14,7 +14,7 @@ from louiskv.bench.provenance import provenance
 from louiskv.cli.tables import pairs, table
 from louiskv.errors import ModelLoadError
 from louiskv.ops import OPS
-from louiskv.store.host import available_host_memory
+from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

@@ -10,15 +10,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from louiskv import models
-from louiskv.errors import SettingsError
+from louiskv.errors import SettingsError, check_count, check_range
 from louiskv.methods import METHODS, Method
-from louiskv.methods.base import check_count, check_range
+from louiskv.methods.freekv import FreeKV
 from louiskv.methods.louiskv import LouisKV
 
-PRESETS: dict[str, Callable[[], LouisKV]] = {
-    "long_input": LouisKV.long_input,
-    "long_output": LouisKV.long_output,
-    "long_both": LouisKV.long_both,
+# The settings that a paper gives for a kind of work, by method.
+PRESETS: dict[str, dict[str, Callable[[], Method]]] = {
+    "louiskv": {
+        "long_input": LouisKV.long_input,
+        "long_output": LouisKV.long_output,
+        "long_both": LouisKV.long_both,
+    },
+    "freekv": {"long_output": FreeKV.long_output},
 }
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -31,7 +35,7 @@ class MethodChoice:
 
     Attributes:
         name: Key of METHODS.
-        preset: Key of PRESETS, or None.
+        preset: One of the method's PRESETS, or None.
         given: Settings given on the command line.
     """
 
@@ -63,11 +67,11 @@ class MethodChoice:
             raise SettingsError(f"The method {self.name} has no setting {', '.join(foreign)}: {own}.")
         if self.preset is None:
             return method(**{**{name: value for name, value in defaults.items() if name in known}, **self.given})
-        if self.preset not in PRESETS:
-            raise SettingsError(f"There is no preset {self.preset!r}. The presets are: {', '.join(PRESETS)}.")
-        if method is not LouisKV:
-            raise SettingsError(f"--preset {self.preset} belongs to the method louiskv; {self.name} has no presets.")
-        return replace(PRESETS[self.preset](), **self.given)
+        presets = PRESETS.get(self.name, {})
+        if self.preset not in presets:
+            have = f"its presets are: {', '.join(presets)}" if presets else "it has none"
+            raise SettingsError(f"The method {self.name} has no preset {self.preset!r}: {have}.")
+        return replace(presets[self.preset](), **self.given)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def takes_method(command: Command) -> Command:
         return MethodChoice(name, preset, {key: value for key, value in given.items() if value is not None})
 
     kinds = f"How keys and values are managed: {', '.join(METHODS)}."
-    presets = f"The paper's settings for a kind of work: {', '.join(PRESETS)}. Settings given as well go before them."
+    known = "; ".join(f"{name}: {', '.join(presets)}" for name, presets in PRESETS.items())
+    presets = f"The paper's settings for a kind of work ({known}). Settings given as well go before them."
     chosen = [
         _option("method", str, "louiskv", kinds, "Method", metavar="NAME"),
         _option("preset", str | None, None, presets, "Method", metavar="NAME"),

@@ -15,7 +15,7 @@ from louiskv.cli.tables import table
 from louiskv.errors import HostMemoryError, SettingsError
 from louiskv.plan import Plan
 from louiskv.plan import plan as work_out
-from louiskv.store.host import available_host_memory
+from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

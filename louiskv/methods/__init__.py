@@ -1,9 +1,15 @@
 """All methods: one file each, by name."""
 
+from louiskv.methods.arkvale import ArkVale
 from louiskv.methods.base import Method
+from louiskv.methods.clusterkv import ClusterKV
+from louiskv.methods.fier import FIER
+from louiskv.methods.freekv import FreeKV
 from louiskv.methods.full import Full
 from louiskv.methods.full_offloaded import FullOffloaded
 from louiskv.methods.louiskv import LouisKV
+from louiskv.methods.lserve_reuse import LServeReuse
+from louiskv.methods.quest import Quest
 
 __all__ = ["METHODS", "Method"]
 
@@ -11,4 +17,10 @@ METHODS: dict[str, type[Method]] = {
     "full": Full,
     "full_offloaded": FullOffloaded,
     "louiskv": LouisKV,
+    "freekv": FreeKV,
+    "quest": Quest,
+    "lserve_reuse": LServeReuse,
+    "arkvale": ArkVale,
+    "clusterkv": ClusterKV,
+    "fier": FIER,
 }

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from louiskv.errors import SettingsError
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
-from louiskv.store.host import capacity_for
+from louiskv.store.pool import capacity_for
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tiers
 
@@ -20,18 +19,6 @@ DenseAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 def setting(default: Any, help: str) -> Any:
     """A field of a method: its default, and what it does in one line for help pages."""
     return field(default=default, metadata={"help": help})
-
-
-def check_count(name: str, value: int, low: int) -> None:
-    """Raise `SettingsError` unless `value` is a whole number of at least `low`."""
-    if type(value) is not int or value < low:
-        raise SettingsError(f"{name}={value!r} is not allowed: give a whole number of at least {low}.")
-
-
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise `SettingsError` unless `value` is a number from `low` to `high`."""
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise SettingsError(f"{name}={value!r} is not allowed: give a number from {low} to {high}.")
 
 
 @dataclass(frozen=True)
@@ -205,6 +192,11 @@ class KVLayer(ABC):
 
     @property
     @abstractmethod
+    def attended(self) -> int:
+        """Tokens that a KV head attended to exactly at the last decode step, the most over all rows."""
+
+    @property
+    @abstractmethod
     def traffic(self) -> Traffic:
         """What has moved between the tiers."""
 
@@ -237,3 +229,23 @@ class Method(ABC):
     def settings(cls) -> tuple[Field[Any], ...]:
         """The settings with their defaults and help."""
         return fields(cls)
+
+
+class Assembled(Method):
+    """A method that is settings and a choice of parts."""
+
+    def __post_init__(self) -> None:
+        """Check the settings, as the parts do."""
+        self.parts()
+
+    @abstractmethod
+    def parts(self) -> Method:
+        """The parts put together."""
+
+    def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
+        """The state of one layer, empty."""
+        return self.parts().layer(layer_index, impl)
+
+    def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
+        """What that layer will hold."""
+        return self.parts().footprint(layer_index, shape, num_tokens)

@@ -133,6 +133,11 @@ class FullLayer(KVLayer):
         assert self.ragged or bool((self.lengths == self.longest).all())
 
     @property
+    def attended(self) -> int:
+        """Everything."""
+        return self.longest
+
+    @property
     def traffic(self) -> Traffic:
         """Nothing moves."""
         return Traffic()

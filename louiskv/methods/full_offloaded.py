@@ -6,18 +6,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from louiskv.errors import check_count
 from louiskv.methods.base import (
     AttentionOptions,
     Footprint,
     KVLayer,
     LayerShape,
     Method,
-    check_count,
     setting,
 )
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.ops.ragged import left_aligned, take_rows
-from louiskv.store.host import HostPool
+from louiskv.store.pool import Pool
 from louiskv.store.transfer import Traffic, Transfer
 from louiskv.telemetry import Tier, Tiers
 
@@ -51,7 +51,7 @@ class FullOffloadedLayer(KVLayer):
         super().__init__(impl)
         self.chunk_size = chunk_size
         self.key_dim = 0
-        self.pool: HostPool
+        self.pool: Pool
         self.transfer: Transfer
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
@@ -59,7 +59,7 @@ class FullOffloadedLayer(KVLayer):
         rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
         if self.key_dim == 0:
             self.key_dim = keys.shape[-1]
-            self.pool = HostPool(len(rows), rows.shape[-1], rows.dtype, rows.device)
+            self.pool = Pool(len(rows), rows.shape[-1], rows.dtype, rows.device)
             self.transfer = Transfer(rows.device)
         if valid is None:
             counts = torch.full((len(rows),), rows.shape[1], device=rows.device)
@@ -89,7 +89,7 @@ class FullOffloadedLayer(KVLayer):
         value_dim = self.pool.rows.shape[-1] - self.key_dim
         out = query.new_zeros(*query.shape[:-1], value_dim, dtype=torch.float32)
         lse = torch.full_like(out[..., 0], -torch.inf)
-        chunks = self.transfer.read(self.pool, self.chunk_size, device)
+        chunks = self.transfer.read(self.pool, self.chunk_size)
         while True:
             with clock.time("fetch", device):
                 chunk = next(chunks, None)
@@ -126,6 +126,11 @@ class FullOffloadedLayer(KVLayer):
         token = torch.arange(self.pool.rows.shape[1])
         held = token < self.pool.lengths[:, None]
         assert bool((self.pool.positions == token)[held].all())
+
+    @property
+    def attended(self) -> int:
+        """Everything."""
+        return int(self.pool.lengths.max())
 
     @property
     def traffic(self) -> Traffic:

@@ -1,47 +1,100 @@
 """Which units to retrieve: scores that a query group agrees on, the budgeted choice, and the slots that must change."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import Implementation, choose
+from louiskv.ops.quantize import unpack_bits
+
+# How the query heads of a group agree on one score for a unit.
+REDUCES = ("softmax_mean", "softmax_max", "logit_mean", "logit_max", "query_mean")
 
 
-def score_units(query: Tensor, summaries: Tensor, sizes: Tensor, *, scaling: float, impl: str | None = None) -> Tensor:
-    """Score units for a whole query group: the mean over its heads of the softmax over units of `scaling * q.c`.
+def score_units(
+    query: Tensor,
+    summaries: tuple[Tensor, ...],
+    sizes: Tensor,
+    *,
+    kind: str = "dot",
+    reduce: str = "softmax_mean",
+    scaling: float,
+    impl: str | None = None,
+) -> Tensor:
+    """Score units for a whole query group, so that it agrees on one set.
 
-    Group-consistent selection of LouisKV (arXiv 2510.11292, section 4.3): one score, hence one set, for one KV head.
+    The logit of a unit is, by `kind`,
+    - "dot": `scaling q.c`, c its mean key;
+    - "bound": `scaling sum_j max(q_j high_j, q_j low_j)`, the most that a key in the box could reach (Quest);
+    - "one_bit": `scaling q.k`, k the key of one token in one bit a channel (FIER).
+    The score is, by `reduce`, the mean or the maximum over the heads of the softmax over units (mean: the
+    group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or of the logits, or the logit of the mean
+    query.
 
     Args:
         query: [N, G, D].
-        summaries: [N, U, D], the mean key of each unit.
+        summaries: By `kind`: means [N, U, D]; boxes [N, U, 2 D], high before low; bits [N, U, ceil(D / 8)] with scales
+            and middles [N, U / g, 2 D] of groups of g units.
         sizes: [N, U] tokens of each unit; 0 where there is none.
+        kind: What the summaries are.
+        reduce: How the group agrees.
         scaling: Factor of the logits.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, U] float32; rows sum to 1, and a unit of size 0 scores 0.
+        [N, U] float32; with a softmax a unit of size 0 scores 0, otherwise -inf.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("score_units", SCORE_UNITS, impl, query.device)
-    scores: Tensor = function(query, summaries, sizes, scaling)
+    scores: Tensor = function(query, summaries, sizes, kind, reduce, scaling)
     return scores
 
 
-def _score_units(query: Tensor, summaries: Tensor, sizes: Tensor, scaling: float) -> Tensor:
-    logits = torch.bmm(query * scaling, summaries.transpose(1, 2))
+def _score_units(
+    query: Tensor, summaries: tuple[Tensor, ...], sizes: Tensor, kind: str, reduce: str, scaling: float
+) -> Tensor:
+    if reduce == "query_mean":
+        query = query.mean(1, keepdim=True)
+    logits = _LOGITS[kind](query * scaling, *summaries)
     logits = logits.masked_fill((sizes == 0)[:, None], -torch.inf)
-    return torch.softmax(logits, dim=-1, dtype=torch.float32).mean(1)
+    if reduce.startswith("softmax"):
+        logits = torch.softmax(logits, dim=-1, dtype=torch.float32)
+    return logits.float().amax(1) if reduce.endswith("max") else logits.float().mean(1)
 
 
-def select_units(scores: Tensor, sizes: Tensor, budget: int, *, impl: str | None = None) -> Tensor:
-    """Take units by descending score until `budget` tokens are taken; the unit that crosses it is cut to fit.
+def _dot(query: Tensor, means: Tensor) -> Tensor:
+    return torch.bmm(query, means.transpose(1, 2))
+
+
+def _bound(query: Tensor, boxes: Tensor) -> Tensor:
+    # Where q_j is positive the greatest key reaches most, otherwise the least.
+    halves = torch.cat([query.clamp(min=0), query.clamp(max=0)], dim=-1)
+    return torch.bmm(halves, boxes.transpose(1, 2))
+
+
+def _one_bit(query: Tensor, bits: Tensor, scales: Tensor) -> Tensor:
+    num_units, dim = bits.shape[1], query.shape[-1]
+    scale, middle = scales.split(dim, dim=-1)
+    group_size = num_units // scales.shape[1]
+    signs = unpack_bits(bits, dim).to(query.dtype) * 2 - 1
+    spread = scale.repeat_interleave(group_size, dim=1)
+    moved = torch.bmm(query, middle.transpose(1, 2)).repeat_interleave(group_size, dim=2)
+    return torch.bmm(query, (signs * spread).transpose(1, 2)) + moved
+
+
+_LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit}
+
+
+def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, *, impl: str | None = None) -> Tensor:
+    """Take units by descending score until the budget is taken; the unit that crosses it is cut to fit.
 
     Args:
         scores: [N, U]; ties go to the lower index.
         sizes: [N, U] tokens of each unit.
-        budget: Tokens to take for each row.
+        budget: [N] tokens to take for each row, or one number for all.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -55,11 +108,12 @@ def select_units(scores: Tensor, sizes: Tensor, budget: int, *, impl: str | None
     return take
 
 
-def _select_units(scores: Tensor, sizes: Tensor, budget: int) -> Tensor:
+def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int) -> Tensor:
     order = scores.argsort(dim=1, descending=True, stable=True)
     ordered = sizes.gather(1, order)
     before = ordered.cumsum(1) - ordered
-    take = (budget - before).clamp(min=0).minimum(ordered)
+    left = (budget[:, None] if isinstance(budget, Tensor) else budget) - before
+    take = left.clamp(min=0).minimum(ordered)
     return torch.zeros_like(sizes).scatter_(1, order, take.to(sizes.dtype))
 
 

@@ -93,6 +93,10 @@ class ResidentSet:
         flat = (self.first_slot[:, None] + self.slots_of(positions))[present]
         self.rows.flatten(0, 1).index_copy_(0, flat, rows[present])
 
+    def put(self, row: Tensor, position: Tensor, rows: Tensor) -> None:
+        """Write sink or window tokens [J, Dk + Dv] of the rows [J] at these positions [J]."""
+        self.rows.flatten(0, 1).index_copy_(0, self.first_slot[row] + self.slots_of(position), rows)
+
     def advance(self, lengths: Tensor, window_start: Tensor) -> None:
         """Set how many tokens there are and where the window starts, and open or close slots accordingly."""
         self.lengths, self.window_start = lengths, window_start

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.store.device import ResidentSet
-from louiskv.store.host import HostPool
+from louiskv.store.pool import Pool
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Traffic:
 
 
 class Transfer:
-    """Moves tokens of one layer between its resident set and its host pool.
+    """Moves tokens of one layer between its resident set and its pool; a pool on the device moves nothing.
 
     On a GPU the offload of a prompt runs on a side stream, beside the computation of the next layer; `settle` waits
     for it before the pool is read.
@@ -29,10 +29,13 @@ class Transfer:
 
     def __init__(self, device: torch.device) -> None:
         self.traffic = Traffic()
+        self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def offload(self, pool: HostPool, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+    def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
         """Copy tokens [N, T, Dk + Dv] to the end of the pool; returns [N] where they begin there."""
+        if pool.tier == "device":
+            return pool.append(rows, positions, counts)
         tokens = int(counts.sum())
         self.traffic.offloaded_tokens += tokens
         self.traffic.offloaded_bytes += tokens * rows.shape[-1] * rows.element_size()
@@ -44,21 +47,23 @@ class Transfer:
         rows.record_stream(self._stream)
         return begin
 
-    def fetch(self, pool: HostPool, resident: ResidentSet, row: Tensor, index: Tensor, slot: Tensor) -> None:
-        """Copy the tokens at the places `index` [J] of the pool rows `row` [J] into retrieved slots `slot` [J]."""
+    def gather(self, pool: Pool, row: Tensor, index: Tensor) -> Tensor:
+        """Bring the tokens at the places `index` [J] of the pool rows `row` [J] to the device: [J, Dk + Dv]."""
         self.settle()
         rows = pool.take(row, index)
-        self.traffic.fetched_tokens += len(rows)
-        self.traffic.fetched_bytes += rows.nbytes
-        resident.fill_retrieved(row, slot, rows.to(resident.rows.device, non_blocking=True))
+        self._count_fetched(pool, len(rows))
+        return rows.to(self.device, non_blocking=True)
 
-    def read(self, pool: HostPool, chunk_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def fetch(self, pool: Pool, resident: ResidentSet, row: Tensor, index: Tensor, slot: Tensor) -> None:
+        """Copy the tokens at the places `index` [J] of the pool rows `row` [J] into retrieved slots `slot` [J]."""
+        resident.fill_retrieved(row, slot, self.gather(pool, row, index))
+
+    def read(self, pool: Pool, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Bring the whole pool to the device, a chunk at a time.
 
         Args:
             pool: The pool.
             chunk_size: Tokens of each row in a chunk.
-            device: Where to.
 
         Yields:
             Tokens [N, chunk, Dk + Dv] on the device, and [N, chunk] True where there is one.
@@ -67,14 +72,17 @@ class Transfer:
         longest = int(pool.lengths.max())
         for first in range(0, longest, chunk_size):
             rows = pool.rows[:, first : min(first + chunk_size, longest)]
-            token = torch.arange(first, first + rows.shape[1])
+            token = torch.arange(first, first + rows.shape[1], device=pool.device)
             present = token < pool.lengths[:, None]
-            tokens = int(present.sum())
-            self.traffic.fetched_tokens += tokens
-            self.traffic.fetched_bytes += tokens * rows.shape[-1] * rows.element_size()
-            yield rows.to(device, copy=True), present.to(device)
+            self._count_fetched(pool, int(present.sum()))
+            yield rows.to(self.device, copy=pool.tier == "host"), present.to(self.device)
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""
         if self._stream is not None:
             self._stream.synchronize()
+
+    def _count_fetched(self, pool: Pool, num_tokens: int) -> None:
+        if pool.tier == "host":
+            self.traffic.fetched_tokens += num_tokens
+            self.traffic.fetched_bytes += num_tokens * pool.token_size

@@ -1,43 +1,56 @@
-"""Clusters: units of the prompt, tokens with near keys wherever they stand."""
+"""Clusters: tokens with near keys, wherever they stand."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from louiskv.ops.kmeans import kmeans
+from louiskv.errors import check_choice, check_count
+from louiskv.ops.kmeans import METRICS, STARTS, kmeans
 from louiskv.ops.ragged import count_by_label, left_aligned
-
-
-class Grouping(NamedTuple):
-    """Tokens put in order of their units.
-
-    Attributes:
-        order: [N, T] tokens of each row, those of one unit side by side; meaningful for the row's count.
-        sizes: [N, U] tokens of each unit; a row that has fewer units ends in zeros.
-    """
-
-    order: Tensor
-    sizes: Tensor
+from louiskv.units.base import Grouping, Runs, Units
 
 
 @dataclass(frozen=True)
-class Clusters:
-    """K-means clusters of a KV head's keys (LouisKV, section 4.2 of arXiv 2510.11292).
+class Clusters(Units):
+    """K-means clusters of a KV head's keys (LouisKV, section 4.2 of arXiv 2510.11292; ClusterKV, arXiv 2412.03213).
 
     Attributes:
         unit_size: Mean number of tokens of a cluster.
         iterations: Passes of k-means.
         chunk_size: Tokens clustered among themselves, so that the cost stays linear in the prompt.
+        metric: "euclidean" on centred keys, or "cosine".
+        start: "strided" or "random" (from a fixed seed) first centroids.
+        output_size: Tokens of the output that are clustered among themselves, where the output becomes clusters.
     """
 
     unit_size: int = 16
     iterations: int = 10
     chunk_size: int = 8192
+    metric: str = "euclidean"
+    start: str = "strided"
+    output_size: int = 320
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_count("unit_size", self.unit_size, 1)
+        check_count("iterations", self.iterations, 1)
+        check_count("chunk_size", self.chunk_size, self.unit_size)
+        check_count("output_size", self.output_size, 1)
+        check_choice("metric", self.metric, METRICS)
+        check_choice("start", self.start, STARTS)
+
+    @property
+    def leaves_by(self) -> int:
+        """As many as a cluster has on average, so that each prompt is cut evenly."""
+        return self.unit_size
+
+    def runs(self, window: int) -> Runs:
+        """As many as are clustered among themselves, whatever the boundaries."""
+        return Runs(self.output_size + 1, self.output_size)
 
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
-        """Group the first `counts[n]` of the keys [N, T, D] of each row."""
+        """Cluster each chunk; inside a cluster tokens keep their order."""
         parts = [
             self._group_chunk(keys[:, first : first + self.chunk_size], counts - first, first, impl)
             for first in range(0, keys.shape[1], self.chunk_size)
@@ -55,7 +68,15 @@ class Clusters:
     def _group_chunk(self, keys: Tensor, counts: Tensor, first: int, impl: str | None) -> Grouping:
         counts = counts.clamp(min=0, max=keys.shape[1])
         num_clusters = (counts // self.unit_size).clamp(min=1).minimum(counts)
-        assignment = kmeans(keys, counts, num_clusters, iterations=self.iterations, impl=impl)
+        assignment = kmeans(
+            keys,
+            counts,
+            num_clusters,
+            iterations=self.iterations,
+            metric=self.metric,
+            start=self.start,
+            impl=impl,
+        )
         absent = int(num_clusters.max())
         assignment = torch.where(assignment < 0, absent, assignment)
         sizes = count_by_label(assignment, absent + 1)[:, :-1]

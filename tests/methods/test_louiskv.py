@@ -10,7 +10,7 @@ from torch import Tensor
 
 from louiskv import LouisKV, SettingsError
 from louiskv.methods.base import AttentionOptions
-from louiskv.methods.retrieval import RetrievalLayer
+from louiskv.methods.retrieval_layer import RetrievalLayer
 from tests.ops.test_kmeans import kmeans_by_loops
 
 
@@ -177,7 +177,7 @@ def test_presets_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"budget": 100, "sink": 40, "window": 60}, r"budget=100 .* sink \+ window = 40 \+ 60 = 100"),
+        ({"budget": 100, "sink": 40, "window": 60}, r"budget=100 .* sink \+ window \+ 1 = 40 \+ 60 \+ 1 = 101"),
         ({"tau": 1.5}, r"tau=1.5 .* from -1 to 1"),
         ({"tau": float("nan")}, "tau=nan"),
         ({"sink": -1}, "sink=-1 .* at least 0"),

@@ -15,7 +15,7 @@ def test_score_is_the_mean_of_softmaxes_over_the_group(sizes: list[int], group_s
     sizes[0] = max(1, sizes[0])
     generator = torch.Generator().manual_seed(seed)
     query, summaries = torch.randn(1, group_size, 6, generator=generator), torch.randn(1, len(sizes), 6)
-    got = score_units(query, summaries, torch.tensor([sizes]), scaling=0.5)[0]
+    got = score_units(query, (summaries,), torch.tensor([sizes]), scaling=0.5)[0]
     expected = torch.zeros(len(sizes))
     units = [unit for unit, size in enumerate(sizes) if size]
     for head in range(group_size):

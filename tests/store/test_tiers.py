@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from louiskv.errors import HostMemoryError
-from louiskv.store import host
+from louiskv.store import pool as pool_module
 from louiskv.store.device import ResidentSet
-from louiskv.store.host import HostPool, available_host_memory, capacity_for
+from louiskv.store.pool import Pool, available_host_memory, capacity_for
 from louiskv.store.transfer import Transfer
 
 CPU = torch.device("cpu")
 
 
-def filled_pool(counts: list[int]) -> tuple[HostPool, torch.Tensor]:
-    pool = HostPool(len(counts), 6, torch.float32, CPU)
+def filled_pool(counts: list[int]) -> tuple[Pool, torch.Tensor]:
+    pool = Pool(len(counts), 6, torch.float32, CPU)
     rows = torch.randn(len(counts), max(counts), 6)
     positions = torch.arange(max(counts)).expand(len(counts), -1)
     pool.append(rows, positions, torch.tensor(counts))
@@ -50,8 +50,8 @@ def test_a_pool_that_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(*args: object) -> torch.Tensor:
         raise RuntimeError("not enough memory")
 
-    monkeypatch.setattr(host, "grown", refuse)
-    pool = HostPool(1, 6, torch.float32, CPU)
+    monkeypatch.setattr(pool_module, "grown", refuse)
+    pool = Pool(1, 6, torch.float32, CPU)
     with pytest.raises(HostMemoryError, match=r"cannot grow to 266 tokens .*louiskv plan"):
         pool.append(torch.zeros(1, 10, 6), torch.zeros(1, 10), torch.tensor([10]))
 
@@ -84,7 +84,7 @@ def test_bytes_are_counted_where_they_move() -> None:
     assert transfer.traffic.fetched_bytes == 3 * 24
     transfer.offload(pool, rows[:, :2], torch.zeros(2, 2), torch.tensor([2, 1]))
     assert transfer.traffic.offloaded_bytes == 3 * 24
-    chunks = list(transfer.read(pool, 4, CPU))
+    chunks = list(transfer.read(pool, 4))
     assert torch.equal(torch.cat([chunk for chunk, _ in chunks], 1), pool.rows[:, :10])
     assert sum(int(present.sum()) for _, present in chunks) == 10 + 9
     assert transfer.traffic.fetched_bytes == 3 * 24 + 19 * 24
@@ -95,7 +95,7 @@ def test_bytes_are_counted_where_they_move() -> None:
 def test_available_memory_respects_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = available_host_memory()
     assert free > 2**20
-    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    monkeypatch.setattr(pool_module, "_CGROUP", tmp_path)
     for name, text in (("memory.max", "1000"), ("memory.current", "700"), ("memory.stat", "anon 1\ninactive_file 200")):
         (tmp_path / name).write_text(text)
     assert available_host_memory() == 500

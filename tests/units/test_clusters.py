@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv.units.clusters import Clusters
-from louiskv.units.index import UnitIndex, mean_keys, unit_of_place
+from louiskv.units.index import UnitIndex
+from louiskv.units.summaries import mean_keys, unit_of_place
 
 
 @settings(deadline=None, max_examples=30)
@@ -45,14 +46,14 @@ def test_summary_is_the_mean_key() -> None:
 
 
 def test_the_index_grows_row_by_row() -> None:
-    index = UnitIndex(2, 3, torch.float32, torch.device("cpu"))
-    index.append(torch.tensor([[0, 5], [0, 0]]), torch.tensor([[5, 2], [4, 0]]), torch.ones(2, 2, 3))
+    index = UnitIndex(2, (1,), torch.device("cpu"))
+    index.append(torch.tensor([[0, 5], [0, 0]]), torch.tensor([[5, 2], [4, 0]]), (torch.ones(2, 2, 3),))
     assert index.sizes.shape == (2, 2), "a prompt's units leave no room behind them"
-    begin = index.append(torch.tensor([[7], [4]]), torch.tensor([[0], [3]]), torch.full((2, 1, 3), 2.0))
+    begin = index.append(torch.tensor([[7], [4]]), torch.tensor([[0], [3]]), (torch.full((2, 1, 3), 2.0),))
     assert begin.tolist() == [2, 1]
     assert index.counts.tolist() == [2, 2]
     assert index.sizes[:, :2].tolist() == [[5, 2], [4, 3]]
     assert index.offsets[:, :2].tolist() == [[0, 5], [0, 4]]
-    assert index.summaries[1, 1].tolist() == [2.0] * 3
+    assert index.summaries[0][1, 1].tolist() == [2.0] * 3
     index.select_rows(torch.tensor([1, 1]))
     assert index.sizes[0, :2].tolist() == [4, 3]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from louiskv.units.segments import SegmentCuts, Segments
+from louiskv.units.segments import Cuts, Segments
 
 
 @settings(deadline=None, max_examples=60)
@@ -18,7 +18,7 @@ def test_segments_end_at_boundaries_and_at_their_largest_size(
     boundaries: list[bool], min_size: int, max_size: int, num_sinks: int
 ) -> None:
     window = 64
-    cuts = SegmentCuts(Segments(min_size, max_size), 1, num_sinks, window, torch.device("cpu"))
+    cuts = Cuts(Segments(min_size, max_size).runs(window), 1, num_sinks, window, torch.device("cpu"))
     expected: list[list[int]] = []
     for position, boundary in enumerate(boundaries):
         cuts.append(torch.tensor([position]))
@@ -38,5 +38,5 @@ def test_segments_end_at_boundaries_and_at_their_largest_size(
 
 
 def test_the_largest_segment_is_half_the_window() -> None:
-    assert SegmentCuts(Segments(4, 64), 1, 0, 20, torch.device("cpu")).max_size == 10
-    assert SegmentCuts(Segments(4, 64), 1, 0, 1, torch.device("cpu")).max_size == 1
+    assert Segments(4, 64).runs(20).longest == 10
+    assert Segments(4, 64).runs(1).longest == 1

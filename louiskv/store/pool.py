@@ -1,4 +1,4 @@
-"""The host pool: keys and values of every unit of one layer, in host memory."""
+"""The pool: keys and values of every unit of one layer, in host memory or (for methods that save work only) not."""
 
 import os
 from pathlib import Path
@@ -21,24 +21,29 @@ def capacity_for(num_tokens: int) -> int:
     return num_tokens + max(MIN_ROOM, num_tokens // 16)
 
 
-class HostPool:
-    """Tokens of one layer in host memory, those of one unit side by side, each token's key beside its value.
+class Pool:
+    """Tokens of one layer, those of one unit side by side, each token's key beside its value.
 
     Attributes:
-        rows: [N, capacity, Dk + Dv]; pinned when the device is a GPU.
+        rows: [N, capacity, Dk + Dv]; in host memory pinned when the device is a GPU.
         positions: [N, capacity] int32, where each token stands in its sequence (padding not counted).
         lengths: [N] int64, tokens held by each row.
+        tier: "host", or "device" where the tokens stay on the device and are only picked from.
     """
 
-    def __init__(self, num_rows: int, row_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.pinned = device.type == "cuda"
-        self.rows = torch.empty(num_rows, 0, row_size, dtype=dtype, pin_memory=self.pinned)
-        self.positions = torch.empty(num_rows, 0, dtype=torch.int32)
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64)
+    def __init__(
+        self, num_rows: int, row_size: int, dtype: torch.dtype, device: torch.device, tier: str = "host"
+    ) -> None:
+        self.tier = tier
+        self.device = torch.device("cpu") if tier == "host" else device
+        self.pinned = tier == "host" and device.type == "cuda"
+        self.rows = torch.empty(num_rows, 0, row_size, dtype=dtype, device=self.device, pin_memory=self.pinned)
+        self.positions = torch.empty(num_rows, 0, dtype=torch.int32, device=self.device)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of host memory this pool has allocated."""
+        """Bytes of memory this pool has allocated."""
         return self.rows.nbytes + self.positions.nbytes + self.lengths.nbytes
 
     @property
@@ -50,7 +55,7 @@ class HostPool:
         """Copy tokens to the end of the pool.
 
         Args:
-            rows: [N, T, Dk + Dv] on the device or the host.
+            rows: [N, T, Dk + Dv], on any device.
             positions: [N, T].
             counts: [N] tokens of each row.
 
@@ -58,20 +63,20 @@ class HostPool:
             [N] where each row's new tokens begin.
 
         Raises:
-            HostMemoryError: The host has no room for them.
+            HostMemoryError: There is no room for them.
         """
-        counts = counts.to("cpu")
+        counts = counts.to(self.device)
         self._reserve(int((self.lengths + counts).max()))
         append_rows(self.rows, self.lengths, rows, counts)
-        append_rows(self.positions, self.lengths, positions.to("cpu", torch.int32), counts)
+        append_rows(self.positions, self.lengths, positions.to(self.device, torch.int32), counts)
         begin = self.lengths
         self.lengths = self.lengths + counts
         return begin
 
     def take(self, row: Tensor, index: Tensor) -> Tensor:
-        """Read tokens: [J, Dk + Dv] in host memory, from the rows [J] and the places [J] in them."""
+        """Read tokens: [J, Dk + Dv] in the memory of the pool, from the rows [J] and the places [J] in them."""
         flat = self.rows.flatten(0, 1)
-        source = (row * self.rows.shape[1] + index).to("cpu")
+        source = (row * self.rows.shape[1] + index).to(self.device)
         if not self.pinned:
             return flat.index_select(0, source)
         staging = torch.empty(len(source), flat.shape[1], dtype=flat.dtype, pin_memory=True)
@@ -81,13 +86,14 @@ class HostPool:
         """Remove every token whose position is not below its row's end, closing the gaps.
 
         Args:
-            ends: [N] on the host.
+            ends: [N], on any device.
 
         Returns:
             [N, T] True for the tokens kept, in the places they had.
         """
-        held = torch.arange(self.rows.shape[1]) < self.lengths[:, None]
-        keep = held & (self.positions < ends[:, None])
+        token = torch.arange(self.rows.shape[1], device=self.device)
+        held = token < self.lengths[:, None]
+        keep = held & (self.positions < ends.to(self.device)[:, None])
         order, self.lengths = left_aligned(keep)
         self.rows = take_rows(self.rows, order)
         self.positions = self.positions.gather(1, order)
@@ -95,7 +101,7 @@ class HostPool:
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
-        index = index.to("cpu")
+        index = index.to(self.device)
         rows = self.rows.index_select(0, index)
         self.rows = rows.pin_memory() if self.pinned else rows
         self.positions = self.positions.index_select(0, index)
@@ -112,7 +118,7 @@ class HostPool:
         except (RuntimeError, MemoryError) as error:
             size = self.rows.shape[0] * wanted * self.rows.shape[2] * self.rows.element_size()
             raise HostMemoryError(
-                f"The host pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "
+                f"The {self.tier} pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "
                 "Use a shorter context, a smaller batch or a 16-bit dtype; `louiskv plan` shows the need beforehand."
             ) from error
 

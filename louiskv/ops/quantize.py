@@ -1,0 +1,19 @@
+"""Keys in few bits."""
+
+import torch
+from torch import Tensor
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Pack booleans [..., D] eight to a byte: [..., ceil(D / 8)] uint8, the first in the lowest bit."""
+    padded = torch.nn.functional.pad(bits.to(torch.uint8), (0, -bits.shape[-1] % 8))
+    weight = 2 ** torch.arange(8, device=bits.device, dtype=torch.uint8)
+    eights: Tensor = padded.unflatten(-1, (-1, 8))
+    return (eights * weight).sum(-1, dtype=torch.uint8)
+
+
+def unpack_bits(packed: Tensor, num_bits: int) -> Tensor:
+    """The booleans [..., num_bits] that `pack_bits` packed."""
+    shift = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    bits = (packed[..., None] >> shift) & 1
+    return bits.flatten(-2)[..., :num_bits].bool()

@@ -1,0 +1,165 @@
+"""Summaries: what the index keeps of a unit, and which kind of score that allows."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import check_count
+from louiskv.ops.quantize import pack_bits
+from louiskv.ops.ragged import sum_by_label
+
+
+class Summary(ABC):
+    """Settings of a kind of summary.
+
+    Attributes:
+        kind: How `score_units` reads it: "dot", "bound" or "one_bit".
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """For each tensor of a summary, how many consecutive units share one of its rows."""
+        return (1,)
+
+    @abstractmethod
+    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Summarise units.
+
+        Args:
+            keys: [N, T, D], tokens in the order of their units.
+            sizes: [N, U], rows summing to at most T, zeros last.
+
+        Returns:
+            Tensors [N, ceil(U / stride), ...]; what stands for a unit without tokens is finite.
+        """
+
+    @abstractmethod
+    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+        """Bytes of one unit's summary, keys being of `item_size` bytes a number."""
+
+
+@dataclass(frozen=True)
+class MeanKey(Summary):
+    """The mean of a unit's keys, its centroid (LouisKV, section 4.2 of arXiv 2510.11292)."""
+
+    kind: ClassVar[str] = "dot"
+
+    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """[N, U, D]."""
+        return (mean_keys(keys, sizes),)
+
+    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+        """One key."""
+        return key_dim * item_size
+
+
+@dataclass(frozen=True)
+class MinMax(Summary):
+    """The least and the greatest of each channel of a unit's keys (Quest, section 3.3 of arXiv 2406.10774)."""
+
+    kind: ClassVar[str] = "bound"
+
+    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """[N, U, 2 D]: the greatest, then the least."""
+        return (torch.cat(_extremes(keys, sizes), dim=-1),)
+
+    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+        """Two keys."""
+        return 2 * key_dim * item_size
+
+
+@dataclass(frozen=True)
+class BoundingVolume(Summary):
+    """A box about the middle of a unit's keys, as wide as they lie from it on average (ArkVale, section 4.2).
+
+    With `c = (max + min) / 2` and `r = mean |k - c|` for each channel, the box is `c - r` to `c + r`.
+    """
+
+    kind: ClassVar[str] = "bound"
+
+    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """[N, U, 2 D]: `c + r`, then `c - r`."""
+        high, low = _extremes(keys, sizes)
+        centre = (high.float() + low.float()) / 2
+        unit = unit_of_place(sizes, keys.shape[1])
+        padded = torch.nn.functional.pad(centre, (0, 0, 0, 1))
+        distance = (keys.float() - padded.gather(1, unit[..., None].expand_as(keys))).abs()
+        sums, _ = sum_by_label(distance, unit, sizes.shape[1] + 1)
+        radius = sums[:, :-1] / sizes.clamp(min=1)[..., None]
+        return (torch.cat([centre + radius, centre - radius], dim=-1).to(keys.dtype),)
+
+    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+        """Two keys."""
+        return 2 * key_dim * item_size
+
+
+@dataclass(frozen=True)
+class OneBit(Summary):
+    """Keys in one bit a channel, scaled over groups of consecutive tokens (FIER, section 3.2 of arXiv 2508.08256).
+
+    With `z = (max + min) / 2` and `s = (max - min) / 2` for each channel and group, a key is `sign(k - z) s + z`. Needs
+    units of single tokens that come in whole groups.
+
+    Attributes:
+        group_size: Tokens that share a scale.
+    """
+
+    kind: ClassVar[str] = "one_bit"
+    group_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_count("group_size", self.group_size, 1)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bits for each token, scales for each group."""
+        return (1, self.group_size)
+
+    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Bits [N, U, ceil(D / 8)] uint8, and [N, ceil(U / group_size), 2 D]: scales, then middles."""
+        num_tokens = -(-sizes.shape[1] // self.group_size) * self.group_size
+        keys = keys[:, :num_tokens]
+        whole = torch.nn.functional.pad(keys, (0, 0, 0, num_tokens - keys.shape[1]))
+        groups = whole.unflatten(1, (-1, self.group_size))
+        high, low = groups.amax(2), groups.amin(2)
+        middle, scale = (high + low) / 2, (high - low) / 2
+        bits = pack_bits((groups >= middle[:, :, None]).flatten(1, 2))
+        return bits, torch.cat([scale, middle], dim=-1)
+
+    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+        """A bit a channel, and a share of two keys."""
+        return -(-key_dim // 8) + 2 * key_dim * item_size / self.group_size
+
+
+def mean_keys(keys: Tensor, sizes: Tensor) -> Tensor:
+    """Mean key of each unit.
+
+    Args:
+        keys: [N, T, D], tokens in the order of their units.
+        sizes: [N, U], rows summing to at most T.
+
+    Returns:
+        [N, U, D]; 0 for a unit without tokens.
+    """
+    sums, _ = sum_by_label(keys.float(), unit_of_place(sizes, keys.shape[1]), sizes.shape[1] + 1)
+    return (sums[:, :-1] / sizes.clamp(min=1)[..., None]).to(keys.dtype)
+
+
+def unit_of_place(sizes: Tensor, num_places: int) -> Tensor:
+    """Unit [N, T] of each place when units of these sizes [N, U] lie side by side; U past the last one."""
+    place = torch.arange(num_places, device=sizes.device).expand(len(sizes), -1).contiguous()
+    return torch.searchsorted(sizes.cumsum(1), place, right=True)
+
+
+def _extremes(keys: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest and the least of each channel of each unit, [N, U, D] each; 0 for a unit without tokens."""
+    index = unit_of_place(sizes, keys.shape[1])[..., None].expand_as(keys)
+    empty = keys.new_zeros(len(keys), sizes.shape[1] + 1, keys.shape[2])
+    high, low = (empty.scatter_reduce(1, index, keys, kind, include_self=False) for kind in ("amax", "amin"))
+    return high[:, :-1], low[:, :-1]
