@@ -20,27 +20,36 @@ from louiskv.errors import (
 from louiskv.methods import METHODS, Method
 from louiskv.methods.arkvale import ArkVale
 from louiskv.methods.clusterkv import ClusterKV
+from louiskv.methods.eviction import Eviction
 from louiskv.methods.fier import FIER
 from louiskv.methods.freekv import FreeKV
 from louiskv.methods.full import Full
 from louiskv.methods.full_offloaded import FullOffloaded
+from louiskv.methods.h2o import H2O
+from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.quest import Quest
+from louiskv.methods.raas import RaaS
 from louiskv.methods.retrieval import Retrieval
+from louiskv.methods.snapkv import SnapKV
+from louiskv.methods.streaming_llm import StreamingLLM
 
 __version__ = version("louiskv")
 
 __all__ = [
     "FIER",
+    "H2O",
     "METHODS",
     "ArkVale",
     "ClusterKV",
+    "Eviction",
     "FreeKV",
     "Full",
     "FullOffloaded",
     "HostMemoryError",
     "ImplementationError",
+    "KeepKV",
     "LServeReuse",
     "LouisKV",
     "LouisKVCache",
@@ -48,8 +57,11 @@ __all__ = [
     "Method",
     "ModelLoadError",
     "Quest",
+    "RaaS",
     "Retrieval",
     "SettingsError",
+    "SnapKV",
+    "StreamingLLM",
     "UnsupportedModelError",
     "__version__",
     "attach",

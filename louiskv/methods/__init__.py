@@ -7,9 +7,14 @@ from louiskv.methods.fier import FIER
 from louiskv.methods.freekv import FreeKV
 from louiskv.methods.full import Full
 from louiskv.methods.full_offloaded import FullOffloaded
+from louiskv.methods.h2o import H2O
+from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.quest import Quest
+from louiskv.methods.raas import RaaS
+from louiskv.methods.snapkv import SnapKV
+from louiskv.methods.streaming_llm import StreamingLLM
 
 __all__ = ["METHODS", "Method"]
 
@@ -23,4 +28,9 @@ METHODS: dict[str, type[Method]] = {
     "arkvale": ArkVale,
     "clusterkv": ClusterKV,
     "fier": FIER,
+    "streaming_llm": StreamingLLM,
+    "h2o": H2O,
+    "snapkv": SnapKV,
+    "raas": RaaS,
+    "keepkv": KeepKV,
 }

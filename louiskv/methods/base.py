@@ -115,16 +115,27 @@ class KVLayer(ABC):
         Returns:
             [B, Hq, Tq, Dv].
         """
+        out = self.attend_densely(query, keys, values, mask, options, dense)
+        self.absorb(keys, values, valid)
+        return out
+
+    def attend_densely(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        options: AttentionOptions,
+        dense: DenseAttention,
+    ) -> Tensor:
+        """The attention of `prompt`, which takes nothing in."""
         first = self.batch_size == 0
         if first:
             self.batch_size, self.num_kv_heads = keys.shape[:2]
         with self.telemetry.clock.time("prefill", keys.device):
             if first and options.plain:
-                out = dense(query, keys, values, mask)
-            else:
-                out = self._attend_beside_past(query, keys, values, mask, options, first)
-        self.absorb(keys, values, valid)
-        return out
+                return dense(query, keys, values, mask)
+            return self._attend_beside_past(query, keys, values, mask, options, first)
 
     def _attend_beside_past(
         self,

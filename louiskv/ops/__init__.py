@@ -1,7 +1,8 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
-from louiskv.ops.attention import DECODE_ATTENTION, PARTIAL_ATTENTION
+from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PARTIAL_ATTENTION
 from louiskv.ops.dispatch import Implementation
+from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
 from louiskv.ops.selection import ASSIGN_SLOTS, SCORE_UNITS, SELECT_UNITS
 
@@ -12,4 +13,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "assign_slots": ASSIGN_SLOTS,
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
+    "attention_with_weights": ATTENTION_WITH_WEIGHTS,
+    "choose_victims": CHOOSE_VICTIMS,
+    "merge_similar": MERGE_SIMILAR,
 }

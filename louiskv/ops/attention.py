@@ -86,7 +86,7 @@ def partial_attention(
         query: [N, G, Tq, D].
         keys: [N, T, D].
         values: [N, T, Dv].
-        mask: [N or 1, 1, Tq or 1, T], True where a query may attend; None for everywhere.
+        mask: [N or 1, 1, Tq or 1, T], True where a query may attend, or what to add to each logit; None for everywhere.
         scaling: Factor of the logits.
         softcap: As in `decode_attention`.
         impl: Implementation; None takes the best that can run.
@@ -113,18 +113,78 @@ def _partial_attention(
     step = max(1, MAX_SCORES // max(1, num_rows * group_size * num_keys))
     for first in range(0, num_queries, step):
         part = slice(first, min(first + step, num_queries))
-        flat = query[:, :, part].flatten(1, 2) * scaling
-        scores = torch.bmm(flat, keys.transpose(1, 2)).float().unflatten(1, (group_size, -1))
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
-            slice_of_mask = mask if mask.shape[2] == 1 else mask[:, :, part]
-            scores = scores.masked_fill(~slice_of_mask, -torch.inf)
+        slice_of_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, part]
+        scores = _scores(query[:, :, part], keys, slice_of_mask, scaling, softcap)
         lse[:, :, part] = scores.logsumexp(dim=-1)
         weights = torch.exp(scores - lse[:, :, part].clamp(min=torch.finfo(torch.float32).min)[..., None])
         product = torch.bmm(weights.flatten(1, 2).to(values.dtype), values)
         out[:, :, part] = product.float().unflatten(1, (group_size, -1))
     return out, lse
+
+
+def _scores(query: Tensor, keys: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
+    """Logits [N, G, Tq, T] in float32, -inf where a query may not attend."""
+    scores = torch.bmm(query.flatten(1, 2) * scaling, keys.transpose(1, 2)).float()
+    scores = scores.unflatten(1, query.shape[1:3])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def attention_with_weights(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    attention_sinks: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend, and tell how much of each query's attention every key got: for methods that keep what is attended to.
+
+    Args:
+        query: [N, G, Tq, D]; Tq is 1 in decoding.
+        keys: [N, T, D].
+        values: [N, T, Dv]; finite also where the mask is closed.
+        mask: As in `partial_attention`.
+        scaling: Factor of the logits.
+        softcap: As in `decode_attention`.
+        attention_sinks: As in `decode_attention`.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        Output [N, G, Tq, Dv], weights [N, G, Tq, T] and log-sum-exp [N, G, Tq] with the attention sinks in it, all in
+        float32: a weight is `exp(logit + bias - log-sum-exp)`. A query that may attend to nothing has output and
+        weights 0.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("attention_with_weights", ATTENTION_WITH_WEIGHTS, impl, query.device)
+    out, weights, lse = function(query, keys, values, mask, scaling, softcap, attention_sinks)
+    return out, weights, lse
+
+
+def _attention_with_weights(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    attention_sinks: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = _scores(query, keys, mask, scaling, softcap)
+    lse = scores.logsumexp(dim=-1)
+    if attention_sinks is not None:
+        lse = torch.logaddexp(lse, attention_sinks.float()[..., None])
+    weights = torch.exp(scores - lse.clamp(min=torch.finfo(torch.float32).min)[..., None])
+    out = torch.bmm(weights.flatten(1, 2).to(values.dtype), values).float()
+    return out.unflatten(1, query.shape[1:3]), weights, lse
 
 
 def merge_attention(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,3 +222,4 @@ def dim_by_attention_sinks(out: Tensor, lse: Tensor, attention_sinks: Tensor) ->
 
 DECODE_ATTENTION = (Implementation("torch", _decode_attention),)
 PARTIAL_ATTENTION = (Implementation("torch", _partial_attention),)
+ATTENTION_WITH_WEIGHTS = (Implementation("torch", _attention_with_weights),)

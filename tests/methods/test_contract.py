@@ -10,16 +10,21 @@ from transformers import PreTrainedModel
 
 from louiskv import (
     FIER,
+    H2O,
     METHODS,
     ArkVale,
     ClusterKV,
     FreeKV,
     Full,
     FullOffloaded,
+    KeepKV,
     LouisKV,
     LServeReuse,
     Method,
     Quest,
+    RaaS,
+    SnapKV,
+    StreamingLLM,
     attach,
 )
 from louiskv.cache import LouisKVCache
@@ -50,6 +55,11 @@ CASES: dict[str, tuple[Method, Method]] = {
         ClusterKV(budget=400, sink=3, unit_size=5, output_size=10, dense_layers=1),
         ClusterKV(budget=32, sink=2, unit_size=5, output_size=10, dense_layers=0),
     ),
+    "streaming_llm": (StreamingLLM(budget=400, dense_layers=1), StreamingLLM(budget=24, sink=2)),
+    "h2o": (H2O(budget=400, dense_layers=1), H2O(budget=24)),
+    "snapkv": (SnapKV(budget=400, dense_layers=1), SnapKV(budget=24, observation=5, kernel=3)),
+    "raas": (RaaS(budget=400, page_size=4, dense_layers=1), RaaS(budget=32, page_size=4, threshold=0.02)),
+    "keepkv": (KeepKV(budget=400, dense_layers=1), KeepKV(budget=24, window=5, threshold=0.2, decay=0.7)),
     "fier": (FIER(budget=400, group_size=4, dense_layers=1), FIER(budget=24, group_size=4, dense_layers=0)),
 }
 NAMES = sorted(CASES)

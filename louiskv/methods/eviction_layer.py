@@ -1,0 +1,340 @@
+"""The eviction loop: a fixed number of slots on the device, and what leaves them at each step."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from louiskv.importance import Importance, Observation
+from louiskv.merging import Merging
+from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer
+from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
+from louiskv.ops.eviction import choose_victims
+from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.store.kept import KeptSet
+from louiskv.store.transfer import Traffic
+from louiskv.telemetry import Tier, Tiers
+
+# Weights held at once while a prompt is observed (float32, so 256 MiB).
+MAX_WEIGHTS = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class EvictionParts:
+    """What an eviction method puts together; `Eviction` says what each is.
+
+    Attributes:
+        window: Newest tokens that stay while tokens come one by one.
+        prompt_window: Newest tokens that stay when a prompt is taken in.
+    """
+
+    budget: int
+    share: float
+    num_sinks: int
+    window: int
+    prompt_window: int
+    importance: Importance
+    merging: Merging
+
+
+class Candidates(NamedTuple):
+    """Tokens among which a prompt's arrival makes one choose: those in slots, then those of the prompt.
+
+    Attributes:
+        rows: [N, C, Dk + Dv].
+        positions: [N, C] ascending from the first token on, -1 where there is none.
+        votes: [N, C] what is added to their logits, -inf where there is none.
+        stats: [N, C, k].
+        num_slots: How many of the C are slots.
+        columns: [N, T] column of the padded prompt of each token behind them, None for all in turn.
+        end: [N] tokens seen when all are in.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    votes: Tensor
+    stats: Tensor
+    num_slots: int
+    columns: Tensor | None
+    end: Tensor
+
+
+class EvictionLayer(KVLayer):
+    """One layer: a token is in a slot, or it is gone; it may live on in the token it was merged with.
+
+    Attributes:
+        kept: The slots.
+        lengths: [N] int64, tokens seen by each row.
+        limits: [N] int64, tokens that each row may keep.
+        steps_to_full: Tokens that can be taken in before a row must give one up.
+    """
+
+    kept: KeptSet
+    lengths: Tensor
+    limits: Tensor
+
+    def __init__(self, parts: EvictionParts, impl: str | None = None) -> None:
+        super().__init__(impl)
+        self.parts = parts
+        self.steps_to_full = 0
+        self._begun = False
+
+    def prompt(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        options: AttentionOptions,
+        dense: DenseAttention,
+    ) -> Tensor:
+        """Attend densely, see what the newest queries attend to, and keep what matters most.
+
+        Where importance looks at all queries, attention is computed once, with its weights.
+        """
+        num_queries, watched = query.shape[2], self.parts.importance.prompt_queries
+        watched = num_queries if watched is None else min(watched, num_queries)
+        if watched == 0:
+            return super().prompt(query, keys, values, mask, valid, options, dense)
+        out = None
+        if watched < num_queries:
+            out = self.attend_densely(query, keys, values, mask, options, dense)
+        self.batch_size, self.num_kv_heads = keys.shape[:2]
+        candidates = self._candidates(keys, values, valid)
+        with self.telemetry.clock.time("prefill", keys.device):
+            newest, stats = self._observe(query, candidates, watched, mask, options)
+        self._keep(candidates._replace(stats=stats))
+        return newest if out is None else torch.cat([out[:, :, :-watched], newest], dim=2)
+
+    def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Take in a prompt of whose queries nothing is known."""
+        self._keep(self._candidates(keys, values, valid))
+
+    def _begin(self, keys: Tensor, values: Tensor) -> None:
+        num_rows, parts = keys.shape[0] * keys.shape[1], self.parts
+        sizes = keys.shape[-1], values.shape[-1], parts.importance.num_stats
+        self.kept = KeptSet(num_rows, parts.budget, *sizes, parts.merging.compensates, keys.dtype, keys.device)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=keys.device)
+        self.limits = torch.full_like(self.lengths, parts.budget)
+        self._begun = True
+
+    def _candidates(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> Candidates:
+        if not self._begun:
+            self._begin(keys, values)
+        kept, old = self.kept, self.lengths
+        kept.sort()
+        rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
+        counts, columns = torch.full_like(old, rows.shape[1]), None
+        if valid is not None:
+            columns, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
+            rows = take_rows(rows, columns)
+        token = torch.arange(rows.shape[1], device=rows.device)
+        present = token < counts[:, None]
+        votes = torch.zeros(present.shape, device=rows.device).masked_fill(~present, -torch.inf)
+        return Candidates(
+            rows=torch.cat([kept.rows, rows], 1),
+            positions=torch.cat([kept.positions, torch.where(present, old[:, None] + token, -1)], 1),
+            votes=torch.cat([kept.votes, votes], 1),
+            stats=torch.cat([kept.stats, kept.stats.new_zeros(*rows.shape[:2], kept.stats.shape[2])], 1),
+            num_slots=kept.rows.shape[1],
+            columns=columns,
+            end=old + counts,
+        )
+
+    def _observe(
+        self, query: Tensor, candidates: Candidates, watched: int, mask: Tensor | None, options: AttentionOptions
+    ) -> tuple[Tensor, Tensor]:
+        """The attention [B, Hq, watched, Dv] of the newest queries, and the candidates' stats after seeing it."""
+        importance, num_queries = self.parts.importance, query.shape[2]
+        step = watched
+        if importance.prompt_queries is None:
+            step = max(1, MAX_WEIGHTS // (query.shape[1] * candidates.rows.shape[1]))
+        sinks = options.sinks_by_row(1, self.num_kv_heads)
+        outs, stats = [], []
+        for sequence in range(self.batch_size):
+            rows = slice(sequence * self.num_kv_heads, (sequence + 1) * self.num_kv_heads)
+            held, positions, votes = candidates.rows[rows], candidates.positions[rows], candidates.votes[rows]
+            known = candidates.stats[rows]
+            for first in range(num_queries - watched, num_queries, step):
+                queries = slice(first, min(first + step, num_queries))
+                visible, times = self._visible(candidates, sequence, queries, mask)
+                out, weights, lse = attention_with_weights(
+                    query[sequence, :, queries].unflatten(0, (self.num_kv_heads, -1)),
+                    held[..., : query.shape[-1]],
+                    held[..., query.shape[-1] :],
+                    torch.where(visible, votes[:, None], -torch.inf)[:, None],
+                    scaling=options.scaling,
+                    softcap=options.softcap,
+                    attention_sinks=sinks,
+                    impl=self.impl,
+                )
+                seen = Observation(weights, lse, votes, positions, times.expand(self.num_kv_heads, -1))
+                known = importance.observe(known, seen)
+                outs.append(out.flatten(0, 1).to(query.dtype))
+            stats.append(known)
+        by_sequence = torch.cat(outs, 1).unflatten(1, (self.batch_size, -1))
+        return by_sequence.transpose(0, 1), torch.cat(stats)
+
+    def _visible(
+        self, candidates: Candidates, sequence: int, queries: slice, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Which candidates [Tq, C] some queries of a sequence may attend to; and the queries' positions [Tq]."""
+        row, num_slots = sequence * self.num_kv_heads, candidates.num_slots
+        positions = candidates.positions[row, num_slots:]
+        columns = torch.arange(len(positions), device=positions.device)
+        if candidates.columns is not None:
+            columns = candidates.columns[row]
+        times = torch.empty_like(positions).scatter_(0, columns, positions)[queries]
+        if mask is None:
+            new = columns <= torch.arange(queries.start, queries.stop, device=columns.device)[:, None]
+        else:
+            new = mask[sequence, 0, queries][:, columns]
+        # Padding looks at nothing and is not looked at.
+        visible = torch.cat([new.new_ones(len(times), num_slots), new & (positions >= 0)], 1)
+        return visible & (times >= 0)[:, None], times
+
+    def _keep(self, candidates: Candidates) -> None:
+        """Let go what is over the limits, and put the others into the slots."""
+        parts, kept = self.parts, self.kept
+        rows, positions, votes, stats, num_slots, _, end = candidates
+        with self.telemetry.clock.time("selection", rows.device):
+            self.lengths = end
+            share = (parts.share * end).ceil().long() + parts.num_sinks
+            self.limits = share.clamp(min=parts.budget)
+            is_prompt = torch.arange(rows.shape[1], device=rows.device) >= num_slots
+            stats = parts.importance.observe_prompt(stats, is_prompt & (positions >= 0), self.limits)
+            lost = self._victims(positions, votes, stats, parts.prompt_window, num_new=0)
+            if parts.merging.compensates:
+                kept.compensate(rows, lost)
+            rows, votes = self._merge(rows, votes, stats, lost)
+            order, counts = left_aligned((positions >= 0) & ~lost)
+            order = order[:, : int(counts.max())]
+            present = torch.arange(order.shape[1], device=rows.device) < counts[:, None]
+            kept.reserve(int(self.limits.max()))
+            kept.fill(
+                take_rows(rows, order),
+                positions.gather(1, order).masked_fill(~present, -1),
+                votes.gather(1, order).masked_fill(~present, -torch.inf),
+                take_rows(stats, order),
+            )
+            self.steps_to_full = int((self.limits - counts).min())
+
+    def _victims(self, positions: Tensor, votes: Tensor, stats: Tensor, window: int, num_new: int) -> Tensor:
+        """Where tokens [N, C] must go so that each row keeps to its limit when `num_new` more have come."""
+        parts, page_size = self.parts, self.parts.importance.page_size
+        newest = (self.lengths - window) // page_size * page_size
+        may_go = (positions >= parts.num_sinks) & (positions < newest[:, None])
+        scores = parts.importance.scores(stats, positions, votes).masked_fill(~may_go, torch.inf)
+        excess = ((positions >= 0).sum(1) + num_new - self.limits).clamp(min=0)
+        return choose_victims(scores, positions, excess, page_size=page_size, impl=self.impl)
+
+    def _merge(self, rows: Tensor, votes: Tensor, stats: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and votes after the tokens [N, C] that are lost have gone into others, if they do."""
+        keys, values = rows.split([self.kept.key_dim, rows.shape[2] - self.kept.key_dim], dim=2)
+        log_scores = self.parts.importance.log_scores(stats)
+        keys, values, votes = self.parts.merging.merge(keys, values, votes, log_scores, lost, self.impl)
+        return torch.cat([keys, values], dim=2), votes
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence; where all slots are taken, the least important one is freed first."""
+        self.lengths = self.lengths + 1
+        if self.steps_to_full == 0:
+            with self.telemetry.clock.time("selection", keys.device):
+                self._make_room()
+        self.kept.append(torch.cat([keys, values], dim=-1).flatten(0, 2), self.lengths - 1)
+        self.steps_to_full -= 1
+
+    def _make_room(self) -> None:
+        """Let one token of each full row go, or its page."""
+        kept, parts = self.kept, self.parts
+        lost = self._victims(kept.positions, kept.votes, kept.stats, parts.window, num_new=1)
+        if parts.merging.compensates:
+            kept.compensate(kept.rows, lost)
+        kept.rows, kept.votes = self._merge(kept.rows, kept.votes, kept.stats, lost)
+        kept.drop(lost)
+        self.steps_to_full = int((self.limits - kept.counts).min())
+
+    def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
+        """Attend to what is kept, and see what gets how much."""
+        kept, grouped, importance = self.kept, self.group(query), self.parts.importance
+        sinks = options.sinks_by_row(self.batch_size, self.num_kv_heads)
+        with self.telemetry.clock.time("attention", query.device):
+            if not importance.watches_output:
+                out = decode_attention(
+                    grouped,
+                    kept.keys,
+                    kept.values,
+                    kept.votes[:, None].to(query.dtype),
+                    scaling=options.scaling,
+                    softcap=options.softcap,
+                    attention_sinks=sinks,
+                    impl=self.impl,
+                )
+            else:
+                out, weights, lse = attention_with_weights(
+                    grouped[:, :, None],
+                    kept.keys,
+                    kept.values,
+                    kept.votes[:, None, None],
+                    scaling=options.scaling,
+                    softcap=options.softcap,
+                    attention_sinks=sinks,
+                    impl=self.impl,
+                )
+                seen = Observation(weights, lse, kept.votes, kept.positions, self.lengths[:, None] - 1)
+                kept.stats = importance.observe(kept.stats, seen)
+        return out.to(query.dtype).reshape(self.batch_size, -1, 1, out.shape[-1])
+
+    def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+        """Attend to what is kept, as a partial result."""
+        kept = self.kept
+        mask = kept.votes[:, None, None]
+        return partial_attention(query, kept.keys, kept.values, mask, scaling=scaling, softcap=softcap, impl=self.impl)
+
+    def crop(self, counts: Tensor) -> None:
+        """Forget the last tokens; what was dropped before does not come back, what was merged stays."""
+        self.lengths = self.lengths - counts.repeat_interleave(self.num_kv_heads).to(self.lengths.device)
+        self.kept.crop(self.lengths)
+        self.steps_to_full = int((self.limits - self.kept.counts).min())
+
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        rows = self.rows_of_batch(index)
+        self.kept.select_rows(rows)
+        self.lengths, self.limits = self.lengths.index_select(0, rows), self.limits.index_select(0, rows)
+        self.batch_size = len(index)
+
+    def tiers(self) -> Tiers:
+        """What is kept is resident; nothing is anywhere else."""
+        kept, seen, nothing = self.kept, int(self.lengths.sum()), Tier(0, 0)
+        size = kept.num_bytes + self.lengths.nbytes + self.limits.nbytes
+        row_size = kept.rows.shape[2] * kept.rows.element_size()
+        return Tiers(Tier(int(kept.counts.sum()), size), nothing, nothing, Tier(seen, seen * row_size))
+
+    @property
+    def attended(self) -> int:
+        """The most tokens that are kept of a row."""
+        return int(self.kept.counts.max())
+
+    @property
+    def traffic(self) -> Traffic:
+        """Nothing moves."""
+        return Traffic()
+
+    def check_integrity(self) -> None:
+        """No token is doubled, no row is over its limit, and an empty slot takes no part."""
+        kept, parts = self.kept, self.parts
+        assert bool((kept.counts <= self.limits).all())
+        assert self.steps_to_full <= int((self.limits - kept.counts).min())
+        for each, length in enumerate(self.lengths.tolist()):
+            held = kept.positions[each][kept.positions[each] >= 0]
+            assert held.unique().numel() == held.numel()
+            assert bool((held < length).all())
+        occupied = kept.positions >= 0
+        tokens = kept.votes.shape[1] - kept.with_rest
+        assert bool(((kept.votes > -torch.inf) == occupied)[:, :tokens].all())
+        if parts.merging.compensates:
+            assert bool((kept.num_rest == self.lengths - kept.counts).all())
+            torch.testing.assert_close(kept.votes[:, -1].exp(), kept.num_rest.float())
