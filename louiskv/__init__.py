@@ -9,11 +9,13 @@ from importlib.metadata import version
 
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache
+from louiskv.calibration import score_heads
 from louiskv.errors import (
     HostMemoryError,
     ImplementationError,
     LouisKVError,
     ModelLoadError,
+    NotCalibratedError,
     SettingsError,
     UnsupportedModelError,
 )
@@ -31,6 +33,7 @@ from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.quest import Quest
 from louiskv.methods.raas import RaaS
+from louiskv.methods.razor_attention import RazorAttention
 from louiskv.methods.retrieval import Retrieval
 from louiskv.methods.snapkv import SnapKV
 from louiskv.methods.streaming_llm import StreamingLLM
@@ -56,8 +59,10 @@ __all__ = [
     "LouisKVError",
     "Method",
     "ModelLoadError",
+    "NotCalibratedError",
     "Quest",
     "RaaS",
+    "RazorAttention",
     "Retrieval",
     "SettingsError",
     "SnapKV",
@@ -65,4 +70,5 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attach",
+    "score_heads",
 ]

@@ -37,29 +37,44 @@ def attach(model: PreTrainedModel, method: Method, *, impl: str | None = None) -
     Raises:
         UnsupportedModelError: The model is an encoder, has no full-attention layers, caches latents (MLA), or has
             attention of its own.
-        SettingsError: The model is attached already.
+        SettingsError: The model is attached already, or what the method was given is of another model.
+        NotCalibratedError: The method needs something that was not measured on the model yet.
     """
-    _check(model)
+    check_model(model)
     _register()
     config = model.config.get_text_config(decoder=True)
-    kv_cache = LouisKVCache(config, method, impl)
+    kv_cache = LouisKVCache(config, method.for_model(model), impl)
+    hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config), with_kwargs=True)
+    try:
+        with using_attention(model, NAME):
+            yield kv_cache
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let a model's decoder use the attention registered as `name`, and put back the one it had.
+
+    Raises:
+        UnsupportedModelError: The model has attention of its own.
+    """
+    config = model.config.get_text_config(decoder=True)
     key = _key_of_decoder(model, config)
     before = config._attn_implementation
 
     def set_attention(name: str) -> None:
         model.set_attn_implementation(name if key is None else {key: name})
 
-    hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config), with_kwargs=True)
     try:
-        set_attention(NAME)
-        if config._attn_implementation != NAME:
+        set_attention(name)
+        if config._attn_implementation != name:
             raise UnsupportedModelError(
                 f"{type(model).__name__} has attention of its own and cannot use louiskv: it does not go through the "
                 "attention interface of transformers."
             )
-        yield kv_cache
+        yield
     finally:
-        hook.remove()
         set_attention(before)
 
 
@@ -173,7 +188,8 @@ def _register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _check(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` if a model cannot be attached, `SettingsError` if it is attached already."""
     check_config(model.config)
     name = type(model).__name__
     if not model.can_generate():

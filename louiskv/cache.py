@@ -243,13 +243,15 @@ class CacheLayer(CacheLayerMixin):
 
     def report(self) -> LayerReport:
         """The figures of this layer."""
+        # First, for it waits for what runs in the background.
+        tiers = self.state.tiers()
         telemetry: LayerTelemetry = self.state.telemetry
         fired = telemetry.fired.tensor().float()
         selected = telemetry.selected_tokens
         return LayerReport(
             layer=self.index,
             kind=type(self.state).__name__,
-            tiers=self.state.tiers(),
+            tiers=tiers,
             steps=self.output_tokens // max(1, self.state.batch_size),
             retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
             hit_rate=telemetry.hit_tokens / selected if selected else None,

@@ -9,6 +9,10 @@ class SettingsError(LouisKVError, ValueError):
     """A setting is outside its range, or settings contradict each other."""
 
 
+class NotCalibratedError(LouisKVError):
+    """A method needs something that must be measured on the model once, and was not."""
+
+
 class UnsupportedModelError(LouisKVError):
     """The model's attention or cache is of a kind that louiskv cannot manage."""
 
@@ -45,6 +49,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_multiple(name: str, value: int, of: str, size: int) -> None:
     """Raise `SettingsError` unless `value` is a multiple of `size`, the setting named `of`."""
+    check_count(name, value, 0)
     if value % size:
         below = value // size * size
         near = f"{below} or {below + size}" if below else f"{size}"

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from louiskv.errors import ModelLoadError
+from louiskv.folders import cache_folder
 
 DEFAULT_MODEL = "smollm2"
 
@@ -159,8 +160,7 @@ def _place_of(file: Path, name: str) -> Path:
     digest = _sha256(file)
     if name == DEFAULT_MODEL and digest != _SHA256:
         raise ModelLoadError(f"{file} is damaged: its sha256 is {digest}, not {_SHA256}. Install the package again.")
-    root = Path(os.environ.get("LOUISKV_CACHE") or Path.home() / ".cache" / "louiskv")
-    return root / f"{file.stem}-{digest[:16]}"
+    return cache_folder() / f"{file.stem}-{digest[:16]}"
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -127,6 +127,10 @@ class Tiers:
     host: Tier
     seen: Tier
 
+    def __add__(self, other: "Tiers") -> "Tiers":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Tiers(*(mine + theirs for mine, theirs in pairs))
+
 
 @dataclass(frozen=True)
 class LayerReport:

@@ -19,17 +19,20 @@ ARROWS: dict[str, set[str]] = {
     "merging": {"ops"},
     "store": {"store", "ops"},
     "telemetry": set(),
-    "methods": {"methods", "units", "triggers", "importance", "merging", "store", "ops", "telemetry"},
+    "folders": set(),
+    "heads": {"folders"},
+    "methods": {"methods", "units", "triggers", "importance", "merging", "store", "ops", "telemetry", "heads"},
     "cache": {"methods", "telemetry"},
     "attach": {"cache", "methods", "ops"},
+    "calibration": {"attach", "cache", "heads", "methods", "ops"},
     "plan": {"cache", "methods", "store", "telemetry"},
-    "models": set(),
+    "models": {"folders"},
     "bench": {"bench", "attach", "cache", "methods", "telemetry", "models", "plan", ""},
     "cli": {"cli", "bench", "attach", "cache", "methods", "telemetry", "models", "plan", "ops", "store", ""},
-    "": {"attach", "cache", "methods"},
+    "": {"attach", "cache", "calibration", "methods"},
 }
 # The seam, and what works on models: all others know tensors only.
-KNOW_TRANSFORMERS = {"cache", "attach", "models", "bench", "cli"}
+KNOW_TRANSFORMERS = {"cache", "attach", "calibration", "models", "bench", "cli"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 

@@ -28,8 +28,10 @@ def test_names() -> None:
         "METHODS",
         "Method",
         "ModelLoadError",
+        "NotCalibratedError",
         "Quest",
         "RaaS",
+        "RazorAttention",
         "Retrieval",
         "SettingsError",
         "SnapKV",
@@ -37,6 +39,7 @@ def test_names() -> None:
         "UnsupportedModelError",
         "__version__",
         "attach",
+        "score_heads",
     ]
     assert louiskv.__version__ == version("louiskv")
 
@@ -81,6 +84,7 @@ def test_errors_are_of_one_family() -> None:
         louiskv.HostMemoryError,
         louiskv.ImplementationError,
         louiskv.ModelLoadError,
+        louiskv.NotCalibratedError,
     ):
         assert issubclass(error, louiskv.LouisKVError)
     assert issubclass(louiskv.SettingsError, ValueError)

@@ -13,6 +13,7 @@ from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.quest import Quest
 from louiskv.methods.raas import RaaS
+from louiskv.methods.razor_attention import RazorAttention
 from louiskv.methods.snapkv import SnapKV
 from louiskv.methods.streaming_llm import StreamingLLM
 
@@ -33,4 +34,5 @@ METHODS: dict[str, type[Method]] = {
     "snapkv": SnapKV,
     "raas": RaaS,
     "keepkv": KeepKV,
+    "razor_attention": RazorAttention,
 }

@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.store.pool import capacity_for
@@ -236,10 +236,18 @@ class Method(ABC):
     def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
         """What that layer will hold of one sequence of `num_tokens` prompt tokens."""
 
+    def for_model(self, model: nn.Module) -> "Method":
+        """The method as it is for this model; one that depends on what was measured on the model looks that up.
+
+        Raises:
+            NotCalibratedError: It was not measured yet.
+        """
+        return self
+
     @classmethod
     def settings(cls) -> tuple[Field[Any], ...]:
         """The settings with their defaults and help."""
-        return fields(cls)
+        return tuple(each for each in fields(cls) if "help" in each.metadata)
 
 
 class Assembled(Method):

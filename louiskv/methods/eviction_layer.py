@@ -156,22 +156,25 @@ class EvictionLayer(KVLayer):
         for sequence in range(self.batch_size):
             rows = slice(sequence * self.num_kv_heads, (sequence + 1) * self.num_kv_heads)
             held, positions, votes = candidates.rows[rows], candidates.positions[rows], candidates.votes[rows]
-            known = candidates.stats[rows]
+            known = candidates.stats[rows].clone()
             for first in range(num_queries - watched, num_queries, step):
                 queries = slice(first, min(first + step, num_queries))
                 visible, times = self._visible(candidates, sequence, queries, mask)
+                # Without a mask no query sees what comes after it.
+                seen = slice(candidates.num_slots + queries.stop if mask is None else None)
                 out, weights, lse = attention_with_weights(
                     query[sequence, :, queries].unflatten(0, (self.num_kv_heads, -1)),
-                    held[..., : query.shape[-1]],
-                    held[..., query.shape[-1] :],
-                    torch.where(visible, votes[:, None], -torch.inf)[:, None],
+                    held[:, seen, : query.shape[-1]],
+                    held[:, seen, query.shape[-1] :],
+                    torch.where(visible[:, seen], votes[:, None, seen], -torch.inf)[:, None],
                     scaling=options.scaling,
                     softcap=options.softcap,
                     attention_sinks=sinks,
                     impl=self.impl,
                 )
-                seen = Observation(weights, lse, votes, positions, times.expand(self.num_kv_heads, -1))
-                known = importance.observe(known, seen)
+                times = times.expand(self.num_kv_heads, -1)
+                observation = Observation(weights, lse, votes[:, seen], positions[:, seen], times)
+                known[:, seen] = importance.observe(known[:, seen], observation)
                 outs.append(out.flatten(0, 1).to(query.dtype))
             stats.append(known)
         by_sequence = torch.cat(outs, 1).unflatten(1, (self.batch_size, -1))

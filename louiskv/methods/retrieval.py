@@ -68,12 +68,13 @@ class Retrieval(Method):
                 f"window={self.window} is not allowed: {longest} tokens of the output become units together "
                 f"({self._output}), so give at least {longest}."
             )
-        room = self.budget - self.sink - self.window
-        if room < self._taken_by:
+        newest = self.window + self.recent_units * self._taken_by
+        least = self.sink + newest + self._taken_by
+        if self.budget < least:
             raise SettingsError(
                 f"budget={self.budget} leaves no room to retrieve: it must be at least sink + window + "
-                f"{self._taken_by} = {self.sink} + {self.window} + {self._taken_by} = "
-                f"{self.sink + self.window + self._taken_by}. Raise the budget or lower the other two."
+                f"{self._taken_by} = {self.sink} + {newest} + {self._taken_by} = {least}. "
+                "Raise the budget or lower the other two."
             )
         if isinstance(self.summary, OneBit):
             wanted = Tokens(self.summary.group_size)

@@ -209,7 +209,8 @@ class RetrievalLayer(KVLayer):
     def _retrieve(self, query: Tensor, fire: Tensor, scaling: float) -> None:
         """Select again where `fire` [N] says so, and fetch what is missing."""
         with self.telemetry.clock.time("selection", query.device):
-            take = torch.where(fire[:, None], self._select(query, fire, scaling), self.index.resident)
+            take = torch.where(fire[:, None], self._select(query, scaling), self.index.resident)
+            self._count(take, fire)
             change = self._change(take)
         with self.telemetry.clock.time("fetch", query.device):
             self._apply(change())
@@ -217,16 +218,17 @@ class RetrievalLayer(KVLayer):
     def _prepare(self, query: Tensor, scaling: float) -> Change:
         """Select and fetch for the next step, changing nothing yet."""
         with self.telemetry.clock.time("ahead", query.device):
-            everywhere = torch.ones(len(query), dtype=torch.bool, device=query.device)
-            return self._change(self._select(query, everywhere, scaling))()
+            return self._change(self._select(query, scaling))()
 
     def _land(self) -> None:
         """Put what was fetched ahead into its slots."""
         if self._begun and self.ahead.busy:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self._apply(self.ahead.collect())
+                change = self.ahead.collect()
+                self._count(change.take, torch.ones_like(change.take[:, 0], dtype=torch.bool))
+                self._apply(change)
 
-    def _select(self, query: Tensor, fire: Tensor, scaling: float) -> Tensor:
+    def _select(self, query: Tensor, scaling: float) -> Tensor:
         """[N, U] tokens of each unit that the queries [N, G, D] choose."""
         index, parts = self.index, self.parts
         scores = score_units(
@@ -241,10 +243,12 @@ class RetrievalLayer(KVLayer):
         if parts.recent_units:
             age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
             scores = scores.masked_fill((age > 0) & (age <= parts.recent_units), torch.inf)
-        take = select_units(scores, index.sizes, self._room(), impl=self.impl)
+        return select_units(scores, index.sizes, self._room(), impl=self.impl)
+
+    def _count(self, take: Tensor, fire: Tensor) -> None:
+        """Count what the rows that `fire` [N] take, and what of it is resident already."""
         self.telemetry.selected_tokens += int((take * fire[:, None]).sum())
-        self.telemetry.hit_tokens += int((take.minimum(index.resident) * fire[:, None]).sum())
-        return take
+        self.telemetry.hit_tokens += int((take.minimum(self.index.resident) * fire[:, None]).sum())
 
     def _room(self) -> Tensor:
         """[N] tokens that may be retrieved: what the window leaves of the budget until the trigger fires again."""

@@ -19,6 +19,10 @@ class Traffic:
     offloaded_tokens: int = 0
     offloaded_bytes: int = 0
 
+    def __add__(self, other: "Traffic") -> "Traffic":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Traffic(*(mine + theirs for mine, theirs in pairs))
+
 
 class Transfer:
     """Moves tokens of one layer between its resident set and its pool; a pool on the device moves nothing.

@@ -23,6 +23,7 @@ from louiskv import (
     Method,
     Quest,
     RaaS,
+    RazorAttention,
     SnapKV,
     StreamingLLM,
     attach,
@@ -60,6 +61,10 @@ CASES: dict[str, tuple[Method, Method]] = {
     "snapkv": (SnapKV(budget=400, dense_layers=1), SnapKV(budget=24, observation=5, kernel=3)),
     "raas": (RaaS(budget=400, page_size=4, dense_layers=1), RaaS(budget=32, page_size=4, threshold=0.02)),
     "keepkv": (KeepKV(budget=400, dense_layers=1), KeepKV(budget=24, window=5, threshold=0.2, decay=0.7)),
+    "razor_attention": (
+        RazorAttention(window=400, kv_heads=((), (0,), (0,), (0,))),
+        RazorAttention(window=10, share=0.3, sink=2, kv_heads=((), (0,), (), (0,))),
+    ),
     "fier": (FIER(budget=400, group_size=4, dense_layers=1), FIER(budget=24, group_size=4, dense_layers=0)),
 }
 NAMES = sorted(CASES)
