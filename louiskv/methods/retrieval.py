@@ -95,7 +95,7 @@ class Retrieval(Method):
         parts = self._parts()
         in_units = max(0, num_tokens - self.sink - self.window)
         pool, on_host = shape.pool_bytes(in_units), self.store == "host"
-        slots = self.sink + self.window + parts.num_retrieved
+        slots = self.sink + self.window + parts.num_retrieved + parts.num_spare
         unit_bytes = self.summary.unit_bytes(shape.key_dim, shape.item_size) + TABLE_BYTES
         return Footprint(
             resident=slots * shape.token_bytes + (0 if on_host else pool),
@@ -125,6 +125,8 @@ class Retrieval(Method):
             window=self.window,
             prompt_window=self.window if self.prompt_window is None else min(self.window, self.prompt_window),
             num_retrieved=room // self._taken_by * self._taken_by,
+            # What the next selection takes in any case need not be dropped before and fetched again.
+            num_spare=self._output.runs(self.window).longest if self.recent_units and gap == 1 else 0,
             taken_by=self._taken_by,
             units=self.units,
             output=self._output,

@@ -32,6 +32,7 @@ class Parts:
 
     Attributes:
         num_retrieved: Slots for retrieved tokens.
+        num_spare: Slots in which a run that left the window waits for the selection of the same step.
         taken_by: A selection takes tokens in multiples of this.
         output: Units of outputs.
     """
@@ -41,6 +42,7 @@ class Parts:
     window: int
     prompt_window: int
     num_retrieved: int
+    num_spare: int
     taken_by: int
     units: Units
     output: Units
@@ -144,7 +146,7 @@ class RetrievalLayer(KVLayer):
         num_rows = keys.shape[0] * keys.shape[1]
         key_dim, value_dim, dtype, device = keys.shape[-1], values.shape[-1], keys.dtype, keys.device
         parts = self.parts
-        sizes = (parts.num_sinks, parts.window, parts.num_retrieved)
+        sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device)
         self.index = UnitIndex(num_rows, parts.summary.strides, device)
         self.pool = Pool(num_rows, key_dim + value_dim, dtype, device, parts.store)
@@ -292,7 +294,7 @@ class RetrievalLayer(KVLayer):
         self.telemetry.count_segments(sizes)
         resident.advance(resident.lengths, start + counts)
 
-        room = (self._room() - index.resident.sum(1)).clamp(min=0)
+        room = (self._room() + parts.num_spare - index.resident.sum(1)).clamp(min=0)
         stays = (room[:, None] - before).clamp(min=0).minimum(sizes).to(torch.int32)
         unit = added[:, None] + torch.arange(sizes.shape[1], device=start.device)
         take = index.resident.scatter_add(1, unit.clamp(max=index.sizes.shape[1] - 1), stays)
