@@ -351,10 +351,9 @@ class LouisKVCache(Cache):
         for layer in self.layers:
             if not isinstance(layer, CacheLayer):
                 unmanaged += sum(tensor.nbytes for tensor in _tensors(vars(layer)))
-        settings = {setting.name: getattr(self.method, setting.name) for setting in self.method.settings()}
         return Report(
             method=type(self.method).__name__,
-            settings=settings,
+            settings=self.method.values(),
             prompt_tokens=self.managed[0].prompt_tokens,
             output_tokens=self.managed[0].output_tokens,
             unmanaged_bytes=unmanaged,

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache
 from louiskv.cli.failures import DeviceMemoryError
+from louiskv.cli.loading import ready
 from louiskv.cli.options import Sampling
 from louiskv.cli.streaming import Interruption, StoppedError, Streamer
 from louiskv.methods import Method
@@ -139,7 +140,7 @@ def speaker(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, method: Method, impl: str | None, console: Console
 ) -> Iterator[Speaker]:
     """The model attached to a method, its cache empty."""
-    with attach(model, method, impl=impl) as kv_cache:
+    with attach(model, ready(model, method, console), impl=impl) as kv_cache:
         yield Speaker(model, tokenizer, kv_cache, console)
 
 

@@ -12,7 +12,7 @@ from louiskv.bench.decode import SDPA, DecodeResult, bench_decode
 from louiskv.bench.material import prefill, text_ids
 from louiskv.bench.prefill import PrefillResult, bench_prefill
 from louiskv.bench.provenance import provenance
-from louiskv.cli.loading import load
+from louiskv.cli.loading import load, ready
 from louiskv.cli.options import MethodChoice, ModelChoice, takes_model, takes_settings
 from louiskv.cli.prompts import check_fits, room
 from louiskv.cli.tables import table
@@ -53,6 +53,7 @@ def decode(
     methods = _methods(method, settings)
     console = Console(stderr=True)
     loaded, tokenizer = load(model, console)
+    methods = {name: ready(loaded, each, console) for name, each in methods.items()}
     limit = room(loaded.config, steps)
     real = min(max(context), limit or max(context))
     results: list[DecodeResult] = []
@@ -93,6 +94,7 @@ def time_prefill(
     methods = _methods(method, settings)
     console = Console(stderr=True)
     loaded, tokenizer = load(model, console)
+    methods = {name: ready(loaded, each, console) for name, each in methods.items()}
     for length in context:
         check_fits(length, room(loaded.config, 1), "Prefill is measured on real text: give a smaller --context.")
     results: list[PrefillResult] = []
@@ -178,20 +180,16 @@ def _told(device: Any, model: ModelChoice, methods: dict[str, Method], results: 
         "model": model.name,
         "dtype": model.dtype,
         "impl": model.impl,
-        "methods": {name: _settings(method) for name, method in methods.items()},
+        "methods": {name: method.values() for name, method in methods.items()},
         "provenance": provenance(device),
         "results": [result.to_dict() for result in results],
     }
 
 
-def _settings(method: Method) -> dict[str, Any]:
-    return {setting.name: getattr(method, setting.name) for setting in method.settings()}
-
-
 def _origin(device: Any, model: ModelChoice, methods: dict[str, Method]) -> str:
     where = provenance(device)
     lines = [
-        f"{name}: {', '.join(f'{key}={value}' for key, value in _settings(method).items())}"
+        f"{name}: {', '.join(f'{key}={value}' for key, value in method.values().items())}"
         for name, method in methods.items()
         if method.settings()
     ]

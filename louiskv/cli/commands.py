@@ -16,6 +16,7 @@ from louiskv.errors import LouisKVError
 COMMANDS = {
     "generate": "Answer a prompt, or a question about a document.",
     "chat": "Talk with a model, several turns on one cache.",
+    "methods": "List the methods: paper, what each keeps where, settings with their defaults.",
     "plan": "Work out the memory of each tier before anything is loaded.",
     "doctor": "Show versions, devices, and which implementation of each operation can run here.",
     "bench": "Measure decoding and prefill, methods side by side.",

@@ -6,13 +6,15 @@ import torch
 import transformers
 from huggingface_hub.utils import logging as hub_logging
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import louiskv
-from louiskv import models
+from louiskv import calibration, models
 from louiskv.cli.options import ModelChoice
-from louiskv.errors import ImplementationError, SettingsError
+from louiskv.errors import ImplementationError, NotCalibratedError, SettingsError
+from louiskv.methods import Method
 from louiskv.ops import OPS
 
 
@@ -24,6 +26,19 @@ def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTra
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
     _check_implementation(choice.impl, model.device)
     return model, tokenizer
+
+
+def ready(model: PreTrainedModel, method: Method, console: Console) -> Method:
+    """The method as it is for the model; what it needs to know of it is measured now if it never was."""
+    try:
+        return method.for_model(model)
+    except NotCalibratedError:
+        columns = TextColumn("measuring heads, once for this model"), BarColumn(), MofNCompleteColumn()
+        bar = Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+        with bar:
+            task = bar.add_task("", total=None)
+            calibration.score_heads(model, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    return method.for_model(model)
 
 
 def be_quiet() -> None:

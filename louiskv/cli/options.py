@@ -61,9 +61,9 @@ class MethodChoice:
         """
         method = self.kind()
         known = [setting.name for setting in method.settings()]
-        foreign = [_flag(name) for name in self.given if name not in known]
+        foreign = [flag(name) for name in self.given if name not in known]
         if foreign:
-            own = f"its settings are {', '.join(map(_flag, known))}" if known else "it has none"
+            own = f"its settings are {', '.join(map(flag, known))}" if known else "it has none"
             raise SettingsError(f"The method {self.name} has no setting {', '.join(foreign)}: {own}.")
         if self.preset is None:
             return method(**{**{name: value for name, value in defaults.items() if name in known}, **self.given})
@@ -203,5 +203,6 @@ def _bundled(
     return wrapper
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The option of a setting: unit_size -> --unit-size."""
     return f"--{name.replace('_', '-')}"

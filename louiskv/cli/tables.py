@@ -11,7 +11,7 @@ def table(*columns: str) -> Table:
     """An empty table; numbers go into the columns after the first, to the right."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        made.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+        made.add_column(column, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0)
     return made
 
 

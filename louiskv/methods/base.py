@@ -249,6 +249,10 @@ class Method(ABC):
         """The settings with their defaults and help."""
         return tuple(each for each in fields(cls) if "help" in each.metadata)
 
+    def values(self) -> dict[str, Any]:
+        """The settings as they are."""
+        return {each.name: getattr(self, each.name) for each in self.settings()}
+
 
 class Assembled(Method):
     """A method that is settings and a choice of parts."""

@@ -14,7 +14,9 @@ class LServeReuse(Assembled):
     """Quest's selection, made only at every fourth step: the fixed stride that any trigger must beat."""
 
     paper: ClassVar[str] = "LServe, arXiv 2502.14866"
-    keeps: ClassVar[str] = "as Quest; a selection serves several steps"
+    keeps: ClassVar[str] = (
+        "everything and the min/max of each page on the device; a choice of pages serves several steps"
+    )
 
     budget: int = setting(1024, "tokens a KV head attends to exactly, the page that fills included")
     page_size: int = setting(16, "tokens of a page")

@@ -2,13 +2,15 @@
 
 import signal
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typer.testing import CliRunner, Result
 
-from louiskv import models
+from louiskv import calibration, heads, models
 from louiskv.cache import CacheLayer
 from louiskv.cli.commands import app
 
@@ -22,9 +24,17 @@ def loaded() -> Loaded:
     return models.load(device="cpu")
 
 
+@pytest.fixture(scope="session")
+def head_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for head scores that is empty at first."""
+    return tmp_path_factory.mktemp("heads")
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> Run:
-    """Runs `louiskv` with arguments, in this process; the default model is not loaded again."""
+def run(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, head_scores: Path) -> Run:
+    """Runs `louiskv` with arguments, in this process; the default model is not loaded again, heads are scored fast."""
+    monkeypatch.setattr(heads, "_folder", lambda: head_scores)
+    monkeypatch.setattr(calibration, "score_heads", partial(calibration.score_heads, block=32))
     load, load_config = models.load, models.load_config
 
     def loading(name: str, **options: Any) -> Loaded:
