@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class ModelIdentity:
 
     def is_of(self, other: "ModelIdentity") -> bool:
         """Whether both are the same model; 16-bit weights are rounded, which is less than training changes."""
-        if self.shapes != other.shapes:
+        if self.shapes != other.shapes or len(self.sample) != len(other.sample):
             return False
         return torch.allclose(torch.tensor(self.sample), torch.tensor(other.sample), rtol=1e-2, atol=1e-6)
 
@@ -101,19 +103,29 @@ class HeadScores:
         """
         try:
             content = json.loads(path.read_text())
-            return cls(**{**content, "model": ModelIdentity(**content["model"])})
+            scores = cls(**{**content, "model": ModelIdentity(**content["model"])})
+            scores.check()
         except OSError as error:
             raise SettingsError(f"The head scores {path} cannot be read: {error.strerror}.") from error
         except (ValueError, TypeError, KeyError) as error:
             raise SettingsError(f"{path} holds no head scores: make them with louiskv.score_heads(model).") from error
+        return scores
 
     @classmethod
     def find(cls, model: ModelIdentity) -> Path | None:
-        """The file that was saved for a model, None if there is none."""
+        """The file that was saved for a model, None if there is none; a damaged file is none."""
         for path in sorted(_folder().glob(f"{model.shapes[:16]}-*.json")):
-            if cls.load(path).model.is_of(model):
-                return path
+            with suppress(SettingsError):
+                if cls.load(path).model.is_of(model):
+                    return path
         return None
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError unless there are two numbers for each head, and a sample of numbers."""
+        both = zip(self.echo, self.induction, strict=True)
+        pairs = [pair for layer in both for pair in zip(*layer, strict=True)]
+        if not all(isinstance(number, float | int) for number in [*self.model.sample, *chain(*pairs)]):
+            raise TypeError("A score or a weight is no number.")
 
 
 def _folder() -> Path:

@@ -165,18 +165,18 @@ class TimeStamps(Importance):
     stamped by its last queries.
 
     Attributes:
-        pages: Tokens of a page.
+        page_size: Tokens of a page.
         threshold: Share of the attention.
         num_queries: Queries of a prompt that give stamps.
     """
 
-    pages: int = 16
+    page_size: int = 16
     threshold: float = 1e-4
     num_queries: int = 32
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_count("page_size", self.pages, 1)
+        check_count("page_size", self.page_size, 1)
         check_count("num_queries", self.num_queries, 1)
         check_range("threshold", self.threshold, 0, 1)
 
@@ -195,24 +195,22 @@ class TimeStamps(Importance):
         """The stamp, the same for all tokens of a page."""
         return 1
 
-    @property
-    def page_size(self) -> int:
-        """A page."""
-        return self.pages
-
     def observe(self, stats: Tensor, seen: Observation) -> Tensor:
-        """Renew the stamps of the pages that are attended to."""
+        """Renew the stamps of the pages that are attended to; a token that came since gets that of its page."""
         weights = seen.weights.mean(1) * (seen.positions >= 0)[:, None]
-        page = seen.positions.clamp(min=0) // self.pages
+        page = seen.positions.clamp(min=0) // self.page_size
         mass = weights.new_zeros(*weights.shape[:2], int(page.max()) + 1)
         mass.scatter_add_(2, page[:, None].expand_as(weights), weights)
         stamp = torch.where(mass > self.threshold, seen.times[..., None].float(), 0).amax(1)
-        return torch.maximum(stats, stamp.gather(1, page)[..., None])
+        former = stats[..., 0]
+        # What stays for good gives nothing to the tokens of the output that share its page.
+        stamp.scatter_reduce_(1, page, former.masked_fill((former == torch.inf) | (seen.positions < 0), 0), "amax")
+        return torch.maximum(former, stamp.gather(1, page))[..., None]
 
     def observe_prompt(self, stats: Tensor, is_prompt: Tensor, budget: Tensor) -> Tensor:
         """Keep a prompt for good if that leaves two pages."""
         for_good = is_prompt | (stats[..., 0] == torch.inf)
-        fits = for_good.sum(1) <= budget - 2 * self.pages
+        fits = for_good.sum(1) <= budget - 2 * self.page_size
         return torch.where((is_prompt & fits[:, None])[..., None], torch.inf, stats)
 
     def scores(self, stats: Tensor, positions: Tensor, votes: Tensor) -> Tensor:
@@ -236,7 +234,7 @@ class MovingAverage(Importance):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if not 0 < self.decay < 1:
+        if type(self.decay) is not float or not 0 < self.decay < 1:
             raise SettingsError(f"decay={self.decay!r} is not allowed: give a number between 0 and 1.")
         check_count("num_queries", self.num_queries, 1)
 

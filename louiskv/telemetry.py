@@ -1,6 +1,7 @@
 """Counters and timings of one layer, and the report of a whole cache."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor
 
 PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "attention", "ahead")
+
+
+# What is selected in the background is timed there; for all clocks, so that they can be copied.
+_lock = threading.Lock()
 
 
 class Series:
@@ -47,20 +52,27 @@ class Clock:
         if device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            yield
-            end.record()
-            self._pending.append((phase, begin, end))
-            if len(self._pending) > 1024:
-                self._collect(wait=False)
+            try:
+                yield
+            finally:
+                end.record()
+                with _lock:
+                    self._pending.append((phase, begin, end))
+                    if len(self._pending) > 1024:
+                        self._collect(wait=False)
         else:
             started = time.perf_counter()
-            yield
-            self.seconds[phase] += time.perf_counter() - started
+            try:
+                yield
+            finally:
+                with _lock:
+                    self.seconds[phase] += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
         """Seconds of each phase, all work included."""
-        self._collect(wait=True)
-        return dict(self.seconds)
+        with _lock:
+            self._collect(wait=True)
+            return dict(self.seconds)
 
     def _collect(self, wait: bool) -> None:
         remaining = []

@@ -28,7 +28,20 @@ ARROWS: dict[str, set[str]] = {
     "plan": {"cache", "methods", "store", "telemetry"},
     "models": {"folders"},
     "bench": {"bench", "attach", "cache", "methods", "telemetry", "models", "plan", ""},
-    "cli": {"cli", "bench", "attach", "cache", "methods", "telemetry", "models", "plan", "ops", "store", ""},
+    "cli": {
+        "cli",
+        "bench",
+        "attach",
+        "cache",
+        "calibration",
+        "methods",
+        "telemetry",
+        "models",
+        "plan",
+        "ops",
+        "store",
+        "",
+    },
     "": {"attach", "cache", "calibration", "methods"},
 }
 # The seam, and what works on models: all others know tensors only.

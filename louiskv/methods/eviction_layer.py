@@ -204,7 +204,7 @@ class EvictionLayer(KVLayer):
         rows, positions, votes, stats, num_slots, _, end = candidates
         with self.telemetry.clock.time("selection", rows.device):
             self.lengths = end
-            share = (parts.share * end).ceil().long() + parts.num_sinks
+            share = (parts.share * end.double()).ceil().long() + parts.num_sinks
             self.limits = share.clamp(min=parts.budget)
             is_prompt = torch.arange(rows.shape[1], device=rows.device) >= num_slots
             stats = parts.importance.observe_prompt(stats, is_prompt & (positions >= 0), self.limits)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from louiskv.errors import check_count
 from louiskv.methods.base import Assembled, setting
 from louiskv.methods.quest import Quest
 from louiskv.methods.retrieval import Retrieval
@@ -25,5 +26,6 @@ class LServeReuse(Assembled):
 
     def parts(self) -> Retrieval:
         """Quest's parts, every few steps."""
+        check_count("stride", self.stride, 1)
         quest = Quest(budget=self.budget, page_size=self.page_size, dense_layers=self.dense_layers)
         return replace(quest.parts(), trigger=Every(self.stride))

@@ -42,6 +42,7 @@ class RazorAttention(Method):
         """Check the settings."""
         for name in ("echo", "induction", "share"):
             check_range(name, getattr(self, name), 0, 1)
+        check_count("sink", self.sink, 0)
         check_count("window", self.window, 2)
         self._others()
 

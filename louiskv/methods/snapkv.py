@@ -26,6 +26,7 @@ class SnapKV(Assembled):
     def parts(self) -> Eviction:
         """The token of the prompt with the least pooled weight goes first, then the oldest output."""
         check_count("budget", self.budget, 2)
+        check_count("observation", self.observation, 1)
         return Eviction(
             budget=self.budget,
             sink=0,

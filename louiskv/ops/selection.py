@@ -1,5 +1,6 @@
 """Which units to retrieve: scores that a query group agrees on, the budgeted choice, and the slots that must change."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,9 +29,9 @@ def score_units(
     - "dot": `scaling q.c`, c its mean key;
     - "bound": `scaling sum_j max(q_j high_j, q_j low_j)`, the most that a key in the box could reach (Quest);
     - "one_bit": `scaling q.k`, k the key of one token in one bit a channel (FIER).
-    The score is, by `reduce`, the mean or the maximum over the heads of the softmax over units (mean: the
-    group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or of the logits, or the logit of the mean
-    query.
+    The score is, by `reduce`, the logarithm of the mean or the maximum over the heads of the softmax over units (mean:
+    the group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or the mean or maximum of the logits, or
+    the logit of the mean query. As a logarithm even a share too small for a float still has its place in the order.
 
     Args:
         query: [N, G, D].
@@ -43,7 +44,7 @@ def score_units(
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, U] float32; with a softmax a unit of size 0 scores 0, otherwise -inf.
+        [N, U] float32; a unit of size 0 scores -inf.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
@@ -59,10 +60,11 @@ def _score_units(
     if reduce == "query_mean":
         query = query.mean(1, keepdim=True)
     logits = _LOGITS[kind](query * scaling, *summaries)
-    logits = logits.masked_fill((sizes == 0)[:, None], -torch.inf)
-    if reduce.startswith("softmax"):
-        logits = torch.softmax(logits, dim=-1, dtype=torch.float32)
-    return logits.float().amax(1) if reduce.endswith("max") else logits.float().mean(1)
+    logits = logits.float().masked_fill((sizes == 0)[:, None], -torch.inf)
+    if not reduce.startswith("softmax"):
+        return logits.amax(1) if reduce.endswith("max") else logits.mean(1)
+    shares = logits - logits.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    return shares.amax(1) if reduce.endswith("max") else shares.logsumexp(1) - math.log(query.shape[1])
 
 
 def _dot(query: Tensor, means: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""`score_units`: every kind of summary and every way for a group to agree, against loops over heads and units."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from louiskv import LouisKVError
+from louiskv.ops.quantize import pack_bits
+from louiskv.ops.selection import REDUCES, score_units
+
+KINDS = ("dot", "bound", "one_bit")
+DIM = 10
+SHARED = 4
+Vector = list[float]
+
+
+def random_summaries(kind: str, num_rows: int, num_units: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    if kind == "dot":
+        return (torch.randn(num_rows, num_units, DIM, generator=generator),)
+    if kind == "bound":
+        low, width = torch.randn(2, num_rows, num_units, DIM, generator=generator)
+        return (torch.cat([low + width.abs(), low], dim=-1),)
+    bits = torch.randint(0, 2, (num_rows, num_units, DIM), generator=generator).bool()
+    scales, middles = torch.randn(2, num_rows, num_units // SHARED, DIM, generator=generator)
+    return pack_bits(bits), torch.cat([scales.abs(), middles], dim=-1)
+
+
+def logit(kind: str, query: Vector, summaries: tuple[Tensor, ...], unit: int) -> float:
+    """What one query head gives one unit of one row."""
+    if kind == "dot":
+        return sum(q * c for q, c in zip(query, summaries[0][unit].tolist(), strict=True))
+    if kind == "bound":
+        box = summaries[0][unit].tolist()
+        return sum(max(q * high, q * low) for q, high, low in zip(query, box[:DIM], box[DIM:], strict=True))
+    packed, scales = summaries[0][unit].tolist(), summaries[1][unit // SHARED].tolist()
+    total = 0.0
+    for channel, q in enumerate(query):
+        sign = 1 if packed[channel // 8] >> channel % 8 & 1 else -1
+        total += q * (sign * scales[channel] + scales[DIM + channel])
+    return total
+
+
+def scores_by_loops(
+    kind: str, reduce: str, scaling: float, group: list[Vector], summaries: tuple[Tensor, ...], sizes: list[int]
+) -> Vector:
+    """The scores of the units of one row; a unit without tokens has none."""
+    units = [unit for unit, size in enumerate(sizes) if size]
+    if reduce == "query_mean":
+        group = [[sum(channel) / len(group) for channel in zip(*group, strict=True)]]
+    by_head = []
+    for query in group:
+        logits = [scaling * logit(kind, query, summaries, unit) for unit in units]
+        if reduce.startswith("softmax"):
+            highest = max(logits)
+            mass = [math.exp(each - highest) for each in logits]
+            logits = [each / sum(mass) for each in mass]
+        by_head.append(logits)
+    columns = zip(*by_head, strict=True)
+    agreed = [max(column) if reduce.endswith("max") else sum(column) / len(column) for column in columns]
+    scores = [-math.inf] * len(sizes)
+    for unit, score in zip(units, agreed, strict=True):
+        scores[unit] = math.log(score) if reduce.startswith("softmax") else score
+    return scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduce", REDUCES)
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+    rows=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    group_size=st.sampled_from([1, 3, 4, 8]),
+    scaling=st.sampled_from([1.0, 0.35]),
+    seed=st.integers(0, 99),
+)
+def test_agrees_with_loops_on_ragged_rows(
+    kind: str, reduce: str, rows: list[int], group_size: int, scaling: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_units = -(-max(rows) // SHARED) * SHARED
+    query = torch.randn(len(rows), group_size, DIM, generator=generator)
+    summaries = random_summaries(kind, len(rows), num_units, generator)
+    sizes = (torch.arange(num_units) < torch.tensor(rows)[:, None]) * torch.randint(1, 9, (len(rows), num_units))
+    got = score_units(query, summaries, sizes, kind=kind, reduce=reduce, scaling=scaling)
+    assert got.dtype == torch.float32
+    for row, scores in enumerate(got):
+        parts = tuple(part[row] for part in summaries)
+        expected = scores_by_loops(kind, reduce, scaling, query[row].tolist(), parts, sizes[row].tolist())
+        torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_the_size_of_a_unit_does_not_weigh(kind: str, reduce: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, summaries = torch.randn(2, 3, DIM, generator=generator), random_summaries(kind, 2, 8, generator)
+    small, large = (
+        score_units(query, summaries, torch.full((2, 8), size), kind=kind, reduce=reduce, scaling=0.5)
+        for size in (1, 50)
+    )
+    assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, summaries = torch.randn(2, 4, DIM, generator=generator), random_summaries(kind, 2, 16, generator)
+    sizes = torch.ones(2, 16, dtype=torch.int64)
+    low_query = query.to(dtype)
+    low = tuple(part if part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
+    exact = tuple(part if part.dtype == torch.uint8 else part.float() for part in low)
+    got = score_units(low_query, low, sizes, kind=kind, reduce=reduce, scaling=0.3)
+    expected = score_units(low_query.float(), exact, sizes, kind=kind, reduce=reduce, scaling=0.3)
+    assert got.dtype == torch.float32
+    # Logits here are of order 4; the products are rounded, and their sum once more; shares are taken in float32.
+    torch.testing.assert_close(got, expected, atol=16 * torch.finfo(dtype).eps, rtol=0)
+    if reduce == "softmax_mean":
+        torch.testing.assert_close(got.exp().sum(1), torch.ones(2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith("softmax")])
+def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
+    query = torch.full((1, 2, DIM), 100.0)
+    means = torch.arange(5.0)[None, :, None].expand(1, 5, DIM).contiguous()
+    got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0)
+    # The shares themselves would be 0 but for the greatest, and their order lost.
+    assert got.tolist() == [[-4000, -3000, -2000, -1000, 0]]
+
+
+def test_a_kind_that_does_not_exist_is_not_taken_for_another() -> None:
+    with pytest.raises((KeyError, LouisKVError)):
+        score_units(torch.ones(1, 1, 2), (torch.ones(1, 1, 2),), torch.ones(1, 1), kind="cosine", scaling=1.0)
