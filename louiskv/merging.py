@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from louiskv.errors import check_range
@@ -19,26 +20,20 @@ class Merging(ABC):
 
     @abstractmethod
     def merge(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        votes: Tensor,
-        log_scores: Tensor,
-        lost: Tensor,
-        impl: str | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What is left when tokens go.
 
         Args:
-            keys: [N, C, D].
-            values: [N, C, Dv].
+            rows: [N, C, Dk + Dv], each token's key beside its value.
+            key_dim: Dk.
             votes: [N, C] what is added to the logit of each token, -inf where there is none.
             log_scores: [N, C] ln s of each token.
             lost: [N, C] True for tokens to drop.
             impl: Implementation; None takes the best that can run.
 
         Returns:
-            Keys, values and votes; those of lost tokens are -inf.
+            Rows and votes; the votes of lost tokens are -inf.
         """
 
 
@@ -47,10 +42,10 @@ class NoMerging(Merging):
     """A dropped token is gone."""
 
     def merge(
-        self, keys: Tensor, values: Tensor, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Only the votes of lost tokens change."""
-        return keys, values, votes.masked_fill(lost, -float("inf"))
+        return rows, votes.masked_fill(lost, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,10 @@ class SimilarKeys(Merging):
         check_range("threshold", self.threshold, -1, 1)
 
     def merge(
-        self, keys: Tensor, values: Tensor, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Merge into the most similar."""
-        return merge_similar(keys, values, votes, log_scores, lost, threshold=self.threshold, impl=impl)
+        keys, values, votes = merge_similar(
+            rows[..., :key_dim], rows[..., key_dim:], votes, log_scores, lost, threshold=self.threshold, impl=impl
+        )
+        return torch.cat([keys, values], dim=-1), votes

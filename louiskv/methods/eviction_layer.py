@@ -235,10 +235,8 @@ class EvictionLayer(KVLayer):
 
     def _merge(self, rows: Tensor, votes: Tensor, stats: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and votes after the tokens [N, C] that are lost have gone into others, if they do."""
-        keys, values = rows.split([self.kept.key_dim, rows.shape[2] - self.kept.key_dim], dim=2)
         log_scores = self.parts.importance.log_scores(stats)
-        keys, values, votes = self.parts.merging.merge(keys, values, votes, log_scores, lost, self.impl)
-        return torch.cat([keys, values], dim=2), votes
+        return self.parts.merging.merge(rows, self.kept.key_dim, votes, log_scores, lost, self.impl)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence; where all slots are taken, the least important one is freed first."""

@@ -25,8 +25,8 @@ STORES = ("host", "device")
 class Retrieval(Method):
     """Any combination of parts; every retrieval method is one, and so is every cell of an ablation grid.
 
-    As it stands it is LouisKV. `Retrieval(units=Pages(16), output=Pages(16), summary=MinMax(), trigger=Every(4))` is
-    Quest at every fourth step.
+    As it stands it is LouisKV. `Retrieval(units=Pages(16), summary=MinMax(), trigger=Every(4))` has the pages and
+    scores of Quest, selects at every fourth step, and keeps everything in host memory.
     """
 
     paper: ClassVar[str] = "the parts of several papers"
@@ -58,6 +58,11 @@ class Retrieval(Method):
             check_count(name, getattr(self, name), 0)
         if self.prompt_window is not None:
             check_count("prompt_window", self.prompt_window, 0)
+            if self.prompt_window > self.window:
+                raise SettingsError(
+                    f"prompt_window={self.prompt_window} is not allowed: it is a part of the window, so give at most "
+                    f"{self.window}, or raise window."
+                )
         check_choice("reduce", self.reduce, REDUCES)
         check_choice("store", self.store, STORES)
         if isinstance(self.units, Pages):
@@ -68,13 +73,13 @@ class Retrieval(Method):
                 f"window={self.window} is not allowed: {longest} tokens of the output become units together "
                 f"({self._output}), so give at least {longest}."
             )
-        newest = self.window + self.recent_units * self._taken_by
-        least = self.sink + newest + self._taken_by
+        # Beside the sinks and the window: the newest units, and one to choose.
+        recent = self.recent_units * self._taken_by
+        least = self.sink + self.window + recent + self._taken_by
         if self.budget < least:
             raise SettingsError(
-                f"budget={self.budget} leaves no room to retrieve: it must be at least sink + window + "
-                f"{self._taken_by} = {self.sink} + {newest} + {self._taken_by} = {least}. "
-                "Raise the budget or lower the other two."
+                f"budget={self.budget} leaves no room to retrieve: it must be at least {least}, for sink={self.sink}, "
+                f"window={self.window + recent} and {self._taken_by} to choose. Raise the budget or lower the others."
             )
         if isinstance(self.summary, OneBit):
             wanted = Tokens(self.summary.group_size)
@@ -123,7 +128,7 @@ class Retrieval(Method):
             budget=self.budget,
             num_sinks=self.sink,
             window=self.window,
-            prompt_window=self.window if self.prompt_window is None else min(self.window, self.prompt_window),
+            prompt_window=self.window if self.prompt_window is None else self.prompt_window,
             num_retrieved=room // self._taken_by * self._taken_by,
             # What the next selection takes in any case need not be dropped before and fetched again.
             num_spare=self._output.runs(self.window).longest if self.recent_units and gap == 1 else 0,

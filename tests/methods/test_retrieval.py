@@ -127,7 +127,7 @@ def test_with_a_budget_for_everything_it_is_full_attention(
     reduce=st.sampled_from(REDUCES),
     scaled=st.booleans(),
     store=st.sampled_from(STORES),
-    prompt_window=st.one_of(st.none(), st.integers(0, WINDOW + 1)),
+    prompt_window=st.one_of(st.none(), st.integers(0, WINDOW)),
     length=st.integers(1, 70),
     num_pages=st.one_of(st.integers(6, 14), st.just(30)),
     group_size=st.sampled_from([1, 2, 3]),
@@ -216,7 +216,7 @@ def test_pages_with_min_and_max_at_every_step_are_quest(length: int, page_size: 
 
 def test_a_prompt_may_leave_less_than_a_window() -> None:
     sequence = drifting(47, 1, 2, seed=0)
-    for prompt_window, expected in ((None, 8), (9, 8), (5, 4), (4, 4), (3, 0), (0, 0), (100, 8)):
+    for prompt_window, expected in ((None, 8), (8, 8), (5, 4), (4, 4), (3, 0), (0, 0)):
         method = combined(Pages(4), None, MinMax(), Every(1), prompt_window=prompt_window)
         layer = started(method, sequence)
         assert (layer.resident.lengths - layer.resident.window_start).tolist() == [expected] * NUM_KV_HEADS
@@ -253,16 +253,17 @@ def test_the_first_layers_keep_everything() -> None:
         ({"dense_layers": None}, "dense_layers=None .* whole number"),
         ({"prompt_window": -1}, "prompt_window=-1 .* at least 0"),
         ({"prompt_window": 0.5}, "prompt_window=0.5 .* whole number"),
+        ({"prompt_window": 65}, "prompt_window=65 .* at most 64"),
         ({"reduce": "softmax_sum"}, "reduce='softmax_sum' .* softmax_mean, softmax_max, logit_mean"),
         ({"store": "disk"}, "store='disk' .* host, device"),
         ({"units": Pages(16), "budget": 1000}, "budget=1000 is not a multiple of page_size=16: give 992 or 1008"),
         ({"units": Pages(65), "budget": 650}, "window=64 .* 65 tokens .*Pages.* at least 65"),
         ({"units": Tokens(65)}, "window=64 .* 65 tokens .*Tokens.* at least 65"),
         ({"output": Clusters(output_size=80)}, "window=64 .* 80 tokens .*Clusters.* at least 80"),
-        ({"budget": 80}, r"budget=80 leaves no room .* = 16 \+ 64 \+ 1 = 81"),
-        ({"units": Pages(16), "budget": 80}, r"budget=80 leaves no room .* = 16 \+ 64 \+ 16 = 96"),
-        ({"units": Pages(16), "budget": 112, "recent_units": 2}, r"budget=112 leaves no room .* = 128"),
-        ({"units": Pages(16), "output": Pages(24), "budget": 80}, "budget=80 leaves no room .* = 88"),
+        ({"budget": 80}, r"budget=80 leaves no room .* at least 81,"),
+        ({"units": Pages(16), "budget": 80}, r"budget=80 leaves no room .* at least 96,"),
+        ({"units": Pages(16), "budget": 112, "recent_units": 2}, r"budget=112 leaves no room .* at least 128,"),
+        ({"units": Pages(16), "output": Pages(24), "budget": 80}, "budget=80 leaves no room .* at least 88,"),
         ({"summary": OneBit(32)}, r"OneBit\(group_size=32\) .* needs units=Tokens\(group_size=32\)"),
         ({"summary": OneBit(32), "units": Tokens(16)}, r"units=Tokens\(group_size=16\) it needs .*group_size=32"),
         ({"summary": OneBit(32), "units": Tokens(32), "output": Pages(16)}, "for the output as well"),
