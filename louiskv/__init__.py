@@ -1,7 +1,7 @@
 """Decode over long prompts and outputs with a small, fixed part of the KV cache on the device.
 
 with louiskv.attach(model, louiskv.LouisKV(budget=1024)) as cache:
-    model.generate(**inputs, past_key_values=cache)
+    model.generate(**inputs)
 print(cache.report())
 """
 

@@ -11,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from louiskv.cache import Handle, LouisKVCache, check_config
+from louiskv.cache import CACHE_ARGUMENTS, Handle, LouisKVCache, cache_argument, check_config
 from louiskv.errors import SettingsError, UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, Method
 from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
@@ -23,8 +23,9 @@ NAME = "louiskv"
 def attach(model: PreTrainedModel, method: Method, *, impl: str | None = None) -> Iterator[LouisKVCache]:
     """Let a model decode with its keys and values managed by a method, and leave it as it was afterwards.
 
-    Inside the `with` block the model uses the cache that the block yields: pass it as `past_key_values` to go on in a
-    conversation; a call without a cache (a pipeline, a harness, plain `generate`) starts it anew.
+    Inside the `with` block the model uses the cache that the block yields. A call without a cache (plain `generate`, a
+    pipeline, a harness) starts it anew; to go on in a conversation, pass it as `cache`, or as `past_key_values` before
+    transformers 5.24.
 
     Args:
         model: A decoder of transformers whose attention goes through the attention interface.
@@ -44,7 +45,7 @@ def attach(model: PreTrainedModel, method: Method, *, impl: str | None = None) -
     _register()
     config = model.config.get_text_config(decoder=True)
     kv_cache = LouisKVCache(config, method.for_model(model), impl)
-    hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config), with_kwargs=True)
+    hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config, cache_argument(model)), with_kwargs=True)
     try:
         with using_attention(model, NAME):
             yield kv_cache
@@ -153,22 +154,24 @@ def _unmanaged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, o
 class _CacheSwap:
     """Forward pre-hook: puts our cache where the model would start with an empty default one."""
 
-    def __init__(self, kv_cache: LouisKVCache, config: Any) -> None:
+    def __init__(self, kv_cache: LouisKVCache, config: Any, argument: str) -> None:
         self.cache = kv_cache
+        self.argument = argument
         self.config = config
         self.replaced: Cache | None = None
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        given = kwargs.get("past_key_values")
+        others = {key: value for key, value in kwargs.items() if key not in CACHE_ARGUMENTS}
+        given = next((kwargs[key] for key in CACHE_ARGUMENTS if kwargs.get(key) is not None), None)
         if isinstance(given, LouisKVCache):
-            return None
+            return args, {**others, self.argument: given}
         use_cache = kwargs.get("use_cache")
         if given is None and not (self.config.use_cache if use_cache is None else use_cache):
             return None
         if given is not None and type(given) is not DynamicCache:
             raise UnsupportedModelError(
                 f"The model is attached to louiskv but was given a {type(given).__name__}. Pass the cache that "
-                "`attach` yields as past_key_values, or no cache."
+                f"`attach` yields as {self.argument}, or no cache."
             )
         if given is not None and given.get_seq_length() > 0:
             raise UnsupportedModelError(
@@ -178,7 +181,7 @@ class _CacheSwap:
         if given is None or given is not self.replaced:
             self.cache.reset()
             self.replaced = given
-        return args, {**kwargs, "past_key_values": self.cache}
+        return args, {**others, self.argument: self.cache}
 
 
 @once

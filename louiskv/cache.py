@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from functools import wraps
+from inspect import signature
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -15,6 +16,9 @@ from louiskv.telemetry import LayerReport, LayerTelemetry, Report, summarise
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Names of the argument by which models take a cache, the newest first.
+CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 # What may be read of a handle; attributes are known by their getters.
 _READABLE = {
@@ -299,6 +303,22 @@ def managed_layers(config: PretrainedConfig) -> list[int]:
     """Indices of the layers that louiskv manages in a model of this config: those of plain full attention."""
     layers = DynamicCache(config=config).layers
     return [index for index, layer in enumerate(layers) if type(layer) is DynamicLayer]
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What a model calls the argument for its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    known = signature(model.forward).parameters
+    return next((name for name in CACHE_ARGUMENTS if name in known), CACHE_ARGUMENTS[0])
+
+
+def passing(model: nn.Module, kv_cache: Cache | None) -> dict[str, Any]:
+    """The argument that hands a model, or its `generate`, a cache, in every version of transformers."""
+    return {cache_argument(model): kv_cache}
+
+
+def cache_of(output: Any) -> Cache | None:
+    """The cache in what a model returned, in every version of transformers."""
+    return next((output[name] for name in CACHE_ARGUMENTS if name in output), None)
 
 
 class LouisKVCache(Cache):

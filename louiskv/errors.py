@@ -29,6 +29,10 @@ class ModelLoadError(LouisKVError):
     """A model, its configuration or its tokenizer cannot be read."""
 
 
+class ResultsError(LouisKVError):
+    """A file of results cannot be read, written, or gone on with."""
+
+
 def check_count(name: str, value: int, low: int) -> None:
     """Raise `SettingsError` unless `value` is a whole number of at least `low`."""
     if type(value) is not int or value < low:

@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv import METHODS, LouisKVCache, Method, attach, models
-from louiskv.bench.provenance import provenance
+from louiskv.cache import passing
 from louiskv.methods.razor_attention import RazorAttention
+from louiskv.provenance import provenance
 
 DEPTHS = (0.1, 0.35, 0.6, 0.85)
 FACTS = {
@@ -161,7 +162,7 @@ def questions(
         max_new_tokens=NUM_ANSWER,
         min_new_tokens=NUM_ANSWER,
         do_sample=False,
-        past_key_values=DynamicCache(config=model.config),
+        **passing(model, DynamicCache(config=model.config)),
     )[:, prompt.shape[1] :]
     digits = torch.zeros_like(output, dtype=torch.bool)
     for row, number in enumerate(wanted):
@@ -179,8 +180,8 @@ def questions(
 def full_attention(model: PreTrainedModel, kind: str, turns: list[Tensor], output: Tensor, digits: Tensor) -> Text:
     """What full attention says at each step."""
     cache = DynamicCache(config=model.config)
-    logits = [model(turn, past_key_values=cache, logits_to_keep=1).logits for turn in turns][-1:]
-    logits.append(model(output, past_key_values=cache).logits)
+    logits = [model(turn, **passing(model, cache), logits_to_keep=1).logits for turn in turns][-1:]
+    logits.append(model(output, **passing(model, cache)).logits)
     return Text(kind, turns, output, torch.log_softmax(torch.cat(logits, dim=1).float(), dim=-1), digits)
 
 
@@ -196,9 +197,9 @@ def compare(model: PreTrainedModel, method: Method, texts: list[Text]) -> dict[s
     with attach(model, method) as kv_cache:
         for text in track(texts, type(method).__name__, console=Console(stderr=True), transient=True):
             kv_cache.reset()
-            logits = [model(turn, past_key_values=kv_cache, logits_to_keep=1).logits for turn in text.turns][-1:]
+            logits = [model(turn, **passing(model, kv_cache), logits_to_keep=1).logits for turn in text.turns][-1:]
             before = moved(kv_cache)
-            logits += [model(token, past_key_values=kv_cache).logits for token in text.output.split(1, dim=1)]
+            logits += [model(token, **passing(model, kv_cache)).logits for token in text.output.split(1, dim=1)]
             log_probs = torch.log_softmax(torch.cat(logits, dim=1).float(), dim=-1)
             divergence = (text.log_probs.exp() * (text.log_probs - log_probs)).sum(-1)
             note(f"{text.kind} kl", *divergence[:, 1:].mean(1).tolist())

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv import LouisKV, LouisKVCache, attach, models
+from louiskv.cache import passing
 
 # Length of the document, depth of the fact, name and key: cases in which full attention finds the key.
 CASES = [(6000, 0.5, "Rotterdam", "27611"), (6000, 0.8, "Oslo", "18271"), (4000, 0.5, "Turin", "43432")]
@@ -63,11 +64,11 @@ def full_attention(
     prompt = torch.tensor([tokenizer(rendered, add_special_tokens=False)["input_ids"]])
     cache = DynamicCache(config=model.config)
     output = model.generate(  # type: ignore[operator]
-        prompt, past_key_values=cache, max_new_tokens=NUM_OUTPUT, min_new_tokens=NUM_OUTPUT, do_sample=False
+        prompt, **passing(model, cache), max_new_tokens=NUM_OUTPUT, min_new_tokens=NUM_OUTPUT, do_sample=False
     )[:, prompt.shape[1] :]
     cache.crop(prompt.shape[1] - cache.get_seq_length())
     states = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]  # type: ignore[union-attr]
-    log_probs = torch.log_softmax(model(output, past_key_values=cache).logits[0], dim=-1)
+    log_probs = torch.log_softmax(model(output, **passing(model, cache)).logits[0], dim=-1)
     return Case(key, states, output, log_probs)
 
 
@@ -80,7 +81,7 @@ def measure(
     for layer in kv_cache.managed:
         layer.load(*case.states[layer.index])
     with attach(model, method):
-        steps = [model(token, past_key_values=kv_cache).logits[0, -1] for token in case.output.split(1, dim=1)]
+        steps = [model(token, **passing(model, kv_cache)).logits[0, -1] for token in case.output.split(1, dim=1)]
     log_probs = torch.log_softmax(torch.stack(steps), dim=-1)
     divergence = (case.log_probs.exp() * (case.log_probs - log_probs)).sum(-1).mean()
     top = log_probs.argmax(-1)

@@ -7,13 +7,14 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    Cache,
     DynamicCache,
     PreTrainedModel,
     StaticCache,
 )
 
 from louiskv import Full, FullOffloaded, LouisKV, SettingsError, UnsupportedModelError, attach
-from louiskv.cache import Handle
+from louiskv.cache import CACHE_ARGUMENTS, Handle, cache_of, passing
 from tests.families import COMMON, FAMILIES, greedy, prompt, tiny
 
 EVERYTHING = LouisKV(budget=400, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=0)
@@ -29,7 +30,7 @@ def test_every_family_generates_what_eager_attention_generates(family: str) -> N
         for method in (EVERYTHING, FullOffloaded(chunk_size=16)):
             with attach(model, method) as cache:
                 assert len(cache.managed) == MANAGED.get(family, model.config.num_hidden_layers)
-                got = greedy(model, inputs, 30, past_key_values=cache)
+                got = greedy(model, inputs, 30, **passing(model, cache))
                 cache.check_integrity()
             assert torch.equal(got, expected)
 
@@ -38,7 +39,7 @@ def test_every_family_generates_what_eager_attention_generates(family: str) -> N
 def test_with_a_small_budget_every_kind_of_layer_still_runs(family: str) -> None:
     model = tiny(family)
     with attach(model, LITTLE) as cache:
-        greedy(model, prompt(80, 2, (13,)), 60, past_key_values=cache)
+        greedy(model, prompt(80, 2, (13,)), 60, **passing(model, cache))
         cache.check_integrity()
         report = cache.report()
     assert all(layer.tiers.resident.tokens <= 2 * 8 * 40 for layer in report.layers)
@@ -53,7 +54,7 @@ def test_beam_search_and_sampling() -> None:
         expected = greedy(model, inputs, 30, **options)
         with attach(model, EVERYTHING) as cache:
             torch.manual_seed(0)
-            got = greedy(model, inputs, 30, past_key_values=cache, **options)
+            got = greedy(model, inputs, 30, **passing(model, cache), **options)
             cache.check_integrity()
         assert torch.equal(got, expected)
 
@@ -61,7 +62,7 @@ def test_beam_search_and_sampling() -> None:
 def test_beam_search_under_pressure() -> None:
     model, inputs = tiny("llama"), prompt(80, 2, (9,))
     with attach(model, LITTLE) as cache:
-        out = greedy(model, inputs, 40, past_key_values=cache, num_beams=3)
+        out = greedy(model, inputs, 40, **passing(model, cache), num_beams=3)
         cache.check_integrity()
     assert out.shape == (2, 120)
 
@@ -72,7 +73,7 @@ def test_assisted_decoding_crops_what_was_rejected() -> None:
     for options in ({"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}):
         for method in (EVERYTHING, Full(), FullOffloaded()):
             with attach(model, method) as cache:
-                got = greedy(model, inputs, 40, past_key_values=cache, **options)
+                got = greedy(model, inputs, 40, **passing(model, cache), **options)
                 cache.check_integrity()
             assert torch.equal(got, expected)
 
@@ -81,7 +82,7 @@ def test_chunked_prefill() -> None:
     model, inputs = tiny("llama"), prompt(70, 2, (9,))
     expected = greedy(model, inputs, 20)
     with attach(model, EVERYTHING) as cache:
-        got = greedy(model, inputs, 20, past_key_values=cache, prefill_chunk_size=16)
+        got = greedy(model, inputs, 20, **passing(model, cache), prefill_chunk_size=16)
         cache.check_integrity()
         without_cache = greedy(model, inputs, 20, prefill_chunk_size=16)
     assert torch.equal(got, expected) and torch.equal(without_cache, expected)
@@ -99,7 +100,7 @@ def test_several_turns_on_one_cache() -> None:
     expected = talk()
     for method in (EVERYTHING, Full(), FullOffloaded(chunk_size=16)):
         with attach(model, method) as cache:
-            got = talk(past_key_values=cache)
+            got = talk(**passing(model, cache))
             cache.check_integrity()
             assert cache.get_seq_length() == 40 + 20 + 25 + 20 - 1
         assert torch.equal(got, expected)
@@ -111,14 +112,14 @@ def test_a_second_prompt_padded_in_the_middle() -> None:
     mask = torch.cat([inputs["attention_mask"], second["attention_mask"]], 1)
     position = mask.cumsum(1).sub(1).clamp(min=0)
 
-    def last_logits(cache: object) -> torch.Tensor:
+    def last_logits(cache: Cache) -> torch.Tensor:
         with torch.inference_mode():
-            model(**inputs, position_ids=position[:, :30], past_key_values=cache)
+            model(**inputs, position_ids=position[:, :30], **passing(model, cache))
             out = model(
                 input_ids=second["input_ids"],
                 attention_mask=mask,
                 position_ids=position[:, 30:],
-                past_key_values=cache,
+                **passing(model, cache),
             )
         return out.logits[:, -1]
 
@@ -142,14 +143,30 @@ def test_plain_generate_starts_the_cache_anew() -> None:
         assert cache.get_seq_length() == 40
 
 
+@pytest.mark.parametrize("name", CACHE_ARGUMENTS)
+def test_both_names_of_the_argument_reach_the_model(name: str) -> None:
+    model, inputs = tiny("llama"), prompt(40, 2, (7,))
+    expected = greedy(model, inputs, 20)
+    with attach(model, LITTLE) as cache:
+        with torch.inference_mode():
+            logits = model(**inputs, **{name: cache}).logits
+        assert logits.shape[:2] == (2, 40)
+        assert cache.get_seq_length() == 40
+        assert cache.managed[0].prompt_tokens == 73
+        # Without a cache `generate` makes one, under the name of its version.
+        greedy(model, inputs, 20)
+        assert cache.get_seq_length() == 59
+    assert torch.equal(greedy(model, inputs, 20), expected)
+
+
 def test_another_cache_is_refused() -> None:
     model, inputs = tiny("llama"), prompt(10)
-    filled = model(**inputs).past_key_values
+    filled = cache_of(model(**inputs))
     with attach(model, LITTLE):
         with pytest.raises(UnsupportedModelError, match="DynamicCache that already holds tokens"):
-            model(**inputs, past_key_values=filled)
+            model(**inputs, **passing(model, filled))
         with pytest.raises(UnsupportedModelError, match="StaticCache"):
-            model(**inputs, past_key_values=StaticCache(config=model.config, max_cache_len=20))
+            model(**inputs, **passing(model, StaticCache(config=model.config, max_cache_len=20)))
 
 
 def test_a_cache_used_without_louiskv_attention_is_loud() -> None:
@@ -157,9 +174,9 @@ def test_a_cache_used_without_louiskv_attention_is_loud() -> None:
     with attach(model, LITTLE) as cache:
         pass
     with pytest.raises(UnsupportedModelError, match="louiskv.attach"):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **passing(model, cache))
     with pytest.raises(UnsupportedModelError, match="call `cache.reset\\(\\)`"):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **passing(model, cache))
 
 
 def test_attaching_twice_is_refused() -> None:

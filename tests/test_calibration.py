@@ -16,6 +16,7 @@ from louiskv import (
     calibration,
     score_heads,
 )
+from louiskv.cache import passing
 from louiskv.heads import HeadScores, ModelIdentity
 from tests.families import COMMON, greedy, prompt, tiny
 
@@ -134,7 +135,7 @@ def test_scores_are_saved_and_the_method_finds_them(cache_folder: Path) -> None:
     assert scores.model == ModelIdentity.of(model)
     assert method.for_model(model).kv_heads == scores.best(0.2, 0.3)
     with attach(model, method) as kv_cache:
-        assert greedy(model, inputs, 30, past_key_values=kv_cache).shape == (2, 90)
+        assert greedy(model, inputs, 30, **passing(model, kv_cache)).shape == (2, 90)
         kv_cache.check_integrity()
     with pytest.raises(NotCalibratedError):
         method.for_model(tiny("llama", seed=1))

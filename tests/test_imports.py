@@ -27,10 +27,16 @@ ARROWS: dict[str, set[str]] = {
     "calibration": {"attach", "cache", "heads", "methods", "ops"},
     "plan": {"cache", "methods", "store", "telemetry"},
     "models": {"folders"},
-    "bench": {"bench", "attach", "cache", "methods", "telemetry", "models", "plan", ""},
+    "prompts": set(),
+    "provenance": {""},
+    "evaluation": {"evaluation", "attach", "cache", "heads", "methods", "prompts", "provenance"},
+    "bench": {"bench", "attach", "cache", "methods", "telemetry", "models", "plan"},
     "cli": {
         "cli",
         "bench",
+        "evaluation",
+        "prompts",
+        "provenance",
         "attach",
         "cache",
         "calibration",
@@ -45,7 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "": {"attach", "cache", "calibration", "methods"},
 }
 # The seam, and what works on models: all others know tensors only.
-KNOW_TRANSFORMERS = {"cache", "attach", "calibration", "models", "bench", "cli"}
+KNOW_TRANSFORMERS = {"cache", "attach", "calibration", "models", "prompts", "provenance", "bench", "evaluation", "cli"}
 SOURCES = sorted(ROOT.rglob("*.py"))
 
 

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig
 
 from louiskv import Full, FullOffloaded, HostMemoryError, LouisKV, SettingsError, UnsupportedModelError, attach, models
+from louiskv.cache import passing
 from louiskv.plan import plan
 from tests.families import prompt, tiny
 
@@ -17,7 +18,7 @@ def test_the_plan_is_what_is_allocated(method: Full | FullOffloaded | LouisKV) -
     num_tokens = 3000
     planned = plan(model.config, method, num_tokens, batch_size=2)
     with attach(model, method) as cache, torch.inference_mode():
-        model(**prompt(num_tokens, 2), past_key_values=cache, logits_to_keep=1)
+        model(**prompt(num_tokens, 2), **passing(model, cache), logits_to_keep=1)
         report = cache.report()
     index = sum(layer.tiers.index.bytes for layer in report.layers)
     resident = report.device_bytes - index

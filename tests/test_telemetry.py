@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from louiskv import Full, LouisKV, attach
+from louiskv.cache import passing
 from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
 from tests.families import greedy, prompt, tiny
 
@@ -16,7 +17,7 @@ METHOD = LouisKV(budget=40, sink=4, window=16, unit_size=4, max_segment=8, dense
 def report() -> Report:
     model = tiny("llama")
     with attach(model, METHOD) as cache:
-        greedy(model, prompt(80, 2, (13,)), 61, past_key_values=cache)
+        greedy(model, prompt(80, 2, (13,)), 61, **passing(model, cache))
         return cache.report()
 
 
@@ -57,7 +58,7 @@ def test_what_moved(report: Report) -> None:
 def test_fetched_bytes_are_selected_tokens_that_missed(report: Report) -> None:
     model = tiny("llama")
     with attach(model, METHOD) as cache:
-        greedy(model, prompt(80, 2, (13,)), 61, past_key_values=cache)
+        greedy(model, prompt(80, 2, (13,)), 61, **passing(model, cache))
         for layer in cache.managed[1:]:
             telemetry = layer.state.telemetry
             missed = telemetry.selected_tokens - telemetry.hit_tokens

@@ -12,7 +12,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from louiskv.attach import attach
 from louiskv.bench.material import Prefilled
-from louiskv.cache import LouisKVCache
+from louiskv.cache import LouisKVCache, passing
 from louiskv.methods.base import Method
 from louiskv.telemetry import Report
 
@@ -76,7 +76,7 @@ class _Contestant:
                 where = torch.full((1, 1), position + column, device=ids.device)
                 _wait(ids.device)
                 started = time.perf_counter()
-                self.model(ids[:, column : column + 1], position_ids=where, past_key_values=self.cache)
+                self.model(ids[:, column : column + 1], position_ids=where, **passing(self.model, self.cache))
                 _wait(ids.device)
                 self.seconds.append(time.perf_counter() - started)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from louiskv.cache import passing
 from louiskv.errors import UnsupportedModelError
 
 # Noise on repeated keys and values, relative to the spread of each channel, so that no two tokens are the same.
@@ -71,7 +72,7 @@ def prefill(
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         for part in ids[:, :num_real].split(1024, dim=1):
-            model(part, past_key_values=cache, logits_to_keep=1)
+            model(part, **passing(model, cache), logits_to_keep=1)
             progress(part.shape[1])
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     if len(layers) < len(cache.layers):

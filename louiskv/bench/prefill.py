@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from louiskv.attach import attach
 from louiskv.bench.decode import SDPA
+from louiskv.cache import passing
 from louiskv.methods.base import Method
 
 
@@ -84,6 +85,6 @@ def _first_token(model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> float
         torch.cuda.synchronize(ids.device)
     started = time.perf_counter()
     with torch.inference_mode():
-        logits = model(ids, past_key_values=cache, logits_to_keep=1).logits
+        logits = model(ids, **passing(model, cache), logits_to_keep=1).logits
         logits.argmax(-1).tolist()
     return time.perf_counter() - started

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from louiskv.attach import attach
-from louiskv.cache import LouisKVCache
+from louiskv.cache import LouisKVCache, passing
 from louiskv.cli.failures import DeviceMemoryError
 from louiskv.cli.loading import ready
 from louiskv.cli.options import Sampling
@@ -103,7 +103,7 @@ class Speaker:
             self.model.generate(  # type: ignore[operator]
                 inputs,
                 attention_mask=torch.ones_like(inputs),
-                past_key_values=self.kv_cache,
+                **passing(self.model, self.kv_cache),
                 generation_config=_generation_config(self.model, self.tokenizer, sampling),
                 stopping_criteria=StoppingCriteriaList([interruption]),
                 streamer=streamer,

@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from louiskv.bench.decode import SDPA, DecodeResult, bench_decode
 from louiskv.bench.material import prefill, text_ids
 from louiskv.bench.prefill import PrefillResult, bench_prefill
-from louiskv.bench.provenance import provenance
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import MethodChoice, ModelChoice, takes_model, takes_settings
 from louiskv.cli.prompts import check_fits, room
 from louiskv.cli.tables import table
 from louiskv.errors import SettingsError
 from louiskv.methods import Method
+from louiskv.provenance import provenance
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(

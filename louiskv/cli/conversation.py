@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from louiskv.cli.answering import Answer, Speaker
 from louiskv.cli.options import Sampling
-from louiskv.cli.prompts import Request, check_fits, encode, room
+from louiskv.cli.prompts import check_fits, room
 from louiskv.errors import LouisKVError
+from louiskv.prompts import Request, encode
 
 # Stands for an answer while the chat template is asked for the text around it.
 ANSWER = "\N{WHITE SQUARE}answer\N{WHITE SQUARE}"

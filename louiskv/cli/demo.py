@@ -14,10 +14,11 @@ from louiskv.cli.answering import Answer, speaker
 from louiskv.cli.failures import AnswersDifferError
 from louiskv.cli.loading import load, versions
 from louiskv.cli.options import MethodChoice, ModelChoice, Sampling, takes_method, takes_model
-from louiskv.cli.prompts import Request, check_fits, encode, room
+from louiskv.cli.prompts import check_fits, room
 from louiskv.cli.tables import print_report, seconds, table
 from louiskv.errors import SettingsError
 from louiskv.methods.full import Full
+from louiskv.prompts import Request, encode
 from louiskv.telemetry import Report, format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")

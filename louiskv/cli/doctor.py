@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from louiskv import models
-from louiskv.bench.provenance import provenance
 from louiskv.cli.tables import pairs, table
 from louiskv.errors import ModelLoadError
 from louiskv.ops import OPS
+from louiskv.provenance import provenance
 from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 

@@ -11,8 +11,9 @@ from louiskv.cli.answering import Answer, speaker
 from louiskv.cli.failures import UsageError
 from louiskv.cli.loading import load, versions
 from louiskv.cli.options import MethodChoice, ModelChoice, Sampling, takes_method, takes_model, takes_sampling
-from louiskv.cli.prompts import Request, check_fits, encode, read_text, room, truncate
+from louiskv.cli.prompts import check_fits, read_text, room, truncate
 from louiskv.cli.tables import print_report, seconds
+from louiskv.prompts import Request, encode
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 

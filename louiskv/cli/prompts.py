@@ -1,35 +1,17 @@
-"""From what the user gave to the ids of a prompt."""
+"""What the user gave, read and made to fit."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from louiskv.cli.failures import UsageError
 from louiskv.errors import SettingsError
+from louiskv.prompts import Request, encode
 
 # Stands where the middle of a text was cut out.
 CUT = "\n[...]\n"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a model is asked.
-
-    Attributes:
-        text: Prompt or document.
-        question: What stands after a document.
-        raw: Whether to leave out the chat template.
-    """
-
-    text: str
-    question: str | None = None
-    raw: bool = False
-
-    def __str__(self) -> str:
-        return self.text if self.question is None else f"{self.text.strip()}\n\n{self.question}"
 
 
 def read_text(source: str) -> str:
@@ -49,15 +31,6 @@ def read_text(source: str) -> str:
     if not text.strip():
         raise UsageError(f"{name} is empty.")
     return text
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, request: Request) -> list[int]:
-    """Ids of a request as the user's first message in the model's chat template; as it is if raw or without one."""
-    if request.raw or tokenizer.chat_template is None:
-        return list(tokenizer(str(request))["input_ids"])
-    message = [{"role": "user", "content": str(request)}]
-    rendered: Any = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-    return list(rendered["input_ids"])
 
 
 def room(config: PretrainedConfig, max_new_tokens: int) -> int | None:

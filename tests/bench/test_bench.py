@@ -11,7 +11,7 @@ from louiskv import Full, LouisKV, UnsupportedModelError
 from louiskv.bench.decode import bench_decode
 from louiskv.bench.material import prefill, text_ids
 from louiskv.bench.prefill import bench_prefill
-from louiskv.bench.provenance import provenance
+from louiskv.provenance import provenance
 from tests.families import tiny
 
 METHODS = {"full": Full(), "louiskv": LouisKV(budget=64, sink=4, window=16, unit_size=8, dense_layers=1, tau=0.5)}

@@ -85,7 +85,7 @@ def test_what_does_not_go_together_is_refused(choice: MethodChoice, message: str
     [
         (["--budget", "many"], "Invalid value for .--budget.: "),
         (["--budget", "-5"], "budget=-5 is not allowed: give a whole number of at least 1"),
-        (["--budget", "80"], r"at least sink \+ window \+ 1 = 16 \+ 64 \+ 1 = 81"),
+        (["--budget", "80"], r"at least 81, for sink=16, window=64 and 1 to choose"),
         (["--tau", "3"], "tau=3.0 is not allowed: give a number from -1 to 1"),
         (["--method", "nope"], "The methods are: full, "),
         (["--dtype", "int8"], "'auto', 'float32', 'bfloat16', 'float16'"),

@@ -6,7 +6,8 @@ import pytest
 
 from louiskv import SettingsError
 from louiskv.cli.failures import UsageError
-from louiskv.cli.prompts import Request, encode, read_text, room, truncate
+from louiskv.cli.prompts import read_text, room, truncate
+from louiskv.prompts import Request, encode
 from tests.cli.conftest import Loaded
 
 

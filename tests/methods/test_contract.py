@@ -28,7 +28,7 @@ from louiskv import (
     StreamingLLM,
     attach,
 )
-from louiskv.cache import LouisKVCache
+from louiskv.cache import LouisKVCache, cache_of, passing
 from tests.families import greedy, prompt, tiny
 
 # One line a method: settings under which it holds everything, and settings under which it must choose.
@@ -86,7 +86,7 @@ def decode(
     mask = inputs["attention_mask"]
     position = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.inference_mode():
-        step = model(**inputs, position_ids=position, past_key_values=kv_cache, use_cache=True)
+        step = model(**inputs, position_ids=position, **passing(model, kv_cache), use_cache=True)
         logits = [step.logits[:, -1]]
         for column in range(output.shape[1]):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -94,7 +94,7 @@ def decode(
                 input_ids=output[:, column : column + 1],
                 attention_mask=mask,
                 position_ids=(mask.sum(1) - 1)[:, None],
-                past_key_values=step.past_key_values,
+                **passing(model, cache_of(step)),
             )
             logits.append(step.logits[:, -1])
     return torch.stack(logits, 1)
@@ -165,7 +165,7 @@ def follow(
 
     def feed(num_tokens: int) -> torch.Tensor:
         ids = torch.randint(3, 200, (2, num_tokens), generator=generator)
-        return model(input_ids=ids, past_key_values=kv_cache).logits[:, -1]
+        return model(input_ids=ids, **passing(model, kv_cache)).logits[:, -1]
 
     with torch.inference_mode():
         feed(5)
@@ -213,10 +213,10 @@ def test_no_token_is_lost_and_no_budget_exceeded_under_pressure(name: str, turns
 def test_reset_and_rerun_gives_the_same_tokens(name: str) -> None:
     model, inputs = model_of_group(3), prompt(70, 2, (11,))
     with attach(model, CASES[name][1]) as kv_cache:
-        first = greedy(model, inputs, 40, past_key_values=kv_cache)
+        first = greedy(model, inputs, 40, **passing(model, kv_cache))
         report = kv_cache.report().to_dict()
         kv_cache.reset()
-        second = greedy(model, inputs, 40, past_key_values=kv_cache)
+        second = greedy(model, inputs, 40, **passing(model, kv_cache))
         again = kv_cache.report().to_dict()
     assert torch.equal(first, second)
     for figures in (report, again):
