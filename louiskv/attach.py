@@ -164,6 +164,7 @@ class _CacheSwap:
         others = {key: value for key, value in kwargs.items() if key not in CACHE_ARGUMENTS}
         given = next((kwargs[key] for key in CACHE_ARGUMENTS if kwargs.get(key) is not None), None)
         if isinstance(given, LouisKVCache):
+            given.check_whole()
             return args, {**others, self.argument: given}
         use_cache = kwargs.get("use_cache")
         if given is None and not (self.config.use_cache if use_cache is None else use_cache):
@@ -181,6 +182,7 @@ class _CacheSwap:
         if given is None or given is not self.replaced:
             self.cache.reset()
             self.replaced = given
+        self.cache.check_whole()
         return args, {**others, self.argument: self.cache}
 
 

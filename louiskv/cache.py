@@ -66,6 +66,18 @@ class Handle(Tensor):
         return cls.__torch_function__(func, types, args, kwargs)
 
 
+def _require(holds: Tensor, otherwise: str) -> None:
+    """Raise `UnsupportedModelError` unless a mask is one that the cache can honour; on a GPU nothing waits for that."""
+    message = (
+        f"The attention mask {otherwise}. louiskv knows padding in a prompt, and causal attention: take the prompt in "
+        "as a whole, with its mask, and add ones to the mask for each new token."
+    )
+    if holds.is_cuda:
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise UnsupportedModelError(message)
+
+
 def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
     """Run a function so that the state it makes can be changed later in any mode.
 
@@ -87,6 +99,8 @@ class CacheLayer(CacheLayerMixin):
         state: What the method keeps of this layer.
         index: Index of the layer in the model.
         seq_length: Tokens seen, padding included.
+        steps: Decode steps.
+        checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
     """
 
     is_sliding = False
@@ -105,6 +119,7 @@ class CacheLayer(CacheLayerMixin):
         self._build = lambda: method.layer(index, impl)
         self.index = index
         self.on_prompt: Callable[[int, int], None] | None = None
+        self.checks_masks = False
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -127,9 +142,15 @@ class CacheLayer(CacheLayerMixin):
                 "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
             )
         num_new = key_states.shape[-2]
+        if self.seq_length > 0 and len(key_states) != self.state.batch_size:
+            raise UnsupportedModelError(
+                f"The cache holds {self.state.batch_size} sequences, but the model was given {len(key_states)}. Give "
+                "as many, or call `cache.reset()`."
+            )
         if num_new == 1 and self.seq_length > 0:
             self.state.append(key_states, value_states)
             self.output_tokens += key_states.shape[0]
+            self.steps += 1
         else:
             self._waiting = (key_states, value_states)
         self.is_initialized = True
@@ -142,19 +163,22 @@ class CacheLayer(CacheLayerMixin):
     def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
         """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
         if self._waiting is None:
+            if self.checks_masks and mask is not None:
+                self._check_past(mask[:, 0, -1], 1)
             return self.state.attend(query, options)
         keys, values = self._waiting
         num_new = keys.shape[-2]
-        first = self.seq_length == num_new
         valid = None
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise UnsupportedModelError(f"Attention masks must be boolean, this one is {mask.dtype}.")
             visible = mask[:, 0, -1, -num_new:].expand(len(keys), -1)
             valid = None if bool(visible.all()) else visible
-            mask = mask.expand(len(keys), -1, -1, -1)
-        if not first and mask is not None:
-            mask = mask[..., -num_new:]
+            if self.checks_masks:
+                own = mask[:, 0, :, -num_new:].diagonal(dim1=-2, dim2=-1)
+                _require(~(own & ~visible).any(), "hides tokens of a prompt from its last token")
+                self._check_past(mask[:, 0, -1, :-num_new], 0)
+            mask = mask[..., -num_new:].expand(len(keys), -1, -1, -1)
         out = self.state.prompt(query, keys, values, mask, valid, options, dense)
         self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
         self._note(valid, keys)
@@ -162,6 +186,15 @@ class CacheLayer(CacheLayerMixin):
         if self.on_prompt is not None:
             self.on_prompt(self.index, num_new)
         return out
+
+    def _check_past(self, seen: Tensor, num_new: int) -> None:
+        """Raise if a mask's last row, over what was seen before and `num_new` tokens, hides more than padding."""
+        if self._valid is None:
+            _require(seen.all(), "hides tokens that the cache holds, or pads a single token")
+        else:
+            decoded = self.seq_length - self._valid.shape[1] if num_new else seen.shape[1] - self._valid.shape[1]
+            known = torch.nn.functional.pad(self._valid, (0, decoded), value=True)
+            _require((seen == known).all(), "hides other tokens than the padding that the cache knows of")
 
     @_without_autograd
     def load(self, keys: Tensor, values: Tensor) -> None:
@@ -171,6 +204,7 @@ class CacheLayer(CacheLayerMixin):
         self.is_initialized = True
         self.seq_length += keys.shape[-2]
         self.prompt_tokens += keys.shape[0] * keys.shape[-2]
+        self._device = keys.device
 
     def get_seq_length(self) -> int:
         """Tokens seen, padding included."""
@@ -187,7 +221,7 @@ class CacheLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.state = self._build()
-        self.seq_length = self.prompt_tokens = self.output_tokens = 0
+        self.seq_length = self.prompt_tokens = self.output_tokens = self.steps = 0
         self.is_initialized = False
         self._waiting = None
         self._valid = None
@@ -206,6 +240,12 @@ class CacheLayer(CacheLayerMixin):
                 f"crop({tokens_to_remove}) is not possible: give minus the number of tokens to remove, from "
                 f"{-self.seq_length} to 0."
             )
+        if self._waiting is not None:
+            # A prompt that was never attended to is in no state yet.
+            waiting = self._waiting[0].shape[-2]
+            self._waiting = None
+            self.seq_length -= waiting
+            count = max(0, count - waiting)
         if count == self.seq_length:
             self.reset()
         elif count:
@@ -256,7 +296,7 @@ class CacheLayer(CacheLayerMixin):
             layer=self.index,
             kind=type(self.state).__name__,
             tiers=tiers,
-            steps=self.output_tokens // max(1, self.state.batch_size),
+            steps=self.steps,
             retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
             hit_rate=telemetry.hit_tokens / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
@@ -344,6 +384,8 @@ class LouisKVCache(Cache):
             layers[index] = CacheLayer(method, index, impl)
         super().__init__(layers=layers)
         self.managed = [layer for layer in layers if isinstance(layer, CacheLayer)]
+        for layer in self.managed[:1]:
+            layer.checks_masks = True
         if not self.managed:
             kinds = ", ".join(sorted({type(layer).__name__ for layer in layers}))
             raise UnsupportedModelError(
@@ -359,6 +401,15 @@ class LouisKVCache(Cache):
         for index, fresh in enumerate(DynamicCache(config=self._config).layers):
             if not isinstance(self.layers[index], CacheLayer):
                 self.layers[index] = fresh
+
+    def check_whole(self) -> None:
+        """Raise `UnsupportedModelError` if an interrupted pass has left tokens in some layers and not in others."""
+        lengths = [layer.seq_length for layer in self.managed]
+        if len(set(lengths)) > 1:
+            raise UnsupportedModelError(
+                f"An earlier forward pass was interrupted: layers hold {min(lengths)} to {max(lengths)} tokens. "
+                "Crop them to the same number, or call `cache.reset()`."
+            )
 
     def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
         """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""
@@ -377,11 +428,11 @@ class LouisKVCache(Cache):
             prompt_tokens=self.managed[0].prompt_tokens,
             output_tokens=self.managed[0].output_tokens,
             unmanaged_bytes=unmanaged,
-            layers=[layer.report() for layer in self.managed if layer.is_initialized],
+            layers=[layer.report() for layer in self.managed if layer.prompt_tokens],
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the state of any layer contradicts itself, or a token is lost or doubled."""
         for layer in self.managed:
-            if layer.is_initialized:
+            if layer.prompt_tokens:
                 layer.state.check_integrity()

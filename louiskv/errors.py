@@ -51,6 +51,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise SettingsError(f"{name}={value!r} is not allowed: give one of {', '.join(choices)}.")
 
 
+def check_part(name: str, value: object, kind: type) -> None:
+    """Raise `SettingsError` unless `value` is of the kind of part that `name` wants."""
+    if not isinstance(value, kind):
+        raise SettingsError(f"{name}={value!r} is not allowed: give an instance of {kind.__module__}.{kind.__name__}.")
+
+
 def check_multiple(name: str, value: int, of: str, size: int) -> None:
     """Raise `SettingsError` unless `value` is a multiple of `size`, the setting named `of`."""
     check_count(name, value, 0)

@@ -30,7 +30,9 @@ class Observation(NamedTuple):
 
     def log_scores(self) -> Tensor:
         """[N, m, C] logits as the query group sees them, their mean over the heads; -inf where none may attend."""
-        seen = (self.weights > 0).any(1)
+        # Not by the weights: those of the least logits are 0.
+        positions, times = self.positions[:, None], self.times[..., None]
+        seen = (positions >= 0) & (positions <= times)
         logits = self.weights.clamp(min=torch.finfo(torch.float32).tiny).log() + self.lse[..., None]
         return (logits.mean(1) - self.votes[:, None]).masked_fill(~seen, -torch.inf)
 
@@ -62,13 +64,13 @@ class Importance(ABC):
         """The stats [N, C, k] after an observation; a long prompt comes in several, older queries first."""
         return stats
 
-    def observe_prompt(self, stats: Tensor, is_prompt: Tensor, budget: Tensor) -> Tensor:
+    def observe_prompt(self, stats: Tensor, is_prompt: Tensor, room: Tensor) -> Tensor:
         """The stats [N, C, k] after a prompt, whose tokens are where `is_prompt` [N, C], before any is dropped.
 
         Args:
             stats: As the observations have left them; tokens in the order of their positions.
             is_prompt: Which tokens came with this prompt.
-            budget: [N] tokens that will be kept of each row.
+            room: [N] tokens of each row that may stay for good: the newest and one more page must have their place.
         """
         return stats
 
@@ -161,8 +163,8 @@ class TimeStamps(Importance):
     """The page whose attention was last worth mentioning the longest ago (RaaS, section 3.2 of arXiv 2502.11147).
 
     A page gets the position of a query as its stamp when its tokens together get more than `threshold` of the
-    attention, mean over the group. A prompt that leaves room for two pages stays for good; otherwise its pages are
-    stamped by its last queries.
+    attention, mean over the group. A prompt that leaves room for the newest tokens and a page stays for good; otherwise
+    its pages are stamped by its last queries.
 
     Attributes:
         page_size: Tokens of a page.
@@ -207,10 +209,10 @@ class TimeStamps(Importance):
         stamp.scatter_reduce_(1, page, former.masked_fill((former == torch.inf) | (seen.positions < 0), 0), "amax")
         return torch.maximum(former, stamp.gather(1, page))[..., None]
 
-    def observe_prompt(self, stats: Tensor, is_prompt: Tensor, budget: Tensor) -> Tensor:
-        """Keep a prompt for good if that leaves two pages."""
+    def observe_prompt(self, stats: Tensor, is_prompt: Tensor, room: Tensor) -> Tensor:
+        """Keep a prompt for good if there is room."""
         for_good = is_prompt | (stats[..., 0] == torch.inf)
-        fits = for_good.sum(1) <= budget - 2 * self.page_size
+        fits = for_good.sum(1) <= room
         return torch.where((is_prompt & fits[:, None])[..., None], torch.inf, stats)
 
     def scores(self, stats: Tensor, positions: Tensor, votes: Tensor) -> Tensor:

@@ -19,15 +19,18 @@ _lock = threading.Lock()
 
 
 class Series:
-    """A tensor of fixed shape for each step, kept where it arises; appending waits for nothing."""
+    """A tensor for each step, kept where it arises; appending waits for nothing."""
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
+        self._before: list[Tensor] = []
         self.length = 0
 
     def append(self, value: Tensor) -> None:
         """Add the value of one step."""
         if self._buffer is None or self._buffer.shape[1:] != value.shape:
+            if self._buffer is not None:
+                self._before.append(self._buffer[: self.length].flatten())
             self._buffer, self.length = value.new_empty(256, *value.shape), 0
         if self.length == len(self._buffer):
             self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)])
@@ -35,8 +38,11 @@ class Series:
         self.length += 1
 
     def tensor(self) -> Tensor:
-        """[steps, ...] on the host."""
-        return torch.empty(0) if self._buffer is None else self._buffer[: self.length].cpu()
+        """[steps, ...] on the host; if the shape has changed on the way, with the batch, all numbers in a row."""
+        if self._buffer is None:
+            return torch.empty(0)
+        held = self._buffer[: self.length]
+        return torch.cat([*self._before, held.flatten()]).cpu() if self._before else held.cpu()
 
 
 class Clock:
@@ -153,7 +159,8 @@ class LayerReport:
         kind: Name of the layer's class.
         tiers: What it holds.
         steps: Decode steps.
-        retrieval_rate: Share of (step, sequence, KV head) that retrieved.
+        retrieval_rate: Share of (step, sequence, KV head) that retrieved before attending; what a late trigger fetches
+            for the next step is not counted.
         hit_rate: Share of the selected tokens that were resident already, None without a selection.
         fetched_bytes: Bytes copied host to device.
         offloaded_bytes: Bytes copied device to host.

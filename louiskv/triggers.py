@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from louiskv.errors import check_count, check_range
+from louiskv.errors import SettingsError, check_count, check_part, check_range
 
 
 class TriggerState(ABC):
@@ -162,6 +162,12 @@ class Late(Trigger):
     """
 
     correct: Trigger = field(default_factory=lambda: Cosine(0.9, per_head=True))
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_part("correct", self.correct, Trigger)
+        if self.correct.late:
+            raise SettingsError(f"correct={self.correct} is late itself: give a trigger that fires at its own step.")
 
     @property
     def gap(self) -> int | None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from louiskv import Full, LouisKV, LouisKVCache, UnsupportedModelError, attach
+from louiskv import H2O, ClusterKV, FreeKV, Full, LouisKV, LouisKVCache, Method, UnsupportedModelError, attach
 from louiskv.cache import cache_of, passing
 from tests.families import greedy, prompt, tiny
 
@@ -129,3 +129,108 @@ def test_reset_empties_the_other_layers_too(family: str) -> None:
         first = greedy(model, prompt(40, 2, (7,)), 20, **passing(model, cache))
         cache.reset()
         assert torch.equal(greedy(model, prompt(40, 2, (7,)), 20, **passing(model, cache)), first)
+
+
+def decoded(method: Method, length: int, steps: int, padding: int = 10) -> LouisKVCache:
+    """A cache behind a ragged batch of two, of which both sequences become the shorter one after some steps."""
+    model, inputs = tiny("llama"), prompt(length, 2, (padding,))
+    mask = inputs["attention_mask"]
+    with torch.inference_mode(), attach(model, method) as cache:
+        model(**inputs, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **passing(model, cache))
+        for step in range(steps + 14):
+            if step == steps:
+                shorter = int(mask.sum(1).argmin())
+                cache.reorder_cache(torch.tensor([shorter, shorter]))  # type: ignore[arg-type]
+                mask = mask[[shorter, shorter]]
+                cache.check_integrity()
+            mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
+            position = (mask.sum(1) - 1)[:, None]
+            model(torch.full((2, 1), 5), attention_mask=mask, position_ids=position, **passing(model, cache))
+    return cache
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LouisKV(budget=40, sink=4, window=16, dense_layers=1),
+        FreeKV(budget=40, sink=4, window=16, page_size=4, dense_layers=1),
+        ClusterKV(budget=32, sink=16, unit_size=5, output_size=10, dense_layers=0),
+        H2O(budget=16),
+        Full(),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_batch_may_become_copies_of_its_shorter_sequence_at_any_time(method: Method) -> None:
+    for length in range(12, 44, 3):
+        for steps in (0, 1, 3):
+            cache = decoded(method, length, steps)
+            cache.check_integrity()
+            assert cache.report().layers[0].steps == steps + 14
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"), [(0, 3, "hides tokens that the cache holds"), (1, 20, "pads a single token")]
+)
+def test_a_step_whose_mask_cannot_be_honoured_is_refused(row: int, column: int, message: str) -> None:
+    model = tiny("llama")
+    mask = torch.ones(2, 21, dtype=torch.int64)
+    mask[row, column] = 0
+    with attach(model, METHOD) as cache, torch.inference_mode():
+        model(**prompt(20, 2), **passing(model, cache))
+        with pytest.raises(UnsupportedModelError, match=message):
+            model(torch.full((2, 1), 5), attention_mask=mask, **passing(model, cache))
+
+
+def test_a_prompt_whose_mask_cannot_be_honoured_is_refused() -> None:
+    model, inputs = tiny("llama"), prompt(20, 2, (4,))
+    other_padding = torch.cat([inputs["attention_mask"].flip(0), torch.ones(2, 6, dtype=torch.int64)], 1)
+    band = torch.ones(20, 20, dtype=torch.bool).tril() & ~torch.ones(20, 20, dtype=torch.bool).tril(-4)
+    with attach(model, METHOD) as cache, torch.inference_mode():
+        model(**inputs, **passing(model, cache))
+        with pytest.raises(UnsupportedModelError, match="other tokens than the padding"):
+            model(torch.full((2, 6), 5), attention_mask=other_padding, **passing(model, cache))
+        cache.reset()
+        with pytest.raises(UnsupportedModelError, match="hides tokens of a prompt from its last token"):
+            model(torch.full((1, 20), 5), attention_mask=band[None, None], **passing(model, cache))
+
+
+@pytest.mark.parametrize("method", [METHOD, H2O(budget=16), Full()], ids=lambda method: type(method).__name__)
+def test_another_batch_size_is_refused(method: Method) -> None:
+    model = tiny("llama")
+    with attach(model, method) as cache, torch.inference_mode():
+        model(**prompt(20, 2), **passing(model, cache))
+        for number in (1, 3):
+            with pytest.raises(UnsupportedModelError, match=f"holds 2 sequences, .* given {number}"):
+                model(torch.full((number, 1), 5), **passing(model, cache))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_an_interrupted_pass_is_noticed_by_the_next(num_tokens: int) -> None:
+    model = tiny("llama")
+    with attach(model, METHOD) as cache, torch.inference_mode():
+        model(**prompt(30), **passing(model, cache))
+        next_ids = torch.full((1, num_tokens), 5)
+        hook = model.model.layers[2].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(next_ids, **passing(model, cache))
+        hook.remove()
+        with pytest.raises(UnsupportedModelError, match=f"interrupted: layers hold 30 to {30 + num_tokens} tokens"):
+            model(next_ids, **passing(model, cache))
+        for layer in cache.managed:
+            layer.crop(30 - layer.get_seq_length())
+        cache.check_integrity()
+        model(next_ids, **passing(model, cache))
+        assert cache.get_seq_length() == 30 + num_tokens
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_prompt_that_was_never_attended_to_is_no_part_of_the_report_and_can_be_cropped() -> None:
+    cache = LouisKVCache(tiny("llama").config, METHOD)
+    states = torch.randn(1, 2, 8, 8)
+    cache.managed[0].update(states, states)
+    assert cache.report().layers == []
+    cache.managed[0].crop(-8)
+    assert cache.get_seq_length() == 0

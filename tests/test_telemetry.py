@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from louiskv import Full, LouisKV, attach
+from louiskv import Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
 from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
 from tests.families import greedy, prompt, tiny
@@ -99,3 +99,19 @@ def test_series_grows_and_keeps_order() -> None:
 def test_bytes_as_people_read_them() -> None:
     sizes = (0, 1023, 1536, 5 * 2**20, 3 * 2**30)
     assert [format_bytes(size) for size in sizes] == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3.00 GiB"]
+
+
+def test_a_series_goes_on_when_the_batch_changes() -> None:
+    series = Series()
+    for value in (torch.zeros(2, 3), torch.ones(1, 3), torch.ones(1, 3)):
+        series.append(value)
+    assert series.tensor().tolist() == [0.0] * 6 + [1.0] * 6
+
+
+def test_both_halves_of_a_split_layer_are_timed() -> None:
+    model = tiny("llama")
+    method = RazorAttention(window=8, share=0.0, kv_heads=((0,),) * 4)
+    with attach(model, method) as cache:
+        greedy(model, prompt(60), 30)
+    assert cache.report().seconds["attention"] > 0
+    assert cache.report().seconds["selection"] > 0

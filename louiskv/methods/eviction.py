@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from louiskv.errors import SettingsError, check_count, check_multiple, check_range
+from louiskv.errors import SettingsError, check_count, check_multiple, check_part, check_range
 from louiskv.importance import Importance, Recency
 from louiskv.merging import Merging, NoMerging
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
@@ -30,6 +30,8 @@ class Eviction(Method):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        check_part("importance", self.importance, Importance)
+        check_part("merging", self.merging, Merging)
         check_count("budget", self.budget, 1)
         check_count("window", self.window, 1)
         for name in ("sink", "dense_layers"):
@@ -40,7 +42,7 @@ class Eviction(Method):
         page_size = self.importance.page_size
         check_multiple("budget", self.budget, "page_size", page_size)
         check_multiple("sink", self.sink, "page_size", page_size)
-        newest = max(self.window, self.prompt_window or 0)
+        newest = -(-max(self.window, self.prompt_window or 0) // page_size) * page_size
         least = self.sink + newest + (1 if page_size == 1 else 2 * page_size)
         if self.budget < least:
             raise SettingsError(

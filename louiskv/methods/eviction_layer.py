@@ -207,7 +207,10 @@ class EvictionLayer(KVLayer):
             share = (parts.share * end.double()).ceil().long() + parts.num_sinks
             self.limits = share.clamp(min=parts.budget)
             is_prompt = torch.arange(rows.shape[1], device=rows.device) >= num_slots
-            stats = parts.importance.observe_prompt(stats, is_prompt & (positions >= 0), self.limits)
+            page_size = parts.importance.page_size
+            newest = -(-max(parts.window, parts.prompt_window) // page_size) * page_size
+            room = self.limits - newest - page_size
+            stats = parts.importance.observe_prompt(stats, is_prompt & (positions >= 0), room)
             lost = self._victims(positions, votes, stats, parts.prompt_window, num_new=0)
             if parts.merging.compensates:
                 kept.compensate(rows, lost)
@@ -306,6 +309,7 @@ class EvictionLayer(KVLayer):
         self.kept.select_rows(rows)
         self.lengths, self.limits = self.lengths.index_select(0, rows), self.limits.index_select(0, rows)
         self.batch_size = len(index)
+        self.steps_to_full = int((self.limits - self.kept.counts).min())
 
     def tiers(self) -> Tiers:
         """What is kept is resident; nothing is anywhere else."""

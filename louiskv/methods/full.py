@@ -117,6 +117,8 @@ class FullLayer(KVLayer):
         rows = self.rows_of_batch(index)
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
         self.lengths = self.lengths.index_select(0, rows)
+        self.longest = int(self.lengths.max())
+        self.ragged = bool((self.lengths != self.longest).any())
         self.batch_size = len(index)
 
     def tiers(self) -> Tiers:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,6 +45,8 @@ class RazorAttention(Method):
             check_range(name, getattr(self, name), 0, 1)
         check_count("sink", self.sink, 0)
         check_count("window", self.window, 2)
+        for head in chain.from_iterable(self.kv_heads or ()):
+            check_count("kv_heads", head, 0)
         self._others()
 
     def for_model(self, model: nn.Module) -> "RazorAttention":

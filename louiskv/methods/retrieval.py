@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from louiskv.errors import SettingsError, check_choice, check_count, check_multiple
+from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
 from louiskv.methods.retrieval_layer import Parts, RetrievalLayer
@@ -52,6 +52,11 @@ class Retrieval(Method):
 
     def __post_init__(self) -> None:
         """Check the settings."""
+        check_part("units", self.units, Units)
+        if self.output is not None:
+            check_part("output", self.output, Units)
+        check_part("summary", self.summary, Summary)
+        check_part("trigger", self.trigger, Trigger)
         for name in ("budget", "window"):
             check_count(name, getattr(self, name), 1)
         for name in ("sink", "recent_units", "dense_layers"):
@@ -72,6 +77,11 @@ class Retrieval(Method):
             raise SettingsError(
                 f"window={self.window} is not allowed: {longest} tokens of the output become units together "
                 f"({self._output}), so give at least {longest}."
+            )
+        if self.window < self.units.aligned_by:
+            raise SettingsError(
+                f"window={self.window} is not allowed: what is not a whole unit yet stays in the window, and "
+                f"units={self.units} are cut at multiples of {self.units.aligned_by}, so give at least that."
             )
         # Beside the sinks and the window: the newest units, and one to choose.
         recent = self.recent_units * self._taken_by

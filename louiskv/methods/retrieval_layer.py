@@ -374,6 +374,7 @@ class RetrievalLayer(KVLayer):
             part.select_rows(rows)
         self.trigger.select_batch(index)
         self.batch_size = len(index)
+        self.steps_to_full = int(self.resident.window_room().min())
 
     def tiers(self) -> Tiers:
         """What lies where."""

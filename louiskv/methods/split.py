@@ -25,6 +25,8 @@ class SplitLayer(KVLayer):
         super().__init__(impl)
         self.heads = heads
         self.parts: tuple[KVLayer, ...] = (first, second)
+        for part in self.parts:
+            part.telemetry = self.telemetry
         self._places: tuple[Tensor, ...] = ()
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:

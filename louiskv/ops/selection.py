@@ -72,7 +72,9 @@ def _dot(query: Tensor, means: Tensor) -> Tensor:
 
 
 def _bound(query: Tensor, boxes: Tensor) -> Tensor:
-    # Where q_j is positive the greatest key reaches most, otherwise the least.
+    # Unscaled, the sum leaves the range of 16 bits. Where q_j is positive the greatest key reaches most, otherwise the
+    # least.
+    query, boxes = query.float(), boxes.float()
     halves = torch.cat([query.clamp(min=0), query.clamp(max=0)], dim=-1)
     return torch.bmm(halves, boxes.transpose(1, 2))
 

@@ -1,9 +1,11 @@
 """Work for a later step that runs while the model computes: a worker thread, and on a GPU a side stream in it."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache as once
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -16,6 +18,11 @@ def _worker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="louiskv")
 
 
+# A forked process has the pool but not its thread.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_worker.cache_clear)
+
+
 class Background(Generic[T]):
     """At most one job at a time, begun at one step and collected at the next.
 
@@ -24,9 +31,18 @@ class Background(Generic[T]):
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._job: Callable[[], T] | None = None
         self._result: Future[T] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Background[T]":
+        """A copy with a result of its own, for which this waits."""
+        copy: Background[T] = Background(self.device)
+        if self._result is not None:
+            copy._job, copy._result = self._job, Future()
+            copy._result.set_result(deepcopy(self._result.result(), memo))
+        return copy
 
     @property
     def busy(self) -> bool:

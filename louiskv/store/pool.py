@@ -95,7 +95,8 @@ class Pool:
         held = token < self.lengths[:, None]
         keep = held & (self.positions < ends.to(self.device)[:, None])
         order, self.lengths = left_aligned(keep)
-        self.rows = take_rows(self.rows, order)
+        rows = take_rows(self.rows, order)
+        self.rows = rows.pin_memory() if self.pinned else rows
         self.positions = self.positions.gather(1, order)
         return keep
 

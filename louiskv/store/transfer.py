@@ -78,7 +78,7 @@ class Transfer:
             rows = pool.rows[:, first : min(first + chunk_size, longest)]
             token = torch.arange(first, first + rows.shape[1], device=pool.device)
             present = token < pool.lengths[:, None]
-            self._count_fetched(pool, int(present.sum()))
+            self._count_fetched(pool, rows.shape[0] * rows.shape[1])
             yield rows.to(self.device, copy=pool.tier == "host"), present.to(self.device)
 
     def settle(self) -> None:

@@ -1,5 +1,6 @@
 """What every method must keep, whatever it does: the invariants of docs/design.md."""
 
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -259,3 +260,16 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     assert model.config._attn_implementation == "eager"
     assert not model._forward_pre_hooks
     assert torch.equal(greedy(model, inputs, 10), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_cache_can_be_copied_in_the_middle(name: str) -> None:
+    model, inputs = model_of_group(4), prompt(60)
+    with attach(model, CASES[name][1]) as kv_cache, torch.no_grad():
+        model(**inputs, **passing(model, kv_cache))
+        model(torch.tensor([[5]]), **passing(model, kv_cache))
+        copy = deepcopy(kv_cache)
+        expected = [model(torch.tensor([[token]]), **passing(model, kv_cache)).logits for token in (6, 7)]
+        got = [model(torch.tensor([[token]]), **passing(model, copy)).logits for token in (6, 7)]
+    assert torch.equal(torch.stack(got), torch.stack(expected))
+    copy.check_integrity()

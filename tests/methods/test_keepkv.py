@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv import KeepKV, SettingsError
+from louiskv.importance import MovingAverage, Observation
 from louiskv.methods.eviction_layer import EvictionLayer
 from tests.methods.eviction_oracle import (
     EvictionOracle,
@@ -195,3 +196,15 @@ def test_what_nothing_is_like_is_lost() -> None:
 def test_wrong_settings_say_what_is_allowed(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         KeepKV(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_token_of_no_weight_at_all_counts_as_seen() -> None:
+    # Weights of float32 end some 100 nats below the log-sum-exp.
+    logits = torch.tensor([50.0, -70.0, -20.0])
+    lse = logits.logsumexp(0).reshape(1, 1, 1)
+    weights = (logits - lse).exp().reshape(1, 1, 1, 3)
+    positions = torch.arange(3)[None]
+    seen = Observation(weights, lse, torch.zeros(1, 3), positions, torch.tensor([[3]]))
+    importance = MovingAverage()
+    stats = importance.observe(torch.zeros(1, 3, 2), seen)
+    assert importance.scores(stats, positions, torch.zeros(1, 3))[0].argsort().tolist() == [1, 2, 0]

@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from louiskv import RaaS, SettingsError
-from tests.methods.eviction_oracle import EvictionOracle, Token, agree_step_by_step, mean, random_talk
+from louiskv import Eviction, RaaS, SettingsError
+from louiskv.importance import TimeStamps
+from tests.methods.eviction_oracle import EvictionOracle, Token, agree_step_by_step, mean, random_talk, take_prompt
 from tests.methods.oracle import NUM_KV_HEADS, Vector
 
 
@@ -95,6 +97,22 @@ def test_a_longer_prompt_must_give_way() -> None:
     layer = agree_step_by_step(method, talk, [RaaSOracle(method) for _ in range(NUM_KV_HEADS)])
     for held in layer.kept.positions.tolist():
         assert not set(range(17)) <= set(held)
+
+
+@pytest.mark.parametrize("length", [40, 62, 90])
+def test_stamps_leave_a_wide_window_its_place(length: int) -> None:
+    method = Eviction(budget=128, sink=0, window=50, importance=TimeStamps(16))
+    talk = random_talk([(length, 0)], 2, seed=0)
+    layer = method.layer(0)
+    take_prompt(layer, talk, slice(0, length))
+    rows = torch.randn(1, NUM_KV_HEADS, 1, talk.keys.shape[2])
+    for step in range(100):
+        layer.append(rows, rows)
+        layer.attend(torch.randn(1, talk.queries.shape[1], 1, talk.keys.shape[2]), talk.options)
+        newest = range(max(0, length + step + 1 - 50), length + step + 1)
+        for held in layer.kept.positions.tolist():  # type: ignore[attr-defined]
+            assert set(newest) <= set(held)
+    layer.check_integrity()
 
 
 @pytest.mark.parametrize(

@@ -62,3 +62,11 @@ def test_slots_follow_the_selection_and_fetch_only_what_is_missing(
         stays = ~fetched & (unit >= 0)
         assert torch.equal(unit[stays], old_unit[stays]) and torch.equal(rank[stays], old_rank[stays])
         have = take
+
+
+def test_a_bound_without_scaling_may_leave_the_range_of_float16() -> None:
+    query, boxes = torch.full((1, 2, 8), 100.0).half(), torch.full((1, 3, 16), 90.0).half()
+    boxes[:, 1] = 100.0
+    sizes = torch.ones(1, 3, dtype=torch.int32)
+    scores = score_units(query, (boxes,), sizes, kind="bound", reduce="softmax_mean", scaling=1.0)
+    assert scores.argmax(1).tolist() == [1] and bool(scores.isfinite().all())

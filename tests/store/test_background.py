@@ -1,5 +1,7 @@
 """Jobs beside the computation: one worker, in order, and what they raise reaches who collects them."""
 
+import subprocess
+import sys
 import threading
 import weakref
 from functools import partial
@@ -134,3 +136,21 @@ def test_a_job_and_what_it_reads_are_kept_until_it_is_collected() -> None:
     assert reference() is not None
     assert background.collect() == 1
     assert reference() is None
+
+
+FORK = """
+import os, torch
+from louiskv.store.background import Background
+background = Background(torch.device("cpu"))
+background.start(lambda: 1)
+assert background.collect() == 1
+child = os.fork()
+if child == 0:
+    background.start(lambda: 2)
+    os._exit(background.collect())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+"""
+
+
+def test_a_forked_process_has_a_worker_of_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
