@@ -19,6 +19,7 @@ COMMANDS = {
     "methods": "List the methods: paper, what each keeps where, settings with their defaults.",
     "plan": "Work out the memory of each tier before anything is loaded.",
     "doctor": "Show versions, devices, and which implementation of each operation can run here.",
+    "eval": "Score methods on tasks, and measure how far they are from full attention.",
     "bench": "Measure decoding and prefill, methods side by side.",
     "demo": "Find a pass key in a long document with full attention and with LouisKV.",
 }

@@ -1,0 +1,99 @@
+"""Records of results, averaged for each method at each budget."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a budget: means over all its records.
+
+    Attributes:
+        name: The method.
+        budget: Its budget, None if it has none.
+        scores: Mean score of each task.
+        fetched: Bytes fetched for each output token of the tasks.
+        device: Bytes on the device as a share of full attention's, on the tasks.
+        kl: KL divergence of fidelity, None if it was not measured.
+        top1: Share of the same likeliest token.
+        nll: Loss less full attention's.
+        fed_fetched: Bytes fetched for each token of fidelity.
+        fed_rate: Share of steps and layers that retrieved there.
+        fed_device: Share of the bytes on the device there.
+    """
+
+    name: str
+    budget: int | None
+    scores: dict[str, float] = field(default_factory=dict)
+    fetched: float = 0.0
+    device: float = 0.0
+    kl: float | None = None
+    top1: float = 0.0
+    nll: float = 0.0
+    fed_fetched: float = 0.0
+    fed_rate: float = 0.0
+    fed_device: float = 0.0
+
+    @property
+    def mean_score(self) -> float:
+        """Mean over the tasks, each counted once."""
+        return mean(list(self.scores.values()))
+
+    @property
+    def budget_text(self) -> str:
+        """The budget for a table."""
+        return "-" if self.budget is None else str(self.budget)
+
+
+def summarise(records: Iterable[Record]) -> list[Row]:
+    """A row for each method and budget, in the order in which they come."""
+    groups: dict[tuple[str, int | None], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["method"], budget_of(record)), []).append(record)
+    return [_row(name, budget, group) for (name, budget), group in groups.items()]
+
+
+def budget_of(record: Record) -> int | None:
+    """The budget of a record's method: RazorAttention's is what its other heads keep."""
+    settings: dict[str, int] = record["settings"]
+    if "window" in settings and "echo" in settings:
+        return settings["sink"] + settings["window"]
+    return settings.get("budget")
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def _row(name: str, budget: int | None, records: list[Record]) -> Row:
+    asked = [record for record in records if record["kind"] == "task"]
+    fed = [record for record in records if record["kind"] == "fidelity"]
+    tasks = dict.fromkeys(record["task"] for record in asked)
+    return Row(
+        name,
+        budget,
+        scores={
+            task: mean([score for record in asked if record["task"] == task for score in record["scores"]])
+            for task in tasks
+        },
+        fetched=_mean_of(asked, "fetched_per_token"),
+        device=mean([_device(record) for record in asked]),
+        kl=_mean_of(fed, "kl") if fed else None,
+        top1=_mean_of(fed, "top1"),
+        nll=_mean_of(fed, "nll"),
+        fed_fetched=_mean_of(fed, "fetched_per_token"),
+        fed_rate=_mean_of(fed, "retrieval_rate"),
+        fed_device=mean([_device(record) for record in fed]),
+    )
+
+
+def _mean_of(records: list[Record], name: str) -> float:
+    return mean([record[name] for record in records])
+
+
+def _device(record: Record) -> float:
+    return float((record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"])

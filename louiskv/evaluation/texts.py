@@ -1,0 +1,93 @@
+"""What tasks hide their facts in: real prose, cut to length."""
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from transformers import PreTrainedTokenizerBase
+
+from louiskv.errors import SettingsError
+
+
+class Haystack:
+    """Paragraphs of real text with the number of tokens of each.
+
+    Attributes:
+        name: Where the text comes from.
+        paragraphs: The paragraphs.
+    """
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.name = name
+        self.paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, path: Path | None = None) -> "Haystack":
+        """Text of a file, or Python's own documentation, which every Python has.
+
+        Raises:
+            SettingsError: The file cannot be read, or holds no text.
+        """
+        if path is None:
+            return cls("\n\n".join(topics.values()), tokenizer, "pydoc_data.topics")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"The text {path} cannot be read: {error}. Give a file of plain UTF-8 text.") from error
+        if not text.strip():
+            raise SettingsError(f"The text {path} is empty. Give a file of plain UTF-8 text.")
+        return cls(text, tokenizer, path.name)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Tokens of each paragraph, its break included."""
+        parts = [f"{paragraph}\n\n" for paragraph in self.paragraphs]
+        return [len(ids) for ids in self._tokenizer(parts, add_special_tokens=False)["input_ids"]]
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def around(self, facts: Sequence[str], question: str, num_tokens: int, seed: random.Random) -> str:
+        """Paragraphs from a random place on, with facts strewn among them in the order given.
+
+        Each fact lies in a stretch of its own, somewhere in it, so that they cover all depths.
+
+        Args:
+            facts: Paragraphs to hide.
+            question: What will stand behind it.
+            num_tokens: Most tokens of it all, the question included.
+            seed: Where to begin, and where the facts lie.
+
+        Raises:
+            SettingsError: The facts alone are longer.
+        """
+        room = num_tokens - sum(self.count(f"{part}\n\n") for part in (*facts, question))
+        if room < 0:
+            raise SettingsError(
+                f"A context of {num_tokens} tokens is too short for this task: its facts alone need "
+                f"{num_tokens - room}. Give a longer --context."
+            )
+        start = seed.randrange(len(self.paragraphs))
+        prose: list[str] = []
+        depths = [(number + seed.random()) / len(facts) for number in range(len(facts))]
+        # Once around: a paragraph that is too long for what is left gives its place to the next ones.
+        for place in (*range(start, len(self.paragraphs)), *range(start)):
+            if self.counts[place] <= room:
+                prose.append(self.paragraphs[place])
+                room -= self.counts[place]
+        # Paragraphs side by side may have a few tokens more than each alone.
+        while prose and self.count(f"{_strewn(facts, prose, depths)}\n\n{question}") > num_tokens:
+            prose.pop()
+        return _strewn(facts, prose, depths)
+
+
+def _strewn(facts: Sequence[str], prose: list[str], depths: list[float]) -> str:
+    """Prose with each fact at its depth."""
+    parts = list(prose)
+    for depth, fact in reversed(list(zip(depths, facts, strict=True))):
+        parts.insert(int(depth * len(prose)), fact)
+    return "\n\n".join(parts)
