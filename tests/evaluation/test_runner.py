@@ -92,7 +92,7 @@ def real() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Haystack]:
 
 
 def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
-    asked, fed = Asked(("passkey", "ledger"), (400,), 3, 2), Fed((100,), 40, 2)
+    asked, fed = Asked(("passkey", "multikey"), (300,), 3, 2), Fed((100,), 40, 2)
     field = [Contestant("full", Full()), LITTLE]
     told: list[tuple[str, float]] = []
 
@@ -131,7 +131,7 @@ def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_pat
             assert record.get(name) == by_key[record["key"]].get(name), name
     rows = summarise(second)
     assert [(row.name, row.budget) for row in rows] == [("full", None), ("louiskv", 64)]
-    assert rows[0].scores.keys() == {"passkey", "ledger"} and rows[1].kl == little["kl"]
+    assert rows[0].scores.keys() == {"passkey", "multikey"} and rows[1].kl == little["kl"]
 
 
 def test_what_the_model_has_no_positions_for_is_refused(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
