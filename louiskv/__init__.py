@@ -31,6 +31,7 @@ from louiskv.methods.h2o import H2O
 from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
+from louiskv.methods.oracle_top_k import OracleTopK
 from louiskv.methods.quest import Quest
 from louiskv.methods.raas import RaaS
 from louiskv.methods.razor_attention import RazorAttention
@@ -60,6 +61,7 @@ __all__ = [
     "Method",
     "ModelLoadError",
     "NotCalibratedError",
+    "OracleTopK",
     "Quest",
     "RaaS",
     "RazorAttention",

@@ -11,7 +11,8 @@ from transformers.masking_utils import sdpa_mask
 from louiskv.attach import check_model, using_attention
 from louiskv.cache import managed_layers
 from louiskv.errors import SettingsError, check_count
-from louiskv.heads import HeadScores, ModelIdentity
+from louiskv.heads import HeadScores
+from louiskv.measured import ModelIdentity
 from louiskv.methods.base import AttentionOptions
 from louiskv.ops.attention import attention_with_weights
 

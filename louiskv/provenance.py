@@ -1,5 +1,6 @@
 """Where figures come from: commit, versions, machine."""
 
+import hashlib
 import platform
 import subprocess
 from pathlib import Path
@@ -7,8 +8,10 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 import louiskv
+from louiskv.measured import ModelIdentity
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -23,6 +26,13 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+def origin(model: PreTrainedModel) -> dict[str, str]:
+    """The model of a result: its name, a digest of its parameters, their type."""
+    known = ModelIdentity.of(model)
+    digest = hashlib.sha256(f"{known.shapes} {known.sample}".encode()).hexdigest()[:16]
+    return {"model": known.name, "model_hash": digest, "dtype": str(model.dtype).removeprefix("torch.")}
 
 
 def _commit() -> str | None:

@@ -37,6 +37,12 @@ class Series:
         self._buffer[self.length] = value
         self.length += 1
 
+    @property
+    def last(self) -> Tensor:
+        """The value of the last step, where it arose."""
+        assert self._buffer is not None
+        return self._buffer[self.length - 1]
+
     def tensor(self) -> Tensor:
         """[steps, ...] on the host; if the shape has changed on the way, with the batch, all numbers in a row."""
         if self._buffer is None:

@@ -52,6 +52,10 @@ class Trigger(ABC):
         """Whether each step selects for the next one, and those that fire select again before they attend."""
         return False
 
+    def at_layer(self, layer_index: int) -> "Trigger":
+        """The trigger as it is in the model's layer `layer_index`."""
+        return self
+
     @abstractmethod
     def start(self) -> TriggerState:
         """Begin to watch one layer."""
@@ -106,19 +110,34 @@ class Cosine(Trigger):
     2510.11292), and at the first decode step.
 
     Attributes:
-        tau: The least cosine that counts as the same segment.
+        tau: The least cosine that counts as the same segment; a tuple has one for each layer of the model.
         per_head: Take the mean over each query group, and fire for its KV head alone.
     """
 
-    tau: float = 0.9
+    tau: float | tuple[float, ...] = 0.9
     per_head: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        check_range("tau", self.tau, -1, 1)
+        for each in self.tau if isinstance(self.tau, tuple) else (self.tau,):
+            check_range("tau", each, -1, 1)
+
+    def at_layer(self, layer_index: int) -> "Cosine":
+        """With the tau of that layer."""
+        if not isinstance(self.tau, tuple):
+            return self
+        if layer_index >= len(self.tau):
+            raise SettingsError(f"tau has {len(self.tau)} numbers, but the model has more layers: give one for each.")
+        return Cosine(self.tau[layer_index], self.per_head)
 
     def start(self) -> "CosineState":
-        """Begin to watch one layer."""
+        """Begin to watch one layer.
+
+        Raises:
+            SettingsError: There is a tau for each layer, and it is not known which this is.
+        """
+        if isinstance(self.tau, tuple):
+            raise SettingsError("tau has a number for each layer: take the trigger of one with `at_layer`.")
         return CosineState(self.tau, self.per_head)
 
 
@@ -173,6 +192,10 @@ class Late(Trigger):
     def gap(self) -> int | None:
         """What is selected at one step is used at the next."""
         return 2
+
+    def at_layer(self, layer_index: int) -> "Late":
+        """With what corrects it as it is in that layer."""
+        return Late(self.correct.at_layer(layer_index))
 
     @property
     def late(self) -> bool:

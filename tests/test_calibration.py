@@ -17,7 +17,8 @@ from louiskv import (
     score_heads,
 )
 from louiskv.cache import passing
-from louiskv.heads import HeadScores, ModelIdentity
+from louiskv.heads import HeadScores
+from louiskv.measured import ModelIdentity
 from tests.families import COMMON, greedy, prompt, tiny
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from louiskv import SettingsError
-from louiskv.heads import HeadScores, ModelIdentity
+from louiskv.heads import HeadScores
+from louiskv.measured import ModelIdentity
 from tests.families import tiny
 
 

@@ -29,6 +29,7 @@ def test_names() -> None:
         "Method",
         "ModelLoadError",
         "NotCalibratedError",
+        "OracleTopK",
         "Quest",
         "RaaS",
         "RazorAttention",

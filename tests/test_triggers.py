@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from louiskv.triggers import Cosine, Every
+from louiskv import SettingsError
+from louiskv.triggers import Cosine, Every, Late
 
 
 def test_cosine_is_the_mean_over_query_heads() -> None:
@@ -40,3 +41,16 @@ def test_every_step() -> None:
     state = Every().start()
     for _ in range(3):
         assert state.fire(torch.zeros(2, 4, 8), 2).tolist() == [[True, True]] * 2
+
+
+def test_a_tau_for_each_layer() -> None:
+    cosine = Cosine(tau=(0.1, 0.2), per_head=True)
+    assert cosine.at_layer(1) == Cosine(0.2, per_head=True)
+    assert Late(cosine).at_layer(0) == Late(Cosine(0.1, per_head=True))
+    assert Every(3).at_layer(7) == Every(3)
+    with pytest.raises(SettingsError, match="2 numbers"):
+        cosine.at_layer(2)
+    with pytest.raises(SettingsError, match="at_layer"):
+        cosine.start()
+    with pytest.raises(SettingsError, match=r"tau=1\.5"):
+        Cosine(tau=(0.5, 1.5))

@@ -20,6 +20,8 @@ COMMANDS = {
     "plan": "Work out the memory of each tier before anything is loaded.",
     "doctor": "Show versions, devices, and which implementation of each operation can run here.",
     "eval": "Score methods on tasks, and measure how far they are from full attention.",
+    "probe": "Look inside attention: what methods attend to beside full attention.",
+    "calibrate": "Choose for each layer of a model when LouisKV retrieves.",
     "bench": "Measure decoding and prefill, methods side by side.",
     "demo": "Find a pass key in a long document with full attention and with LouisKV.",
 }

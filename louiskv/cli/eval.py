@@ -2,32 +2,55 @@
 
 import json
 from collections.abc import Iterable
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model
+from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import pairs, table
-from louiskv.evaluation.grid import Asked, Contestant, Fed, contestants
-from louiskv.evaluation.results import Results
-from louiskv.evaluation.runner import Evaluation, planned
+from louiskv.evaluation.asking import ask
+from louiskv.evaluation.comparisons import COMPARISONS, compared
+from louiskv.evaluation.feeding import feed
+from louiskv.evaluation.grid import Asked, Fed, contestants, planned, tasks_named
+from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import Row, summarise
 from louiskv.evaluation.tasks import TASKS
 from louiskv.evaluation.texts import Haystack
 from louiskv.methods import METHODS
+from louiskv.results import Results
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 FIDELITY = "fidelity"
 FIDELITY_TELLS = "a text is fed token by token: KL divergence, likeliest token and loss, against full attention"
-QUICK_TASKS = ["passkey", "multikey", "ledger_behind_text", FIDELITY]
-QUICK_METHODS = ["full", "louiskv", "quest", "snapkv"]
+# Loses nothing, as full attention does, and is slow: run where it is asked for.
+LEFT_OUT = "full_offloaded"
+
+# What runs unless it is said otherwise: in full, for a comparison of parts, and quickly.
+EVERYTHING: dict[str, Any] = {
+    "task": [*TASKS, FIDELITY],
+    "method": [name for name in METHODS if name != LEFT_OUT],
+    "budget": [512],
+    "context": [4096],
+    "samples": 8,
+    "steps": 1024,
+}
+FOR_PARTS: dict[str, Any] = {"task": ["multikey", FIDELITY], "method": []}
+QUICK: dict[str, Any] = {
+    "task": ["passkey", "multikey", "ledger_behind_text", FIDELITY],
+    "method": ["louiskv", "quest", "snapkv"],
+    "budget": [128],
+    "context": [1024],
+    "samples": 4,
+    "steps": 64,
+}
 
 
 @app.command("eval")
@@ -36,10 +59,18 @@ def evaluate(
     model: ModelChoice,
     task: Annotated[list[str], typer.Option(help="Task; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
     method: Annotated[list[str], typer.Option(help="Method; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
-    budget: Annotated[list[int], typer.Option(help="Budget; repeatable.", min=1)] = [512],  # noqa: B006
-    context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1)] = [4096],  # noqa: B006
-    samples: Annotated[int, typer.Option(help="Samples of each task at each context.", min=1, metavar="N")] = 8,
-    steps: Annotated[int, typer.Option(help="Tokens that are fed for fidelity.", min=2, metavar="N")] = 1024,
+    compare: Annotated[
+        list[str],
+        typer.Option(help=f"Compare parts of LouisKV: {', '.join(COMPARISONS)}; repeatable.", metavar="NAME"),
+    ] = [],  # noqa: B006
+    budget: Annotated[list[int], typer.Option(help="Budget; repeatable. 512 unless given.", min=1)] = [],  # noqa: B006
+    context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable. 4096 unless given.", min=1)] = [],  # noqa: B006
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of each task at each context; 8 unless given.", min=1, metavar="N")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Tokens that are fed for fidelity; 1024 unless given.", min=2, metavar="N")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples that are answered together.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", metavar="N")] = 0,
     text: Annotated[
@@ -48,9 +79,13 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="File of results; what is in it is not run again.")] = Path(
         "results/eval.jsonl"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="A few tasks, methods and samples, in minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Unless given: few tasks, methods and samples, small; in minutes.")
+    ] = False,
     tasks: Annotated[bool, typer.Option("--tasks", help="List the tasks, and run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the new and old results as one JSON list.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the records of this call, old and new, as one JSON list.")
+    ] = False,
 ) -> None:
     """Score methods on tasks, and measure how far their next token is from full attention's.
 
@@ -60,58 +95,60 @@ def evaluate(
     louiskv eval --quick
 
     louiskv eval --task passkey --method louiskv --method quest --budget 256 --budget 512
+
+    louiskv eval --compare trigger --compare units
     """
     if tasks:
         listed = [(name, f"{each.tells} ({each.scenario})") for name, each in TASKS.items()]
         Console().print(pairs([*listed, (FIDELITY, FIDELITY_TELLS)]), highlight=False, markup=False)
         return
-    names = task or (QUICK_TASKS if quick else [*TASKS, FIDELITY])
-    methods = method or (QUICK_METHODS if quick else [name for name in METHODS if name != "full_offloaded"])
-    if quick:
-        budget, context, samples, steps = [128], [1024], 4, 64
-    asked = Asked(tuple(name for name in names if name != FIDELITY), tuple(context), samples, batch_size, seed)
-    fed = Fed(tuple({min(512, *context), max(context)}), steps, seed=seed) if FIDELITY in names else None
-    field = contestants(["full", *(name for name in methods if name != "full")], budget)
-    results = Results(output)
-    console = Console(stderr=True)
+    given = {"task": task, "method": method, "budget": budget, "context": context, "samples": samples, "steps": steps}
+    run = EVERYTHING | (FOR_PARTS if compare else {}) | (QUICK if quick else {})
+    run |= {name: value for name, value in given.items() if value}
+    asked = Asked(
+        tasks_named(name for name in run["task"] if name != FIDELITY),
+        tuple(run["context"]),
+        run["samples"],
+        batch_size,
+        seed,
+    )
+    lengths = sorted({min(512, *run["context"]), *run["context"]})
+    fed = Fed(tuple(lengths), run["steps"], seed=seed) if FIDELITY in run["task"] else None
+    methods = [name for name in run["method"] if name != "full"]
+    field = [*contestants(["full", *methods], run["budget"]), *compared(compare, run["budget"])]
+    results, console = Results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    field = [Contestant(each.name, ready(loaded, each.method, console)) for each in field]
+    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)
-    with _bar(console, planned(asked, fed, field)) as advance:
+    with progress_bar(console, planned(asked, fed, field)) as advance:
         evaluation = Evaluation(loaded, tokenizer, haystack, results, advance)
-        found = [*evaluation.ask(asked, field), *(evaluation.feed(fed, field) if fed else ())]
+        found = [*ask(evaluation, asked, field), *(feed(evaluation, fed, field) if fed else ())]
     if as_json:
         print(json.dumps(found))
         return
-    shown = Console()
-    for each in _tables(summarise(found)):
-        shown.print(each)
+    shown, rows = Console(), summarise(found)
+    for group in dict.fromkeys(row.group for row in rows):
+        # Full attention is beside every group.
+        for each in _tables([row for row in rows if row.group == group or row.name == "full"], group):
+            shown.print(each)
     shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
 
 
-@contextmanager
-def _bar(console: Console, total: int) -> Any:
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("evaluation", total=total)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
-
-
-def _tables(rows: Iterable[Row]) -> Iterable[Any]:
+def _tables(rows: list[Row], group: str | None) -> Iterable[Table]:
     """Scores by task, and fidelity with what was moved and held."""
-    rows = list(rows)
+    named = "" if group is None else f" by {group}"
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
     if tasks:
-        scores = table("score", "budget", *tasks, "mean", "fetched a token", "device")
+        scores = table(f"score{named}", "budget", *tasks, "mean", "as full", "fetched a token", "device")
         for row in rows:
             if row.scores:
                 cells = [f"{row.scores[task]:.2f}" if task in row.scores else "-" for task in tasks]
-                cells += [f"{row.mean_score:.2f}", format_bytes(row.fetched), f"{row.device:.1%}"]
-                scores.add_row(row.name, row.budget_text, *cells)
+                cells += [f"{row.mean_score:.2f}", f"{row.agreement:.0%}"]
+                scores.add_row(row.name, row.budget_text, *cells, format_bytes(row.fetched), f"{row.device:.1%}")
         yield scores
     if any(row.kl is not None for row in rows):
-        fidelity = table("fidelity", "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device")
+        columns = "KL", "same token", "loss", "fetched a token", "retrievals", "device"
+        fidelity = table(f"fidelity{named}", "budget", *columns)
         for row in rows:
             if row.kl is not None:
                 fidelity.add_row(

@@ -1,1 +1,1 @@
-"""How good: tasks, fidelity to full attention, probes of single layers; what they find goes into files of results."""
+"""How good: tasks, fidelity to full attention, probes of every layer, calibration; their results go into files."""

@@ -1,6 +1,6 @@
 """Batches of prompts: padded on the left, taken in once, answered by each method."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -92,9 +92,3 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[i
     configured: Any = None if model.generation_config is None else model.generation_config.eos_token_id
     several = configured if isinstance(configured, Iterable) else [configured]
     return {end for end in (*several, tokenizer.eos_token_id) if end is not None}
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive runs of at most `size` items."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

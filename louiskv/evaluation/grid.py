@@ -1,53 +1,44 @@
 """What is evaluated: methods at budgets, tasks at contexts, and everything else that decides over a result."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from louiskv.errors import SettingsError, check_count
-from louiskv.evaluation.tasks import TASKS
+from louiskv.evaluation.tasks import TASKS, Task
 from louiskv.methods import METHODS
 from louiskv.methods.base import Method
-from louiskv.methods.razor_attention import RazorAttention
-
-# Sinks and window of a method each get at most this share of a small budget.
-SHARE = 4
-
-
-def at_budget(method: Method, budget: int) -> Method:
-    """The method at another budget: its own settings, but sinks and window of at most a quarter of the budget each.
-
-    RazorAttention, whose retrieval heads have no budget, keeps that many tokens in its other heads.
-
-    Raises:
-        SettingsError: The method cannot work with so few.
-    """
-    names = {each.name for each in fields(method)}
-    values = method.values()
-    if isinstance(method, RazorAttention):
-        return replace(method, window=budget - method.sink, share=0.0)
-    if "budget" not in names:
-        return method
-    page = values.get("page_size", 1)
-    most = max(page, budget // SHARE // page * page)
-    changed: dict[str, Any] = {name: min(values[name], most) for name in ("sink", "window") if name in names}
-    if "output_size" in names:
-        size = values["unit_size"]
-        changed["output_size"] = min(values["output_size"], max(size, budget // 2 // size * size))
-    changed["budget"] = budget
-    return replace(method, **changed)
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A method under the name that it has in tables."""
+    """A method under the name that it has in tables.
+
+    Attributes:
+        name: That name.
+        method: The method.
+        budget: Its budget, None if it has none.
+        group: The comparison that it belongs to; None for the grid of all methods.
+        family: What it shares with others of the group.
+    """
 
     name: str
     method: Method
+    budget: int | None = None
+    group: str | None = None
+    family: str | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides over what it does."""
-        return {"method": self.name, "class": type(self.method).__name__, "settings": plain(self.method)}
+        """All that decides over what it does, and where it stands."""
+        return {
+            "method": self.name,
+            "budget": self.budget,
+            "class": type(self.method).__name__,
+            "settings": plain(self.method),
+            "group": self.group,
+            "family": self.family,
+        }
 
 
 def plain(method: Method) -> dict[str, Any]:
@@ -56,7 +47,7 @@ def plain(method: Method) -> dict[str, Any]:
     return {name: value if isinstance(value, simple) else repr(value) for name, value in method.values().items()}
 
 
-def contestants(names: list[str], budgets: list[int]) -> list[Contestant]:
+def contestants(names: Iterable[str], budgets: Iterable[int]) -> list[Contestant]:
     """Methods by name at each budget; those without one stand once.
 
     Args:
@@ -66,14 +57,28 @@ def contestants(names: list[str], budgets: list[int]) -> list[Contestant]:
     Raises:
         SettingsError: There is no such method, or a budget is too small for one.
     """
-    found: list[Contestant] = []
+    found: dict[Contestant, None] = {}
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"There is no method {name!r}. The methods are: {', '.join(METHODS)}.")
         for budget in budgets:
-            each = Contestant(name, at_budget(METHODS[name](), budget))
-            if each not in found:
-                found.append(each)
+            own = METHODS[name]()
+            method = own.at_budget(budget)
+            found[Contestant(name, method, None if method is own else budget)] = None
+    return list(found)
+
+
+def tasks_named(names: Iterable[str], known: Mapping[str, Task] = TASKS) -> dict[str, Task]:
+    """Tasks by their names.
+
+    Raises:
+        SettingsError: There is no such task.
+    """
+    found = {}
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"There is no task {name!r}. The tasks are: {', '.join(known)}.")
+        found[name] = known[name]
     return found
 
 
@@ -82,33 +87,41 @@ class Asked:
     """Tasks: questions with answers.
 
     Attributes:
-        tasks: Names of TASKS.
+        tasks: The tasks by name.
         contexts: Tokens of the prompts.
         samples: Of each task at each context.
         batch_size: Samples that are answered together.
         seed: Of the samples.
     """
 
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: Mapping[str, Task] = field(default_factory=lambda: dict(TASKS))
     contexts: tuple[int, ...] = (4096,)
     samples: int = 8
     batch_size: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the names and numbers."""
-        for task in self.tasks:
-            if task not in TASKS:
-                raise SettingsError(f"There is no task {task!r}. The tasks are: {', '.join(TASKS)}.")
+        """Check the numbers."""
         for context in self.contexts:
             check_count("context", context, 1)
         for name in ("samples", "batch_size"):
             check_count(name, getattr(self, name), 1)
 
+    @property
+    def batches(self) -> list[tuple[str, int, list[int]]]:
+        """Task, context and numbers of the samples of each batch."""
+        starts = range(0, self.samples, self.batch_size)
+        return [
+            (name, context, list(range(start, min(start + self.batch_size, self.samples))))
+            for name in self.tasks
+            for context in self.contexts
+            for start in starts
+        ]
+
 
 @dataclass(frozen=True)
 class Fed:
-    """Fidelity: texts that are fed token by token.
+    """Texts that are fed token by token, for fidelity and for probes.
 
     Attributes:
         prompts: Tokens of the text before.
@@ -128,3 +141,8 @@ class Fed:
             check_count("prompt", prompt, 1)
         check_count("steps", self.steps, 2)
         check_count("texts", self.texts, 1)
+
+
+def planned(asked: Asked, fed: Fed | None, contestants: list[Contestant]) -> int:
+    """Runs of a whole evaluation."""
+    return (len(asked.batches) + (len(fed.prompts) if fed else 0)) * len(contestants)

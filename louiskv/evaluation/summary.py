@@ -14,7 +14,10 @@ class Row:
     Attributes:
         name: The method.
         budget: Its budget, None if it has none.
+        group: The comparison that it belongs to, None for the grid of all methods.
+        family: What it shares with others of the comparison.
         scores: Mean score of each task.
+        agreement: Mean share of full attention's answer that was said before the first difference.
         fetched: Bytes fetched for each output token of the tasks.
         device: Bytes on the device as a share of full attention's, on the tasks.
         kl: KL divergence of fidelity, None if it was not measured.
@@ -27,7 +30,10 @@ class Row:
 
     name: str
     budget: int | None
+    group: str | None = None
+    family: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    agreement: float = 0.0
     fetched: float = 0.0
     device: float = 0.0
     kl: float | None = None
@@ -50,18 +56,11 @@ class Row:
 
 def summarise(records: Iterable[Record]) -> list[Row]:
     """A row for each method and budget, in the order in which they come."""
-    groups: dict[tuple[str, int | None], list[Record]] = {}
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault((record["method"], budget_of(record)), []).append(record)
-    return [_row(name, budget, group) for (name, budget), group in groups.items()]
-
-
-def budget_of(record: Record) -> int | None:
-    """The budget of a record's method: RazorAttention's is what its other heads keep."""
-    settings: dict[str, int] = record["settings"]
-    if "window" in settings and "echo" in settings:
-        return settings["sink"] + settings["window"]
-    return settings.get("budget")
+        place = tuple(record[name] for name in ("method", "budget", "group", "family"))
+        groups.setdefault(place, []).append(record)
+    return [_row(group) for group in groups.values()]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -69,17 +68,20 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _row(name: str, budget: int | None, records: list[Record]) -> Row:
+def _row(records: list[Record]) -> Row:
     asked = [record for record in records if record["kind"] == "task"]
     fed = [record for record in records if record["kind"] == "fidelity"]
     tasks = dict.fromkeys(record["task"] for record in asked)
     return Row(
-        name,
-        budget,
+        name=records[0]["method"],
+        budget=records[0]["budget"],
+        group=records[0]["group"],
+        family=records[0]["family"],
         scores={
             task: mean([score for record in asked if record["task"] == task for score in record["scores"]])
             for task in tasks
         },
+        agreement=mean([share for record in asked for share in record["agreement"] or ()]),
         fetched=_mean_of(asked, "fetched_per_token"),
         device=mean([_device(record) for record in asked]),
         kl=_mean_of(fed, "kl") if fed else None,

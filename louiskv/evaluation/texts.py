@@ -51,6 +51,21 @@ class Haystack:
         """Tokens of a text."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def prose(self, num_tokens: int, seed: random.Random) -> list[int]:
+        """Ids of so many tokens, from a random place on.
+
+        Raises:
+            SettingsError: The whole text is shorter.
+        """
+        # Paragraphs too long for what is left are passed over: with twice the room few are.
+        ids = list(self._tokenizer(self.around([], "", 2 * num_tokens, seed), add_special_tokens=False)["input_ids"])
+        if len(ids) < num_tokens:
+            raise SettingsError(
+                f"The text {self.name} has {len(ids)} tokens, but {num_tokens} are needed: give a longer one, or fewer "
+                "tokens."
+            )
+        return ids[:num_tokens]
+
     def around(self, facts: Sequence[str], question: str, num_tokens: int, seed: random.Random) -> str:
         """Paragraphs from a random place on, with facts strewn among them in the order given.
 

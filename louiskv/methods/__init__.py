@@ -11,6 +11,7 @@ from louiskv.methods.h2o import H2O
 from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
 from louiskv.methods.lserve_reuse import LServeReuse
+from louiskv.methods.oracle_top_k import OracleTopK
 from louiskv.methods.quest import Quest
 from louiskv.methods.raas import RaaS
 from louiskv.methods.razor_attention import RazorAttention
@@ -22,6 +23,7 @@ __all__ = ["METHODS", "Method"]
 METHODS: dict[str, type[Method]] = {
     "full": Full,
     "full_offloaded": FullOffloaded,
+    "oracle_top_k": OracleTopK,
     "louiskv": LouisKV,
     "freekv": FreeKV,
     "quest": Quest,

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -201,10 +201,14 @@ class KVLayer(ABC):
     def check_integrity(self) -> None:
         """Raise AssertionError if the redundant parts of the state disagree, or a token is lost or doubled."""
 
-    @property
     @abstractmethod
+    def attended_positions(self) -> Tensor:
+        """[N, S] positions of the tokens that each row attends to exactly, -1 for none."""
+
+    @property
     def attended(self) -> int:
-        """Tokens that a KV head attended to exactly at the last decode step, the most over all rows."""
+        """Tokens that a KV head attends to exactly, the most over all rows."""
+        return int((self.attended_positions() >= 0).sum(1).max())
 
     @property
     @abstractmethod
@@ -243,6 +247,22 @@ class Method(ABC):
             NotCalibratedError: It was not measured yet.
         """
         return self
+
+    def at_budget(self, budget: int) -> Self:
+        """The method with so many tokens for a KV head; itself if it has no budget.
+
+        Sinks and window shrink with it: each takes a quarter at the most, in whole pages.
+
+        Raises:
+            SettingsError: The method cannot work with so few.
+        """
+        values = self.values()
+        if "budget" not in values:
+            return self
+        page_size = values.get("page_size", 1)
+        most = max(page_size, budget // 4 // page_size * page_size)
+        changed: dict[str, int] = {name: min(values[name], most) for name in ("sink", "window") if name in values}
+        return replace(self, **changed, budget=budget)  # type: ignore[call-arg]
 
     @classmethod
     def settings(cls) -> tuple[Field[Any], ...]:

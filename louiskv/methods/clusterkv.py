@@ -1,7 +1,7 @@
 """ClusterKV: clusters by the angle between keys, recalled at every step (arXiv 2412.03213, DAC 2025)."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from louiskv.errors import check_count, check_multiple
 from louiskv.methods.base import Assembled, setting
@@ -27,6 +27,11 @@ class ClusterKV(Assembled):
     iterations: int = setting(20, "passes of k-means")
     chunk_size: int = setting(32768, "prompt tokens clustered among themselves")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
+
+    def at_budget(self, budget: int) -> Self:
+        """As every method; what waits to be clustered takes half of it at the most."""
+        fits = max(self.unit_size, budget // 2 // self.unit_size * self.unit_size)
+        return super(ClusterKV, replace(self, output_size=min(self.output_size, fits))).at_budget(budget)
 
     def parts(self) -> Retrieval:
         """Cosine clusters from a random start, centroids, every step."""

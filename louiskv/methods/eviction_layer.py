@@ -318,10 +318,9 @@ class EvictionLayer(KVLayer):
         row_size = kept.rows.shape[2] * kept.rows.element_size()
         return Tiers(Tier(int(kept.counts.sum()), size), nothing, nothing, Tier(seen, seen * row_size))
 
-    @property
-    def attended(self) -> int:
-        """The most tokens that are kept of a row."""
-        return int(self.kept.counts.max())
+    def attended_positions(self) -> Tensor:
+        """What is kept; a token that others were merged into counts as itself."""
+        return self.kept.positions
 
     @property
     def traffic(self) -> Traffic:

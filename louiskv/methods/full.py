@@ -134,10 +134,9 @@ class FullLayer(KVLayer):
         assert self.longest == int(self.lengths.max()) <= self.keys.shape[1] == self.values.shape[1]
         assert self.ragged or bool((self.lengths == self.longest).all())
 
-    @property
-    def attended(self) -> int:
+    def attended_positions(self) -> Tensor:
         """Everything."""
-        return self.longest
+        return torch.arange(self.longest, device=self.lengths.device).where(self._present()[:, 0], -1)
 
     @property
     def traffic(self) -> Traffic:

@@ -127,10 +127,10 @@ class FullOffloadedLayer(KVLayer):
         held = token < self.pool.lengths[:, None]
         assert bool((self.pool.positions == token)[held].all())
 
-    @property
-    def attended(self) -> int:
+    def attended_positions(self) -> Tensor:
         """Everything."""
-        return int(self.pool.lengths.max())
+        token = torch.arange(int(self.pool.lengths.max()))
+        return token.where(token < self.pool.lengths[:, None], -1)
 
     @property
     def traffic(self) -> Traffic:

@@ -1,10 +1,16 @@
 """LouisKV: retrieve at semantic boundaries only, in units that fit attention (arXiv 2510.11292)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
-from louiskv.methods.base import Assembled, setting
+from torch import nn
+
+from louiskv.errors import NotCalibratedError
+from louiskv.measured import ModelIdentity
+from louiskv.methods.base import Assembled, KVLayer, setting
 from louiskv.methods.retrieval import Retrieval
+from louiskv.taus import LayerTaus
 from louiskv.triggers import Cosine
 from louiskv.units.clusters import Clusters
 from louiskv.units.segments import Segments
@@ -21,7 +27,10 @@ class LouisKV(Assembled):
     budget: int = setting(1024, "tokens a KV head attends to exactly, sinks and window included")
     sink: int = setting(16, "first tokens, always resident")
     window: int = setting(64, "newest tokens, always resident")
-    tau: float = setting(0.9, "retrieve when the cosine of neighbouring queries falls under this")
+    tau: float | tuple[float, ...] = setting(
+        0.9, "retrieve when the cosine of neighbouring queries falls under this; a tuple has one for each layer"
+    )
+    calibration: str = setting("", "file of `louiskv calibrate`: a tau for each layer in the place of tau")
     unit_size: int = setting(16, "mean tokens of a prompt cluster")
     min_segment: int = setting(4, "fewest tokens between two boundaries of the output")
     max_segment: int = setting(64, "tokens at which an output segment is closed without a boundary")
@@ -43,6 +52,24 @@ class LouisKV(Assembled):
     def long_both(cls) -> "LouisKV":
         """The paper's settings for a long input and a long output (LongReason, RULER)."""
         return cls(sink=64, window=256, tau=0.70, budget=64 + 256 + 1024)
+
+    def for_model(self, model: nn.Module) -> "LouisKV":
+        """With the taus of the file, if one is named.
+
+        Raises:
+            SettingsError: There is no such file, or it is of another model.
+        """
+        if not self.calibration:
+            return self
+        taus = LayerTaus.load(Path(self.calibration).expanduser())
+        taus.check_model(ModelIdentity.of(model), f"calibration={self.calibration}")
+        return replace(self, tau=taus.by_layer(), calibration="")
+
+    def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
+        """The state of one layer, empty."""
+        if self.calibration:
+            raise NotCalibratedError("LouisKV has not read its calibration yet: attach it to a model.")
+        return super().layer(layer_index, impl)
 
     def parts(self) -> Retrieval:
         """Clusters, segments, centroids and the cosine of neighbouring queries."""

@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import nn
 
 from louiskv.errors import NotCalibratedError, SettingsError, check_count, check_range
-from louiskv.heads import HeadScores, ModelIdentity
+from louiskv.heads import HeadScores
 from louiskv.importance import Recency
+from louiskv.measured import ModelIdentity
 from louiskv.merging import Compensation
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.eviction import Eviction
@@ -66,12 +67,12 @@ class RazorAttention(Method):
                 "louiskv.score_heads(model) once; it is saved and found again."
             )
         scores = HeadScores.load(path)
-        if not scores.model.is_of(identity):
-            raise SettingsError(
-                f"heads={path} was measured on another model ({scores.model.name or 'without a name'}, not "
-                f"{identity.name or 'this one'}): call louiskv.score_heads(model) for this one."
-            )
+        scores.check_model(identity, f"heads={path}")
         return replace(self, heads=str(path), kv_heads=scores.best(self.echo, self.induction))
+
+    def at_budget(self, budget: int) -> Self:
+        """With so many tokens in the heads that do not retrieve; those that do keep everything."""
+        return replace(self, window=budget - self.sink, share=0.0)
 
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
         """Full attention for the retrieval heads, eviction for the others."""

@@ -1,7 +1,7 @@
 """Retrieval: units x summary x score x trigger x store, put together as one likes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part
@@ -101,7 +101,9 @@ class Retrieval(Method):
 
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
         """Full attention in the first layers, retrieval in the others."""
-        return FullLayer(impl) if layer_index < self.dense_layers else RetrievalLayer(self._parts(), impl)
+        if layer_index < self.dense_layers:
+            return FullLayer(impl)
+        return RetrievalLayer(replace(self._parts(), trigger=self.trigger.at_layer(layer_index)), impl)
 
     def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
         """Resident set and index on the device, the units in the store."""

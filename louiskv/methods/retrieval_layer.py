@@ -391,10 +391,16 @@ class RetrievalLayer(KVLayer):
             seen=Tier(seen, seen * pool.token_size),
         )
 
-    @property
-    def attended(self) -> int:
-        """The most slots that are occupied in a row."""
-        return int(self.resident.num_resident.max())
+    def attended_positions(self) -> Tensor:
+        """What lies in the slots; a selection on its way is not there yet."""
+        resident, index, pool = self.resident, self.index, self.pool
+        always = resident.positions()
+        if index.sizes.shape[1] == 0:
+            return always
+        self.transfer.settle()
+        place = index.offsets.gather(1, resident.slot_unit.clamp(min=0).long()) + resident.slot_rank
+        held = pool.positions.gather(1, place.to(pool.device)).to(always)
+        return torch.cat([always, held.where(resident.slot_unit >= 0, -1)], dim=1)
 
     @property
     def traffic(self) -> Traffic:

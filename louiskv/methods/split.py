@@ -97,10 +97,12 @@ class SplitLayer(KVLayer):
         """What both hold."""
         return reduce(add, (part.tiers() for part in self.parts))
 
-    @property
-    def attended(self) -> int:
-        """The most that a KV head of either attends to."""
-        return max(part.attended for part in self.parts)
+    def attended_positions(self) -> Tensor:
+        """Those of either."""
+        found = [part.attended_positions().unflatten(0, (self.batch_size, -1)) for part in self.parts]
+        longest = max(positions.shape[2] for positions in found)
+        padded = [torch.nn.functional.pad(each, (0, longest - each.shape[2]), value=-1) for each in found]
+        return self._joined(padded).flatten(0, 1)
 
     @property
     def traffic(self) -> Traffic:

@@ -72,6 +72,13 @@ class ResidentSet:
         ring = self.num_sinks + (positions - self.num_sinks) % self.window
         return torch.where(positions < self.num_sinks, positions, ring)
 
+    def positions(self) -> Tensor:
+        """[N, num_sinks + window] position of the token in each sink and window slot, -1 where there is none."""
+        slot = torch.arange(self.num_sinks + self.window, device=self.lengths.device)
+        start = self.window_start[:, None]
+        position = torch.where(slot < self.num_sinks, slot, start + (slot - start) % self.window)
+        return position.where(self.bias[:, 0, : len(slot)] == 0, -1)
+
     def append(self, rows: Tensor) -> Tensor:
         """Take in one token of each row; the window must have room.
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from typer.testing import CliRunner, Result
 
 from louiskv import calibration, heads, models
-from louiskv.cache import CacheLayer
+from louiskv.cache_layer import CacheLayer
 from louiskv.cli.commands import app
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -8,19 +8,21 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from louiskv import METHODS, Full, LouisKV, RazorAttention, SettingsError, attach, models
+from louiskv import METHODS, ClusterKV, Full, LouisKV, RazorAttention, SettingsError, attach, models
 from louiskv.cache import passing
+from louiskv.evaluation.asking import ask
 from louiskv.evaluation.batches import Steps, answer, padded
-from louiskv.evaluation.grid import Asked, Contestant, Fed, at_budget, contestants
+from louiskv.evaluation.feeding import feed
+from louiskv.evaluation.grid import Asked, Contestant, Fed, contestants, planned, tasks_named
 from louiskv.evaluation.replay import take_in
-from louiskv.evaluation.results import Results
-from louiskv.evaluation.runner import Evaluation, planned
+from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import summarise
 from louiskv.evaluation.texts import Haystack
+from louiskv.results import Results
 from tests.families import greedy, prompt, tiny
 from tests.methods.test_contract import CASES
 
-LITTLE = Contestant("louiskv", LouisKV(budget=64, sink=4, window=16, unit_size=8))
+LITTLE = Contestant("louiskv", LouisKV(budget=64, sink=4, window=16, unit_size=8), 64)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,16 +75,25 @@ def test_padding_goes_to_the_left() -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if "budget" in {s.name for s in METHODS[name].settings()}])
 @pytest.mark.parametrize("budget", [128, 256, 512, 1024])
 def test_every_method_has_every_budget_of_the_grid(name: str, budget: int) -> None:
-    method: Any = at_budget(METHODS[name](), budget)
+    method: Any = METHODS[name]().at_budget(budget)
     assert method.budget == budget
     assert method.layer(2) is not None
 
 
 def test_small_budgets_have_small_sinks_and_windows() -> None:
-    assert at_budget(LouisKV(), 128) == LouisKV(budget=128, sink=16, window=32)
-    razor = at_budget(RazorAttention(), 256)
-    assert isinstance(razor, RazorAttention) and (razor.sink + razor.window, razor.share) == (256, 0)
-    assert [each.name for each in contestants(["full", "quest"], [128, 256])] == ["full", "quest", "quest"]
+    assert LouisKV().at_budget(128) == LouisKV(budget=128, sink=16, window=32)
+    razor = RazorAttention().at_budget(256)
+    assert (razor.sink + razor.window, razor.share) == (256, 0)
+    assert ClusterKV().at_budget(256) == ClusterKV(budget=256, output_size=80)
+    assert Full().at_budget(64) == Full()
+    field = contestants(["full", "quest", "razor_attention"], [128, 256])
+    assert [(each.name, each.budget) for each in field] == [
+        ("full", None),
+        ("quest", 128),
+        ("quest", 256),
+        ("razor_attention", 128),
+        ("razor_attention", 256),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +103,14 @@ def real() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Haystack]:
 
 
 def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
-    asked, fed = Asked(("passkey", "multikey"), (300,), 3, 2), Fed((100,), 40, 2)
+    asked, fed = Asked(tasks_named(["passkey", "multikey"]), (300,), 3, 2), Fed((100,), 40, 2)
     field = [Contestant("full", Full()), LITTLE]
     told: list[tuple[str, float]] = []
 
     def run(path: Path, number: int | None = None) -> list[dict[str, Any]]:
         evaluation = Evaluation(*real, Results(path), lambda what, done: told.append((what, done)))
         found = []
-        for record in (*evaluation.ask(asked, field), *evaluation.feed(fed, field)):
+        for record in (*ask(evaluation, asked, field), *feed(evaluation, fed, field)):
             found.append(record)
             if len(found) == number:
                 break
@@ -120,7 +131,7 @@ def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_pat
 
     generated = Results(tmp_path / "b.jsonl")
     half = Evaluation(*real, generated)
-    taken = [record for record, _ in zip(half.ask(asked, field), range(3), strict=False)]
+    taken = [record for record, _ in zip(ask(half, asked, field), range(3), strict=False)]
     size = len((tmp_path / "b.jsonl").read_text().splitlines())
     second = run(tmp_path / "b.jsonl")
     assert len(taken) == 3 and size < 10 and len(second) == 10
@@ -137,15 +148,14 @@ def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_pat
 def test_what_the_model_has_no_positions_for_is_refused(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
     evaluation = Evaluation(*real, Results(tmp_path / "a.jsonl"))
     with pytest.raises(SettingsError, match="passkey at a context of 9000 needs .* the model has 8192"):
-        next(evaluation.ask(Asked(("passkey",), (9000,), 1), [LITTLE]))
-    with pytest.raises(SettingsError, match="8000 and 500 steps need 8500 positions, the model has 8192"):
-        next(evaluation.feed(Fed((8000,), 500), [LITTLE]))
+        next(ask(evaluation, Asked(tasks_named(["passkey"]), (9000,), 1), [LITTLE]))
+    with pytest.raises(SettingsError, match="8000 with 500 steps needs 8500 positions, the model has 8192"):
+        next(feed(evaluation, Fed((8000,), 500), [LITTLE]))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"tasks": ("passkeys",)}, "There is no task 'passkeys'. The tasks are: passkey"),
         ({"contexts": (0,)}, "context=0"),
         ({"samples": 0}, "samples=0"),
         ({"batch_size": 1.5}, "batch_size=1.5"),
@@ -154,3 +164,10 @@ def test_what_the_model_has_no_positions_for_is_refused(real: tuple[Any, Any, Ha
 def test_wrong_grids_say_what_is_allowed(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Asked(**wrong)
+
+
+def test_unknown_names_are_answered_with_those_that_are_known() -> None:
+    with pytest.raises(SettingsError, match="There is no task 'passkeys'. The tasks are: passkey"):
+        tasks_named(["passkeys"])
+    with pytest.raises(SettingsError, match="There is no method 'louis'. The methods are: full"):
+        contestants(["louis"], [256])

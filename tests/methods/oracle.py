@@ -145,6 +145,7 @@ def agree_step_by_step(method: Method, sequence: Sequence, oracle: Oracle) -> Re
         grouped = by_group(query)
         expected = oracle.step(sequence.length + step, grouped)
         assert attended_positions(layer, sequence.keys) == expected
+        assert [{place for place in row if place >= 0} for row in layer.attended_positions().tolist()] == expected
         for head, positions in enumerate(expected):
             keys, of_head = ([rows[head][place] for place in sorted(positions)] for rows in (oracle.keys, values))
             out = torch.tensor([attention(each, keys, of_head) for each in grouped[head]])

@@ -22,6 +22,7 @@ from louiskv import (
     LouisKV,
     LServeReuse,
     Method,
+    OracleTopK,
     Quest,
     RaaS,
     RazorAttention,
@@ -30,12 +31,14 @@ from louiskv import (
     attach,
 )
 from louiskv.cache import LouisKVCache, cache_of, passing
+from louiskv.methods.base import KVLayer
 from tests.families import greedy, prompt, tiny
 
 # One line a method: settings under which it holds everything, and settings under which it must choose.
 CASES: dict[str, tuple[Method, Method]] = {
     "full": (Full(), Full()),
     "full_offloaded": (FullOffloaded(), FullOffloaded(chunk_size=16)),
+    "oracle_top_k": (OracleTopK(budget=400, dense_layers=1), OracleTopK(budget=24, dense_layers=0)),
     "louiskv": (
         LouisKV(budget=400, sink=3, window=10, unit_size=4, max_segment=6, dense_layers=1),
         LouisKV(budget=40, sink=3, window=12, unit_size=4, max_segment=8, dense_layers=0, tau=0.3),
@@ -146,6 +149,14 @@ def test_a_batch_gives_what_its_rows_give_alone(
             torch.testing.assert_close(together[row : row + 1], expected, atol=1e-4, rtol=1e-4)
 
 
+def check_attended(state: KVLayer, length: int) -> None:
+    """No token is attended to twice, and none that was not seen."""
+    for row in state.attended_positions().tolist():
+        places = [place for place in row if place >= 0]
+        assert len(set(places)) == len(places)
+        assert places and max(places) < length
+
+
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("decode"), st.integers(1, 25)),
@@ -174,8 +185,9 @@ def follow(
             if action == "decode":
                 for _ in range(number):
                     feed(1)
-                    if check_budget is not None:
-                        assert all(layer.state.attended <= check_budget for layer in kv_cache.managed)
+                    for layer in kv_cache.managed:
+                        check_attended(layer.state, layer.seq_length)
+                        assert check_budget is None or layer.state.attended <= check_budget
             elif action == "prompt":
                 feed(number)
             elif action == "crop":

@@ -66,6 +66,7 @@ class Oracle:
 
     def step(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, bool]:
         method = self.method
+        assert isinstance(method.tau, float)
         position = self.heads[0].keys.shape[0]
         for head, key, value in zip(self.heads, keys, values, strict=True):
             head.keys, head.values = torch.cat([head.keys, key[None]]), torch.cat([head.values, value[None]])

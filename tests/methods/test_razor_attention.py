@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv import NotCalibratedError, RazorAttention, SettingsError, attach
-from louiskv.heads import HeadScores, ModelIdentity
+from louiskv.heads import HeadScores
+from louiskv.measured import ModelIdentity
 from louiskv.methods.base import LayerShape
 from louiskv.methods.eviction_layer import EvictionLayer
 from louiskv.methods.full import FullLayer

@@ -53,6 +53,10 @@ class Task(ABC):
             SettingsError: So few tokens do not hold what it asks for.
         """
 
+    def numbered(self, number: int, haystack: Haystack, num_tokens: int, seed: str) -> Sample:
+        """Sample `number`, drawn by a seed of its own; a task that has a list of them takes that one."""
+        return self.sample(haystack, num_tokens, random.Random(f"{seed} {number}"))
+
     def score(self, sample: Sample, output: str) -> float:
         """From 0 to 1: the share of the answers that the output holds (string match as in RULER, arXiv 2404.06654)."""
         said = " ".join(output.casefold().split())

@@ -42,7 +42,7 @@ QUESTIONS = (
     Question("yield", "What kind of function is defined by using yield in it?", "generator"),
     Question("context-managers", "Which statement normally invokes context managers?", "with"),
 )  # fmt: skip
-# Paragraphs of the topic that are put into the document: the answers stand there.
+# Characters of a topic that are put into the document: the answers stand there.
 PASSAGE = 2500
 
 

@@ -29,7 +29,4 @@ def number(seed: random.Random, digits: int = 5) -> str:
 
 def numbers(seed: random.Random, count: int, digits: int = 5) -> list[str]:
     """Different numbers."""
-    found: set[str] = set()
-    while len(found) < count:
-        found.add(number(seed, digits))
-    return seed.sample(sorted(found), count)
+    return [str(each) for each in seed.sample(range(10 ** (digits - 1), 10**digits), count)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from louiskv.errors import ResultsError
-from louiskv.evaluation.results import Results, key_of
+from louiskv.results import Results, key_of
 
 
 def test_records_are_found_again(tmp_path: Path) -> None:

@@ -1,0 +1,313 @@
+"""One layer of the cache: hands out handles instead of keys and values, and stands between batches and a state."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from louiskv.errors import UnsupportedModelError
+from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
+from louiskv.telemetry import LayerReport, LayerTelemetry, summarise
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What may be read of a handle; attributes are known by their getters.
+_READABLE = {
+    *(vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device", "ndim")),
+    Tensor.size,
+    Tensor.dim,
+}
+
+
+class Handle(Tensor):
+    """Stands for the keys or values of a managed layer: has their shape, dtype and device, and nothing to compute with.
+
+    Attributes:
+        layer: The cache layer that holds them.
+    """
+
+    layer: "CacheLayer"
+
+    @staticmethod
+    def __new__(cls, layer: "CacheLayer", shape: tuple[int, ...], like: Tensor) -> "Handle":
+        """Make a handle of the given shape, with the dtype and device of `like`."""
+        make: Callable[..., Handle] = torch.Tensor._make_wrapper_subclass
+        handle = make(cls, shape, dtype=like.dtype, device=like.device)
+        handle.layer = layer
+        return handle
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let shape, dtype and device be read, and nothing else."""
+        if func in _READABLE:
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        raise UnsupportedModelError(
+            f"The model applied {getattr(func, '__name__', func)!r} to keys or values that louiskv manages. Either its "
+            "attention is not louiskv's: run it inside `with louiskv.attach(model, method)`, or with "
+            "attn_implementation='louiskv'; or its attention works on the cache itself, and the model is not supported."
+        )
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse every operation that got past `__torch_function__`."""
+        return cls.__torch_function__(func, types, args, kwargs)
+
+
+def _require(holds: Tensor, otherwise: str) -> None:
+    """Raise `UnsupportedModelError` unless a mask is one that the cache can honour; on a GPU nothing waits for that."""
+    message = (
+        f"The attention mask {otherwise}. louiskv knows padding in a prompt, and causal attention: take the prompt in "
+        "as a whole, with its mask, and add ones to the mask for each new token."
+    )
+    if holds.is_cuda:
+        torch._assert_async(holds, message)
+    elif not holds:
+        raise UnsupportedModelError(message)
+
+
+def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function so that the state it makes can be changed later in any mode.
+
+    Tensors made under `torch.inference_mode` could not be changed outside it, by a crop or the next `generate`.
+    """
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+class CacheLayer(CacheLayerMixin):
+    """One layer of the cache: between transformers' padded batches and a method's state.
+
+    Attributes:
+        state: What the method keeps of this layer.
+        index: Index of the layer in the model.
+        seq_length: Tokens seen, padding included.
+        steps: Decode steps.
+        checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    state: KVLayer
+    _build: Callable[[], KVLayer]
+    _waiting: tuple[Tensor, Tensor] | None
+    _valid: Tensor | None
+    _device: torch.device
+
+    def __init__(self, method: Method, index: int, impl: str | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._build = lambda: method.layer(index, impl)
+        self.index = index
+        self.on_prompt: Callable[[int, int], None] | None = None
+        self.checks_masks = False
+        self.reset()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the state takes its sizes from the first prompt."""
+        self.is_initialized = True
+
+    @_without_autograd
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in new keys [B, Hkv, T, D] and values; returns handles of all that have been seen.
+
+        A single token on top of others is a decode step and enters the state at once. Anything else is a prompt, which
+        waits until the attention function brings its queries and mask.
+
+        Raises:
+            UnsupportedModelError: The prompt before was never attended to.
+        """
+        if self._waiting is not None:
+            raise UnsupportedModelError(
+                f"Layer {self.index} got new keys before the last ones were attended to: the model's attention does "
+                "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
+            )
+        num_new = key_states.shape[-2]
+        if self.seq_length > 0 and len(key_states) != self.state.batch_size:
+            raise UnsupportedModelError(
+                f"The cache holds {self.state.batch_size} sequences, but the model was given {len(key_states)}. Give "
+                "as many, or call `cache.reset()`."
+            )
+        if num_new == 1 and self.seq_length > 0:
+            self.state.append(key_states, value_states)
+            self.output_tokens += key_states.shape[0]
+            self.steps += 1
+        else:
+            self._waiting = (key_states, value_states)
+        self.is_initialized = True
+        self.seq_length += num_new
+        shapes = ((*states.shape[:2], self.seq_length, states.shape[3]) for states in (key_states, value_states))
+        keys, values = (Handle(self, shape, key_states) for shape in shapes)
+        return keys, values
+
+    @_without_autograd
+    def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
+        """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
+        if self._waiting is None:
+            if self.checks_masks and mask is not None:
+                self._check_past(mask[:, 0, -1], 1)
+            return self.state.attend(query, options)
+        keys, values = self._waiting
+        num_new = keys.shape[-2]
+        valid = None
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise UnsupportedModelError(f"Attention masks must be boolean, this one is {mask.dtype}.")
+            visible = mask[:, 0, -1, -num_new:].expand(len(keys), -1)
+            valid = None if bool(visible.all()) else visible
+            if self.checks_masks:
+                own = mask[:, 0, :, -num_new:].diagonal(dim1=-2, dim2=-1)
+                _require(~(own & ~visible).any(), "hides tokens of a prompt from its last token")
+                self._check_past(mask[:, 0, -1, :-num_new], 0)
+            mask = mask[..., -num_new:].expand(len(keys), -1, -1, -1)
+        out = self.state.prompt(query, keys, values, mask, valid, options, dense)
+        self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
+        self._note(valid, keys)
+        self._waiting = None
+        if self.on_prompt is not None:
+            self.on_prompt(self.index, num_new)
+        return out
+
+    def _check_past(self, seen: Tensor, num_new: int) -> None:
+        """Raise if a mask's last row, over what was seen before and `num_new` tokens, hides more than padding."""
+        if self._valid is None:
+            _require(seen.all(), "hides tokens that the cache holds, or pads a single token")
+        else:
+            decoded = self.seq_length - self._valid.shape[1] if num_new else seen.shape[1] - self._valid.shape[1]
+            known = torch.nn.functional.pad(self._valid, (0, decoded), value=True)
+            _require((seen == known).all(), "hides other tokens than the padding that the cache knows of")
+
+    @_without_autograd
+    def load(self, keys: Tensor, values: Tensor) -> None:
+        """Take in keys [B, Hkv, T, D] and values that were computed elsewhere, as a prompt without padding."""
+        self.state.batch_size, self.state.num_kv_heads = keys.shape[:2]
+        self.state.absorb(keys, values, None)
+        self.is_initialized = True
+        self.seq_length += keys.shape[-2]
+        self.prompt_tokens += keys.shape[0] * keys.shape[-2]
+        self._device = keys.device
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, padding included."""
+        return self.seq_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys a mask must cover."""
+        return self.seq_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state = self._build()
+        self.seq_length = self.prompt_tokens = self.output_tokens = self.steps = 0
+        self.is_initialized = False
+        self._waiting = None
+        self._valid = None
+        self._device = torch.device("cpu")
+
+    @_without_autograd
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens.
+
+        Raises:
+            ValueError: The number is positive, or more than there are tokens.
+        """
+        count = -tokens_to_remove
+        if not 0 <= count <= self.seq_length:
+            raise ValueError(
+                f"crop({tokens_to_remove}) is not possible: give minus the number of tokens to remove, from "
+                f"{-self.seq_length} to 0."
+            )
+        if self._waiting is not None:
+            # A prompt that was never attended to is in no state yet.
+            waiting = self._waiting[0].shape[-2]
+            self._waiting = None
+            self.seq_length -= waiting
+            count = max(0, count - waiting)
+        if count == self.seq_length:
+            self.reset()
+        elif count:
+            counts = torch.full((self.state.batch_size,), count)
+            if self._valid is not None:
+                decoded = self.seq_length - self._valid.shape[1]
+                padded = torch.nn.functional.pad(self._valid, (0, decoded), value=True)
+                counts = padded[:, -count:].sum(1)
+                self._valid = self._valid[:, : self.seq_length - count]
+            self.state.crop(counts)
+            self.seq_length -= count
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `beam_idx[i]`."""
+        self.batch_select_indices(beam_idx)
+
+    @_without_autograd
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences `indices`, in that order."""
+        if self.seq_length == 0:
+            return
+        if torch.equal(indices.cpu(), torch.arange(self.state.batch_size)):
+            return
+        self.state.select_batch(indices)
+        if self._valid is not None:
+            self._valid = self._valid.index_select(0, indices.to(self._valid.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence."""
+        if self.seq_length:
+            sequence = torch.arange(self.state.batch_size, device=self._device)
+            self.batch_select_indices(sequence.repeat_interleave(repeats))
+
+    def offload(self) -> None:
+        """Nothing to do: the method decides what lies where."""
+
+    def prefetch(self) -> None:
+        """Nothing to do: the method decides what lies where."""
+
+    def report(self) -> LayerReport:
+        """The figures of this layer."""
+        # First, for it waits for what runs in the background.
+        tiers = self.state.tiers()
+        telemetry: LayerTelemetry = self.state.telemetry
+        fired = telemetry.fired.tensor().float()
+        selected = telemetry.selected_tokens
+        return LayerReport(
+            layer=self.index,
+            kind=type(self.state).__name__,
+            tiers=tiers,
+            steps=self.steps,
+            retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
+            hit_rate=telemetry.hit_tokens / selected if selected else None,
+            fetched_bytes=self.state.traffic.fetched_bytes,
+            offloaded_bytes=self.state.traffic.offloaded_bytes,
+            similarity=summarise(telemetry.similarity),
+            segment_sizes=dict(sorted(telemetry.segment_sizes.items())),
+            seconds=telemetry.clock.read(),
+        )
+
+    def _note(self, valid: Tensor | None, keys: Tensor) -> None:
+        """Remember which columns of the padded batch hold tokens; crop counts by them."""
+        self._device = keys.device
+        if valid is None and self._valid is None:
+            return
+        before = self.seq_length - keys.shape[-2]
+        known = keys.new_ones(len(keys), 0, dtype=torch.bool) if self._valid is None else self._valid
+        known = torch.nn.functional.pad(known, (0, before - known.shape[1]), value=True)
+        new = keys.new_ones(len(keys), keys.shape[-2], dtype=torch.bool) if valid is None else valid
+        self._valid = torch.cat([known, new], dim=1)

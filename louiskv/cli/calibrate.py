@@ -1,0 +1,102 @@
+"""`louiskv calibrate`: tau for each layer of a model, from sample texts."""
+
+import json
+import random
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from louiskv.cli.loading import load
+from louiskv.cli.options import MethodChoice, ModelChoice, takes_model, takes_settings
+from louiskv.cli.progress import progress_bar
+from louiskv.cli.tables import table
+from louiskv.errors import ResultsError, SettingsError
+from louiskv.evaluation.calibrate import Target
+from louiskv.evaluation.calibrate import calibrate as measure
+from louiskv.evaluation.texts import Haystack
+from louiskv.methods.louiskv import LouisKV
+from louiskv.taus import LayerTaus
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+
+@app.command()
+@takes_settings
+@takes_model
+def calibrate(
+    model: ModelChoice,
+    settings: dict[str, Any],
+    rate: Annotated[float | None, typer.Option(help="Share of the decode steps that shall retrieve.")] = None,
+    error: Annotated[float | None, typer.Option(help="Relative error of attention that shall be kept to.")] = None,
+    samples: Annotated[int, typer.Option(help="Sample texts; a quarter of them is held out.", metavar="N")] = 16,
+    context: Annotated[int, typer.Option(help="Tokens of a sample's prompt.", metavar="N")] = 1024,
+    steps: Annotated[int, typer.Option(help="Tokens that are fed behind it.", metavar="N")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Samples that are fed together.", metavar="N")] = 4,
+    seed: Annotated[int, typer.Option(help="Where the samples begin.", metavar="N")] = 0,
+    text: Annotated[Path | None, typer.Option(help="Text of the samples; Python's documentation unless given.")] = None,
+    output: Annotated[Path, typer.Option(help="File for the taus.")] = Path("tau.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as one JSON object.")] = False,
+) -> None:
+    """Choose for each layer of a model the cosine under which LouisKV retrieves, and one for all layers.
+
+    Either for a retrieval rate or for an error of the attention output. What is reached is told for texts that were
+    held out, beside what fewer samples would have given. Every other command reads the file by `--calibration`.
+
+    louiskv calibrate --rate 0.25 --output tau.json
+
+    louiskv generate "What is a cache?" --calibration tau.json
+    """
+    target = Target(rate, error)
+    method = MethodChoice("louiskv", None, settings).build()
+    assert isinstance(method, LouisKV)
+    if output.is_dir():
+        raise SettingsError(f"--output {output} is a folder: name a file in it.")
+    console = Console(stderr=True)
+    loaded, tokenizer = load(model, console)
+    haystack, places = Haystack.of(tokenizer, text), random.Random(seed)
+    positions = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if positions is not None and context + steps > positions:
+        raise SettingsError(
+            f"--context {context} and --steps {steps} need {context + steps} positions, the model has {positions}."
+        )
+    texts = torch.tensor([haystack.prose(context + steps, places) for _ in range(samples)], device=loaded.device)
+    with progress_bar(console) as advance:
+        taus = measure(
+            loaded,
+            texts,
+            context,
+            target,
+            method,
+            batch_size=batch_size,
+            progress=lambda done, total: advance("calibration", done, total),
+        )
+    taus = replace(taus, settings={**taus.settings, "text": haystack.name, "seed": seed})
+    try:
+        taus.write(output)
+    except OSError as failure:
+        raise ResultsError(f"{output} cannot be written: {failure.strerror}. Give another --output.") from failure
+    if as_json:
+        print(json.dumps(asdict(taus)))
+    else:
+        _show(Console(), taus, output)
+
+
+def _show(console: Console, taus: LayerTaus, output: Path) -> None:
+    layers = table("layer", "tau")
+    for layer, tau in enumerate(taus.tau):
+        if tau is not None:
+            layers.add_row(str(layer), f"{tau:.3f}")
+    fewer = table("samples", "taus differ by", "retrievals", *(["error"] if "error" in taus.target else []))
+    for point in taus.curve:
+        figures = [f"{point[name]:.3f}" for name in ("tau_error", "rate", "error") if name in point]
+        fewer.add_row(f"{point['samples']:.0f}", *figures)
+    achieved = table("on held-out texts", "retrievals", "error")
+    for name, prefix in (("a tau for each layer", ""), (f"{taus.global_tau:.3f} for all", "global_")):
+        achieved.add_row(name, *(f"{taus.achieved[f'{prefix}{figure}']:.3f}" for figure in ("rate", "error")))
+    for shown in (layers, fewer, achieved):
+        console.print(shown)
+    console.print(f"use it: --calibration {output}", highlight=False, style="dim")

@@ -1,0 +1,108 @@
+"""`louiskv probe`: what methods attend to beside full attention, in every layer and KV head."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from louiskv.cli.loading import load, ready
+from louiskv.cli.options import ModelChoice, takes_model
+from louiskv.cli.progress import progress_bar
+from louiskv.cli.tables import table
+from louiskv.evaluation.grid import Fed, contestants
+from louiskv.evaluation.probing import look
+from louiskv.evaluation.runner import Evaluation
+from louiskv.evaluation.texts import Haystack
+from louiskv.methods import METHODS
+from louiskv.results import Results
+from louiskv.telemetry import format_bytes
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+# Lose nothing: there is nothing to see.
+LOSSLESS = ("full", "full_offloaded")
+
+
+@app.command("probe")
+@takes_model
+def look_inside(
+    model: ModelChoice,
+    method: Annotated[list[str], typer.Option(help="Method; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
+    budget: Annotated[list[int], typer.Option(help="Budget; repeatable.", min=1)] = [512],  # noqa: B006
+    context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1)] = [4096],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Tokens that are fed behind it.", min=2, metavar="N")] = 256,
+    texts: Annotated[int, typer.Option(help="Texts; they are a batch.", min=1, metavar="N")] = 1,
+    seed: Annotated[int, typer.Option(help="Where the texts begin.", metavar="N")] = 0,
+    layer: Annotated[
+        int | None, typer.Option(help="Layer of which it is told what was attended to when; the middle unless given.")
+    ] = None,
+    head: Annotated[int, typer.Option(help="KV head of that layer.")] = 0,
+    text: Annotated[Path | None, typer.Option(help="Text that is fed; Python's documentation unless given.")] = None,
+    output: Annotated[Path, typer.Option(help="File of results; what is in it is not run again.")] = Path(
+        "results/probe.jsonl"
+    ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the records of this call, old and new, as one JSON list.")
+    ] = False,
+) -> None:
+    """Look inside attention: what methods attend to, beside full attention, while a text is fed.
+
+    All methods see the queries of full attention. Recall is the share of its mass on the tokens that a method attends
+    to, error how far the output of attention is from full attention's, overlap how much of a selection was in the one
+    before (Jaccard). `oracle_top_k` has the most recall that so many tokens can have.
+
+    louiskv probe --method louiskv --method quest --budget 256
+    """
+    names = method or [name for name in METHODS if name not in LOSSLESS]
+    fed, results = Fed(tuple(context), steps, texts, seed), Results(output)
+    field, console = contestants(names, budget), Console(stderr=True)
+    loaded, tokenizer = load(model, console)
+    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
+    haystack = Haystack.of(tokenizer, text)
+    with progress_bar(console, len(field) * len(context)) as advance:
+        found = list(look(Evaluation(loaded, tokenizer, haystack, results, advance), fed, field, layer, head))
+    if as_json:
+        print(json.dumps(found))
+        return
+    shown = Console()
+    for each in _tables(found):
+        shown.print(each)
+    shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
+
+
+def _tables(records: list[dict[str, Any]]) -> Iterable[Table]:
+    """Means of each method, and its error in each layer."""
+    means = table(
+        "method", "budget", "context", "recall", "error", "overlap", "retrievals", "fetched a token", "device"
+    )
+    layers = table("error by layer", *(f"{record['method']} {record['budget'] or ''}".strip() for record in records))
+    for record in records:
+        device = (record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"]
+        inside = [_mean(figure for row in record[name] for figure in row) for name in ("recall", "error", "overlap")]
+        means.add_row(
+            record["method"],
+            "-" if record["budget"] is None else str(record["budget"]),
+            str(record["prompt"]),
+            *map(_number, inside),
+            f"{record['retrieval_rate']:.2f}",
+            format_bytes(record["fetched_per_token"]),
+            f"{device:.1%}",
+        )
+    yield means
+    for place, layer in enumerate(records[0]["layers"]):
+        layers.add_row(str(layer), *(_number(_mean(record["error"][place])) for record in records))
+    yield layers
+
+
+def _mean(figures: Iterable[float | None]) -> float | None:
+    told = [figure for figure in figures if figure is not None]
+    return sum(told) / len(told) if told else None
+
+
+def _number(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.3f}"

@@ -1,0 +1,99 @@
+"""Tasks put to methods: what they answer, what it scores, how far it goes along with full attention's answer."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from louiskv.attach import attach
+from louiskv.evaluation.batches import answer, padded
+from louiskv.evaluation.grid import Asked, Contestant
+from louiskv.evaluation.replay import Prompt, take_in
+from louiskv.evaluation.runner import Evaluation, Record, watch
+from louiskv.evaluation.tasks import Sample, Task
+from louiskv.methods.full import Full
+from louiskv.prompts import Request, encode
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples that are answered together."""
+
+    task: Task
+    samples: list[Sample]
+    rows: list[list[int]]
+    spoken: list[list[int]]
+    max_new_tokens: int
+
+
+def ask(evaluation: Evaluation, asked: Asked, contestants: list[Contestant]) -> Iterator[Record]:
+    """Put the questions to all methods; yields each record, new or known, when it is in the file.
+
+    Raises:
+        SettingsError: The model has too few positions for a task, or the context is too short for it.
+    """
+    for name, context, numbers in asked.batches:
+        task = asked.tasks[name]
+        identity = evaluation.identity(
+            task=name, task_settings=repr(task), context=context, seed=asked.seed, samples=numbers
+        )
+        known, missing = evaluation.known(identity, contestants)
+        yield from known
+        if not missing:
+            continue
+        evaluation.tell(f"{name} at {context}")
+        batch = _drawn(evaluation, task, name, context, asked.seed, numbers)
+        prompt = take_in(evaluation.model, *padded(batch.rows, evaluation.model.device))
+        expected = next((record["said"] for record in known if record["class"] == Full.__name__), None)
+        for each in missing:
+            started = time.perf_counter()
+            evaluation.tell(f"{name} at {context}, {each.name}")
+            said, figures = _answered(evaluation, each, batch, prompt)
+            if isinstance(each.method, Full):
+                expected = said
+            figures["agreement"] = None if expected is None else list(map(_agreement, said, expected))
+            yield evaluation.add("task", identity, each, started, figures)
+
+
+def _drawn(evaluation: Evaluation, task: Task, name: str, context: int, seed: int, numbers: list[int]) -> _Batch:
+    around = len(encode(evaluation.tokenizer, Request("")))
+    samples = [
+        task.numbered(number, evaluation.haystack, context - around, f"{seed} {name} {context}") for number in numbers
+    ]
+    rows = [
+        [*encode(evaluation.tokenizer, Request(sample.prompt)), *evaluation.ids(sample.prefix)] for sample in samples
+    ]
+    spoken = [evaluation.ids(sample.spoken) for sample in samples]
+    max_new_tokens = max(sample.max_new_tokens for sample in samples)
+    needed = max(map(len, rows)) + max(map(len, spoken)) + max_new_tokens
+    what = f"The task {name} at a context of {context}"
+    evaluation.check_positions(what, needed, "Give a smaller --context.")
+    return _Batch(task, samples, rows, spoken, max_new_tokens)
+
+
+def _answered(
+    evaluation: Evaluation, contestant: Contestant, batch: _Batch, prompt: Prompt
+) -> tuple[list[list[int]], Record]:
+    """What a method says, and the figures of its record."""
+    model, task = evaluation.model, batch.task
+    with attach(model, contestant.method) as kv_cache:
+        prompt.replay(kv_cache)
+        told = watch(kv_cache)
+        said = answer(model, kv_cache, prompt, batch.spoken, batch.max_new_tokens, evaluation.ends)
+    outputs = [str(evaluation.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
+    return said, {
+        "scenario": task.scenario,
+        "scores": [task.score(sample, output) for sample, output in zip(batch.samples, outputs, strict=True)],
+        "outputs": outputs,
+        "said": said,
+        "answers": [list(sample.answers) for sample in batch.samples],
+        "tokens": [len(row) for row in batch.rows],
+        **told(),
+    }
+
+
+def _agreement(said: list[int], expected: list[int]) -> float:
+    """The share of the expected tokens that come before the first difference."""
+    same = next((at for at, pair in enumerate(zip(said, expected, strict=False)) if pair[0] != pair[1]), None)
+    if same is None:
+        same = min(len(said), len(expected))
+    return same / len(expected) if expected else float(not said)
