@@ -69,6 +69,7 @@ def test_the_settings_of_louiskv() -> None:
         "sink",
         "window",
         "tau",
+        "calibration",
         "unit_size",
         "min_segment",
         "max_segment",
