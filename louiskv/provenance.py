@@ -1,8 +1,10 @@
-"""Where figures come from: commit, versions, machine."""
+"""Where figures come from: command, commit, versions, machine."""
 
 import hashlib
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from louiskv.measured import ModelIdentity
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Commit (if run from a checkout), versions and machine, as plain data."""
+    """Command, commit (if run from a checkout), versions and machine, as plain data."""
     return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "louiskv": louiskv.__version__,
         "python": platform.python_version(),

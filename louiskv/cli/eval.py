@@ -14,10 +14,11 @@ from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import pairs, table
+from louiskv.contestants import contestants
 from louiskv.evaluation.asking import ask
 from louiskv.evaluation.comparisons import COMPARISONS, compared
 from louiskv.evaluation.feeding import feed
-from louiskv.evaluation.grid import Asked, Fed, contestants, planned, tasks_named
+from louiskv.evaluation.grid import Asked, Fed, planned, tasks_named
 from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import Row, summarise
 from louiskv.evaluation.tasks import TASKS

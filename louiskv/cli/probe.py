@@ -14,7 +14,8 @@ from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import table
-from louiskv.evaluation.grid import Fed, contestants
+from louiskv.contestants import contestants
+from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.probing import look
 from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.texts import Haystack

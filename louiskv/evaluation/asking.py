@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from louiskv.attach import attach
+from louiskv.contestants import Contestant
 from louiskv.evaluation.batches import answer, padded
-from louiskv.evaluation.grid import Asked, Contestant
+from louiskv.evaluation.grid import Asked
 from louiskv.evaluation.replay import Prompt, take_in
 from louiskv.evaluation.runner import Evaluation, Record, watch
 from louiskv.evaluation.tasks import Sample, Task

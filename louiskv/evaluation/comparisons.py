@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
+from louiskv.contestants import Contestant
 from louiskv.errors import SettingsError
-from louiskv.evaluation.grid import Contestant
 from louiskv.methods.retrieval import Retrieval
 from louiskv.triggers import Cosine, Every, Late, Trigger
 from louiskv.units.clusters import Clusters

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 
 from louiskv.attach import attach
+from louiskv.contestants import Contestant
 from louiskv.evaluation.fidelity import compare, refer
-from louiskv.evaluation.grid import Contestant, Fed
+from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.replay import take_in
 from louiskv.evaluation.runner import Evaluation, Record, watch
 

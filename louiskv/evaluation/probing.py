@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from louiskv.contestants import Contestant
 from louiskv.errors import SettingsError
-from louiskv.evaluation.grid import Contestant, Fed
+from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.probe import Probe, Seen, probe
 from louiskv.evaluation.replay import take_in
 from louiskv.evaluation.runner import Evaluation, Record, held

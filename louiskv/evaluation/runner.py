@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv.cache import LouisKVCache, managed_layers
+from louiskv.contestants import Contestant
 from louiskv.errors import SettingsError
 from louiskv.evaluation.batches import ends_of
-from louiskv.evaluation.grid import Contestant, Fed
+from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.texts import Haystack
 from louiskv.provenance import origin, provenance
 from louiskv.results import Results, key_of

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv import METHODS, ClusterKV, Full, LouisKV, RazorAttention, SettingsError, attach, models
 from louiskv.cache import passing
+from louiskv.contestants import Contestant, contestants
 from louiskv.evaluation.asking import ask
 from louiskv.evaluation.batches import Steps, answer, padded
 from louiskv.evaluation.feeding import feed
-from louiskv.evaluation.grid import Asked, Contestant, Fed, contestants, planned, tasks_named
+from louiskv.evaluation.grid import Asked, Fed, planned, tasks_named
 from louiskv.evaluation.replay import take_in
 from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import summarise

@@ -1,0 +1,67 @@
+"""Who is compared: methods with their settings, under the names that they have in tables."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from louiskv.errors import SettingsError
+from louiskv.methods import METHODS
+from louiskv.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method under the name that it has in tables.
+
+    Attributes:
+        name: That name.
+        method: The method.
+        budget: Its budget, None if it has none.
+        group: The comparison that it belongs to; None for the grid of all methods.
+        family: What it shares with others of the group.
+    """
+
+    name: str
+    method: Method
+    budget: int | None = None
+    group: str | None = None
+    family: str | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides over what it does, and where it stands."""
+        return {
+            "method": self.name,
+            "budget": self.budget,
+            "class": type(self.method).__name__,
+            "settings": plain(self.method),
+            "group": self.group,
+            "family": self.family,
+        }
+
+
+def plain(method: Method) -> dict[str, Any]:
+    """Settings as plain data; parts are told by their names and settings."""
+    simple = (int, float, str, bool, type(None))
+    return {name: value if isinstance(value, simple) else repr(value) for name, value in method.values().items()}
+
+
+def contestants(names: Iterable[str], budgets: Iterable[int]) -> list[Contestant]:
+    """Methods by name at each budget; those without one stand once.
+
+    Args:
+        names: Of METHODS.
+        budgets: Budgets.
+
+    Raises:
+        SettingsError: There is no such method, or a budget is too small for one.
+    """
+    found: dict[Contestant, None] = {}
+    for name in names:
+        if name not in METHODS:
+            raise SettingsError(f"There is no method {name!r}. The methods are: {', '.join(METHODS)}.")
+        for budget in budgets:
+            own = METHODS[name]()
+            method = own.at_budget(budget)
+            found[Contestant(name, method, None if method is own else budget)] = None
+    return list(found)
