@@ -38,17 +38,19 @@ LEFT_OUT = "full_offloaded"
 EVERYTHING: dict[str, Any] = {
     "task": [*TASKS, FIDELITY],
     "method": [name for name in METHODS if name != LEFT_OUT],
-    "budget": [512],
-    "context": [4096],
-    "samples": 8,
-    "steps": 1024,
+    "budget": [128, 256, 512, 1024],
+    "context": [2048],
+    "prompt": [512, 2048],
+    "samples": 4,
+    "steps": 256,
 }
-FOR_PARTS: dict[str, Any] = {"task": ["multikey", FIDELITY], "method": []}
+FOR_PARTS: dict[str, Any] = {"task": ["multikey", FIDELITY], "method": [], "budget": [256], "prompt": [2048]}
 QUICK: dict[str, Any] = {
     "task": ["passkey", "multikey", "ledger_behind_text", FIDELITY],
     "method": ["louiskv", "quest", "snapkv"],
     "budget": [128],
     "context": [1024],
+    "prompt": [512, 1024],
     "samples": 4,
     "steps": 64,
 }
@@ -64,13 +66,16 @@ def evaluate(
         list[str],
         typer.Option(help=f"Compare parts of LouisKV: {', '.join(COMPARISONS)}; repeatable.", metavar="NAME"),
     ] = [],  # noqa: B006
-    budget: Annotated[list[int], typer.Option(help="Budget; repeatable. 512 unless given.", min=1)] = [],  # noqa: B006
-    context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable. 4096 unless given.", min=1)] = [],  # noqa: B006
+    budget: Annotated[list[int], typer.Option(help="Budget; repeatable. 128 to 1024 unless given.", min=1)] = [],  # noqa: B006
+    context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable. 2048 unless given.", min=1)] = [],  # noqa: B006
+    prompt: Annotated[
+        list[int], typer.Option(help="Tokens before those fed for fidelity; repeatable. 512 and 2048 unless given.")
+    ] = [],  # noqa: B006
     samples: Annotated[
-        int | None, typer.Option(help="Samples of each task at each context; 8 unless given.", min=1, metavar="N")
+        int | None, typer.Option(help="Samples of each task at each context; 4 unless given.", min=1, metavar="N")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Tokens that are fed for fidelity; 1024 unless given.", min=2, metavar="N")
+        int | None, typer.Option(help="Tokens that are fed for fidelity; 256 unless given.", min=2, metavar="N")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples that are answered together.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", metavar="N")] = 0,
@@ -103,7 +108,15 @@ def evaluate(
         listed = [(name, f"{each.tells} ({each.scenario})") for name, each in TASKS.items()]
         Console().print(pairs([*listed, (FIDELITY, FIDELITY_TELLS)]), highlight=False, markup=False)
         return
-    given = {"task": task, "method": method, "budget": budget, "context": context, "samples": samples, "steps": steps}
+    given = {
+        "task": task,
+        "method": method,
+        "budget": budget,
+        "context": context,
+        "prompt": prompt,
+        "samples": samples,
+        "steps": steps,
+    }
     run = EVERYTHING | (FOR_PARTS if compare else {}) | (QUICK if quick else {})
     run |= {name: value for name, value in given.items() if value}
     asked = Asked(
@@ -113,8 +126,7 @@ def evaluate(
         batch_size,
         seed,
     )
-    lengths = sorted({min(512, *run["context"]), *run["context"]})
-    fed = Fed(tuple(lengths), run["steps"], seed=seed) if FIDELITY in run["task"] else None
+    fed = Fed(tuple(run["prompt"]), run["steps"], seed=seed) if FIDELITY in run["task"] else None
     methods = [name for name in run["method"] if name != "full"]
     field = [*contestants(["full", *methods], run["budget"]), *compared(compare, run["budget"])]
     results, console = Results(output), Console(stderr=True)

@@ -35,8 +35,8 @@ class Asked:
     """
 
     tasks: Mapping[str, Task] = field(default_factory=lambda: dict(TASKS))
-    contexts: tuple[int, ...] = (4096,)
-    samples: int = 8
+    contexts: tuple[int, ...] = (2048,)
+    samples: int = 4
     batch_size: int = 4
     seed: int = 0
 
@@ -70,8 +70,8 @@ class Fed:
         seed: Where they begin.
     """
 
-    prompts: tuple[int, ...] = (512, 4096)
-    steps: int = 1024
+    prompts: tuple[int, ...] = (512, 2048)
+    steps: int = 256
     texts: int = 2
     seed: int = 0
 

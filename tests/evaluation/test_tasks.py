@@ -9,6 +9,7 @@ import pytest
 
 from louiskv import SettingsError, models
 from louiskv.evaluation.tasks import TASKS, Sample
+from louiskv.evaluation.tasks.ledger import FEWEST
 from louiskv.evaluation.tasks.reading import PASSAGE, QUESTIONS
 from louiskv.evaluation.tasks.records import FIELDS, Records
 from louiskv.evaluation.texts import Haystack
@@ -25,7 +26,8 @@ def test_samples_repeat_fit_and_hold_their_answers(haystack: Haystack, name: str
     first, again, other = (TASKS[name].sample(haystack, num_tokens, random.Random(seed)) for seed in (1, 1, 2))
     assert first == again != other
     length = haystack.count(first.prompt) + haystack.count(first.spoken)
-    assert 0.7 * num_tokens < length <= num_tokens
+    # A ledger alone takes its share and no more.
+    assert (0.1 if name == "ledger" else 0.7) * num_tokens < length <= num_tokens
     assert first.answers and first.max_new_tokens > 0
     assert TASKS[name].score(first, "") == 0
 
@@ -65,6 +67,14 @@ def test_a_ledger_asks_for_a_line_of_its_first_half(haystack: Haystack) -> None:
     place = next(number for number, line in enumerate(lines.splitlines()) if line.startswith(asked))
     assert place < len(lines.splitlines()) / 2
     assert sample.answers[0] in lines.splitlines()[place]
+    assert sample.document == ""
+
+
+def test_a_ledger_takes_its_share_of_the_context_behind_a_text(haystack: Haystack) -> None:
+    short, long = (TASKS["ledger_behind_text"].sample(haystack, length, random.Random(0)) for length in (600, 4000))
+    assert [each.spoken.partition("\nAgain:")[0].count("\n") + 1 >= FEWEST for each in (short, long)] == [True, True]
+    assert 400 < haystack.count(long.spoken.partition("\nAgain:")[0]) < 450
+    assert haystack.count(long.document) > 3300
 
 
 def test_records_are_scored_by_field(haystack: Haystack) -> None:

@@ -18,7 +18,7 @@ TASKS: dict[str, Task] = {
     "reading": Reading(),
     "records": Records(),
     "ledger": Ledger(),
-    "ledger_behind_text": Ledger(share=0.3),
+    "ledger_behind_text": Ledger(behind_text=True),
 }
 
 __all__ = ["TASKS", "Sample", "Task"]
