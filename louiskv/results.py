@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ HEAD = f'{{"format": {FORMAT}, '
 def key_of(identity: dict[str, Any]) -> str:
     """A short name of all that decides over a result."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written inside; what the system refuses is a `ResultsError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise `ResultsError` if a file cannot be written; it is left as it is."""
+    with writing(path):
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
 
 
 class Results:
@@ -64,30 +84,16 @@ class Results:
                 f"A figure of {record.get('method', 'a result')} is no finite number, and is not written: the model's "
                 "logits overflow. Give another --dtype."
             ) from error
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as lines:
-                if self._cut is not None:
-                    lines.truncate(self._cut)
-                lines.write((self._missing + line).encode())
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with writing(self.path), self.path.open("ab") as lines:
+            if self._cut is not None:
+                lines.truncate(self._cut)
+            lines.write((self._missing + line).encode())
         self._cut, self._missing = None, ""
         self.records[record["key"]] = {"format": FORMAT, **record}
 
     def check_writable(self) -> None:
         """Raise `ResultsError` now and not when the first run is done, if nothing can be written there."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            existed = self.path.exists()
-            self.path.open("ab").close()
-            if not existed:
-                self.path.unlink()
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> ResultsError:
-        return ResultsError(f"{self.path} cannot be written: {error.strerror}. Give another --output.")
+        check_writable(self.path)
 
     def _read(self) -> None:
         try:
