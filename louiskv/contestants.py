@@ -1,7 +1,7 @@
 """Who is compared: methods with their settings, under the names that they have in tables."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from louiskv.errors import SettingsError
@@ -41,9 +41,10 @@ class Contestant:
 
 
 def plain(method: Method) -> dict[str, Any]:
-    """Settings as plain data; parts are told by their names and settings."""
+    """Settings as plain data, what was measured on the model too; parts are told by their names and settings."""
     simple = (int, float, str, bool, type(None))
-    return {name: value if isinstance(value, simple) else repr(value) for name, value in method.values().items()}
+    values = {each.name: getattr(method, each.name) for each in fields(method)}
+    return {name: value if isinstance(value, simple) else repr(value) for name, value in values.items()}
 
 
 def contestants(names: Iterable[str], budgets: Iterable[int]) -> list[Contestant]:

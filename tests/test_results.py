@@ -23,12 +23,42 @@ def test_a_line_that_was_cut_off_is_taken_away_and_the_others_stay(tmp_path: Pat
     path = tmp_path / "results.jsonl"
     Results(path).add({"key": "a"})
     whole = path.read_text()
-    path.write_text(whole + '{"format": 1, "key": "b", "sco')
+    for rest in ("{", '{"format": 1, "key": "b", "settings": {"budget": 64}'):
+        path.write_text(whole + rest)
+        results = Results(path)
+        assert "a" in results and "b" not in results
+        # Another process may still be writing that line: only who adds one takes it away.
+        assert path.read_text() == whole + rest
+        results.add({"key": "b"})
+        assert [record["key"] for record in Results(path)] == ["a", "b"]
+
+
+def test_a_last_line_without_its_end_is_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    Results(path).add({"key": "a"})
+    path.write_text(path.read_text().rstrip())
     results = Results(path)
-    assert "a" in results and "b" not in results
-    assert path.read_text() == whole
+    assert "a" in results
     results.add({"key": "b"})
     assert [record["key"] for record in Results(path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"notes without a last newline", b'{"tau": [0.9]}', b"\xff\xfe\n", b'{"format": 2, "k": 1}']
+)
+def test_a_file_that_is_none_of_ours_is_not_harmed(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match="Give another --output"):
+        Results(path)
+    assert path.read_bytes() == content
+
+
+def test_what_json_cannot_say_is_not_written(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.jsonl")
+    with pytest.raises(ResultsError, match="of quest is no finite number"):
+        results.add({"key": "a", "method": "quest", "curve": [1.0, float("nan")]})
+    assert not results.path.exists() and "a" not in results
 
 
 @pytest.mark.parametrize(
@@ -55,8 +85,15 @@ def test_a_file_of_another_kind_is_refused_and_kept(tmp_path: Path, line: str, m
 
 def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    results = Results(tmp_path / "file" / "results.jsonl")
     with pytest.raises(ResultsError, match="cannot be written"):
-        Results(tmp_path / "file" / "results.jsonl").add({"key": "a"})
+        results.add({"key": "a"})
+    with pytest.raises(ResultsError, match="cannot be written"):
+        results.check_writable()
+    with pytest.raises(ResultsError, match="cannot be read: Is a directory"):
+        Results(tmp_path)
+    Results(tmp_path / "deep" / "new.jsonl").check_writable()
+    assert not (tmp_path / "deep" / "new.jsonl").exists()
 
 
 def test_keys_depend_on_all_and_on_no_order() -> None:

@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 
 from louiskv.cli.loading import load
-from louiskv.cli.options import MethodChoice, ModelChoice, takes_model, takes_settings
+from louiskv.cli.options import MethodChoice, ModelChoice, flag, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import table
-from louiskv.errors import ResultsError, SettingsError
+from louiskv.errors import SettingsError
 from louiskv.evaluation.calibrate import Target
 from louiskv.evaluation.calibrate import calibrate as measure
 from louiskv.evaluation.texts import Haystack
 from louiskv.methods.louiskv import LouisKV
+from louiskv.results import check_writable, writing
 from louiskv.taus import LayerTaus
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -32,10 +33,10 @@ def calibrate(
     settings: dict[str, Any],
     rate: Annotated[float | None, typer.Option(help="Share of the decode steps that shall retrieve.")] = None,
     error: Annotated[float | None, typer.Option(help="Relative error of attention that shall be kept to.")] = None,
-    samples: Annotated[int, typer.Option(help="Sample texts; a quarter of them is held out.", metavar="N")] = 16,
-    context: Annotated[int, typer.Option(help="Tokens of a sample's prompt.", metavar="N")] = 1024,
-    steps: Annotated[int, typer.Option(help="Tokens that are fed behind it.", metavar="N")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Samples that are fed together.", metavar="N")] = 4,
+    samples: Annotated[int, typer.Option(help="Sample texts; a quarter of them is held out.", min=4, metavar="N")] = 16,
+    context: Annotated[int, typer.Option(help="Tokens of a sample's prompt.", min=1, metavar="N")] = 1024,
+    steps: Annotated[int, typer.Option(help="Tokens that are fed behind it.", min=2, metavar="N")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Samples that are fed together.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Where the samples begin.", metavar="N")] = 0,
     text: Annotated[Path | None, typer.Option(help="Text of the samples; Python's documentation unless given.")] = None,
     output: Annotated[Path, typer.Option(help="File for the taus.")] = Path("tau.json"),
@@ -53,8 +54,12 @@ def calibrate(
     target = Target(rate, error)
     method = MethodChoice("louiskv", None, settings).build()
     assert isinstance(method, LouisKV)
+    chosen = [flag(name) for name in ("tau", "calibration") if name in settings]
+    if chosen:
+        raise SettingsError(f"{' and '.join(chosen)} cannot be given here: a calibration chooses tau.")
     if output.is_dir():
         raise SettingsError(f"--output {output} is a folder: name a file in it.")
+    check_writable(output)
     console = Console(stderr=True)
     loaded, tokenizer = load(model, console)
     haystack, places = Haystack.of(tokenizer, text), random.Random(seed)
@@ -73,12 +78,11 @@ def calibrate(
             method,
             batch_size=batch_size,
             progress=lambda done, total: advance("calibration", done, total),
+            impl=model.impl,
         )
     taus = replace(taus, settings={**taus.settings, "text": haystack.name, "seed": seed})
-    try:
+    with writing(output):
         taus.write(output)
-    except OSError as failure:
-        raise ResultsError(f"{output} cannot be written: {failure.strerror}. Give another --output.") from failure
     if as_json:
         print(json.dumps(asdict(taus)))
     else:

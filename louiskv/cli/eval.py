@@ -1,8 +1,9 @@
 """`louiskv eval`: how good the methods are, on tasks and beside full attention."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from louiskv.contestants import contestants
 from louiskv.evaluation.asking import ask
 from louiskv.evaluation.comparisons import COMPARISONS, compared
 from louiskv.evaluation.feeding import feed
-from louiskv.evaluation.grid import Asked, Fed, planned, tasks_named
+from louiskv.evaluation.grid import FIDELITY, Asked, Fed, planned, tasks_named
 from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import Row, summarise
 from louiskv.evaluation.tasks import TASKS
@@ -29,7 +30,6 @@ from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
-FIDELITY = "fidelity"
 FIDELITY_TELLS = "a text is fed token by token: KL divergence, likeliest token and loss, against full attention"
 # Loses nothing, as full attention does, and is slow: run where it is asked for.
 LEFT_OUT = "full_offloaded"
@@ -44,7 +44,7 @@ EVERYTHING: dict[str, Any] = {
     "samples": 4,
     "steps": 256,
 }
-FOR_PARTS: dict[str, Any] = {"task": ["multikey", FIDELITY], "method": [], "budget": [256], "prompt": [2048]}
+FOR_PARTS: dict[str, Any] = {"task": ["multikey", FIDELITY], "method": [], "budget": [256]}
 QUICK: dict[str, Any] = {
     "task": ["passkey", "multikey", "ledger_behind_text", FIDELITY],
     "method": ["louiskv", "quest", "snapkv"],
@@ -117,61 +117,72 @@ def evaluate(
         "samples": samples,
         "steps": steps,
     }
-    run = EVERYTHING | (FOR_PARTS if compare else {}) | (QUICK if quick else {})
+    run = EVERYTHING | (QUICK if quick else {}) | (FOR_PARTS if compare else {})
     run |= {name: value for name, value in given.items() if value}
+    contexts = tuple(dict.fromkeys(run["context"]))
     asked = Asked(
         tasks_named(name for name in run["task"] if name != FIDELITY),
-        tuple(run["context"]),
+        contexts,
         run["samples"],
         batch_size,
         seed,
     )
-    fed = Fed(tuple(run["prompt"]), run["steps"], seed=seed) if FIDELITY in run["task"] else None
+    fed = Fed(tuple(dict.fromkeys(run["prompt"])), run["steps"], seed=seed) if FIDELITY in run["task"] else None
     methods = [name for name in run["method"] if name != "full"]
     field = [*contestants(["full", *methods], run["budget"]), *compared(compare, run["budget"])]
     results, console = Results(output), Console(stderr=True)
+    results.check_writable()
     loaded, tokenizer = load(model, console)
     field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)
     with progress_bar(console, planned(asked, fed, field)) as advance:
-        evaluation = Evaluation(loaded, tokenizer, haystack, results, advance)
-        found = [*ask(evaluation, asked, field), *(feed(evaluation, fed, field) if fed else ())]
+        evaluation = Evaluation(loaded, tokenizer, haystack, results, advance, impl=model.impl)
+        # Both draw all that they ask before the first run.
+        runs = ask(evaluation, asked, field), feed(evaluation, fed, field) if fed else ()
+        found = list(chain(*runs))
     if as_json:
         print(json.dumps(found))
         return
-    shown, rows = Console(), summarise(found)
-    for group in dict.fromkeys(row.group for row in rows):
-        # Full attention is beside every group.
-        for each in _tables([row for row in rows if row.group == group or row.name == "full"], group):
-            shown.print(each)
+    shown = Console()
+    for each in _tables(found):
+        shown.print(each)
     shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
 
 
-def _tables(rows: list[Row], group: str | None) -> Iterable[Table]:
-    """Scores by task, and fidelity with what was moved and held."""
-    named = "" if group is None else f" by {group}"
+def _tables(records: list[dict[str, Any]]) -> Iterator[Table]:
+    """Scores by task at each context, and fidelity behind each prompt; full attention is beside every group."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        part = f"score at {record['context']}" if record["kind"] == "task" else f"fidelity behind {record['prompt']}"
+        parts.setdefault(part, []).append(record)
+    for group in dict.fromkeys(record["group"] for record in records if record["method"] != "full") or (None,):
+        for part, among in parts.items():
+            rows = summarise(record for record in among if record["group"] == group or record["method"] == "full")
+            title = part if group is None else f"{part}, by {group}"
+            yield _scores(title, rows) if among[0]["kind"] == "task" else _fidelity(title, rows)
+
+
+def _scores(title: str, rows: list[Row]) -> Table:
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
-    if tasks:
-        scores = table(f"score{named}", "budget", *tasks, "mean", "as full", "fetched a token", "device")
-        for row in rows:
-            if row.scores:
-                cells = [f"{row.scores[task]:.2f}" if task in row.scores else "-" for task in tasks]
-                cells += [f"{row.mean_score:.2f}", f"{row.agreement:.0%}"]
-                scores.add_row(row.name, row.budget_text, *cells, format_bytes(row.fetched), f"{row.device:.1%}")
-        yield scores
-    if any(row.kl is not None for row in rows):
-        columns = "KL", "same token", "loss", "fetched a token", "retrievals", "device"
-        fidelity = table(f"fidelity{named}", "budget", *columns)
-        for row in rows:
-            if row.kl is not None:
-                fidelity.add_row(
-                    row.name,
-                    row.budget_text,
-                    f"{row.kl:.4f}",
-                    f"{row.top1:.1%}",
-                    f"{row.nll:+.4f}",
-                    format_bytes(row.fed_fetched),
-                    f"{row.fed_rate:.2f}",
-                    f"{row.fed_device:.1%}",
-                )
-        yield fidelity
+    scores = table(title, "budget", *tasks, "mean", "as full", "fetched a token", "device")
+    for row in rows:
+        cells = [f"{row.scores[task]:.2f}" for task in tasks]
+        cells += [f"{row.mean_score:.2f}", f"{row.agreement:.0%}"]
+        scores.add_row(row.name, row.budget_text, *cells, format_bytes(row.fetched), f"{row.device:.1%}")
+    return scores
+
+
+def _fidelity(title: str, rows: list[Row]) -> Table:
+    fidelity = table(title, "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device")
+    for row in rows:
+        fidelity.add_row(
+            row.name,
+            row.budget_text,
+            f"{row.kl:.4f}",
+            f"{row.top1:.1%}",
+            f"{row.nll:+.4f}",
+            format_bytes(row.fed_fetched),
+            f"{row.fed_rate:.2f}",
+            f"{row.fed_device:.1%}",
+        )
+    return fidelity

@@ -60,13 +60,15 @@ def look_inside(
     louiskv probe --method louiskv --method quest --budget 256
     """
     names = method or [name for name in METHODS if name not in LOSSLESS]
-    fed, results = Fed(tuple(context), steps, texts, seed), Results(output)
+    fed, results = Fed(tuple(dict.fromkeys(context)), steps, texts, seed), Results(output)
+    results.check_writable()
     field, console = contestants(names, budget), Console(stderr=True)
     loaded, tokenizer = load(model, console)
     field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)
-    with progress_bar(console, len(field) * len(context)) as advance:
-        found = list(look(Evaluation(loaded, tokenizer, haystack, results, advance), fed, field, layer, head))
+    with progress_bar(console, len(field) * len(fed.prompts)) as advance:
+        evaluation = Evaluation(loaded, tokenizer, haystack, results, advance, impl=model.impl)
+        found = list(look(evaluation, fed, field, layer, head))
     if as_json:
         print(json.dumps(found))
         return
@@ -81,7 +83,11 @@ def _tables(records: list[dict[str, Any]]) -> Iterable[Table]:
     means = table(
         "method", "budget", "context", "recall", "error", "overlap", "retrievals", "fetched a token", "device"
     )
-    layers = table("error by layer", *(f"{record['method']} {record['budget'] or ''}".strip() for record in records))
+    contexts = {record["prompt"] for record in records}
+    names = [
+        (record["method"], record["budget"], record["prompt"] if len(contexts) > 1 else None) for record in records
+    ]
+    layers = table("error by layer", *(" ".join(str(part) for part in name if part is not None) for name in names))
     for record in records:
         device = (record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"]
         inside = [_mean(figure for row in record[name] for figure in row) for name in ("recall", "error", "overlap")]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from louiskv.attach import attach
 from louiskv.contestants import Contestant
@@ -29,30 +30,43 @@ class _Batch:
 def ask(evaluation: Evaluation, asked: Asked, contestants: list[Contestant]) -> Iterator[Record]:
     """Put the questions to all methods; yields each record, new or known, when it is in the file.
 
+    All samples are drawn before the first is asked, so that what cannot be asked is refused at once.
+
     Raises:
-        SettingsError: The model has too few positions for a task, or the context is too short for it.
+        SettingsError: The model has too few positions for a task, or the context or the text is too short for it.
     """
+    batches = []
     for name, context, numbers in asked.batches:
         task = asked.tasks[name]
         identity = evaluation.identity(
             task=name, task_settings=repr(task), context=context, seed=asked.seed, samples=numbers
         )
-        known, missing = evaluation.known(identity, contestants)
-        yield from known
-        if not missing:
-            continue
-        evaluation.tell(f"{name} at {context}")
-        batch = _drawn(evaluation, task, name, context, asked.seed, numbers)
-        prompt = take_in(evaluation.model, *padded(batch.rows, evaluation.model.device))
-        expected = next((record["said"] for record in known if record["class"] == Full.__name__), None)
-        for each in missing:
+        new = evaluation.lacks(identity, contestants)
+        batch = _drawn(evaluation, task, name, context, asked.seed, numbers) if new else None
+        batches.append((f"{name} at {context}", identity, batch))
+    return chain.from_iterable(_asked(evaluation, *each, contestants) for each in batches)
+
+
+def _asked(
+    evaluation: Evaluation, what: str, identity: Record, batch: _Batch | None, contestants: list[Contestant]
+) -> Iterator[Record]:
+    known = evaluation.known(identity, contestants)
+    full = next((record for record in known.values() if record and record["class"] == Full.__name__), None)
+    expected = None if full is None else full["said"]
+    prompt = None
+    for each, record in known.items():
+        if record is None:
+            assert batch is not None
             started = time.perf_counter()
-            evaluation.tell(f"{name} at {context}, {each.name}")
+            evaluation.tell(f"{what}, {each.name}")
+            prompt = prompt or take_in(evaluation.model, *padded(batch.rows, evaluation.model.device))
             said, figures = _answered(evaluation, each, batch, prompt)
             if isinstance(each.method, Full):
                 expected = said
             figures["agreement"] = None if expected is None else list(map(_agreement, said, expected))
-            yield evaluation.add("task", identity, each, started, figures)
+            record = evaluation.add("task", identity, each, started, figures)
+        evaluation.done += 1
+        yield record
 
 
 def _drawn(evaluation: Evaluation, task: Task, name: str, context: int, seed: int, numbers: list[int]) -> _Batch:
@@ -76,7 +90,7 @@ def _answered(
 ) -> tuple[list[list[int]], Record]:
     """What a method says, and the figures of its record."""
     model, task = evaluation.model, batch.task
-    with attach(model, contestant.method) as kv_cache:
+    with attach(model, contestant.method, impl=evaluation.impl) as kv_cache:
         prompt.replay(kv_cache)
         told = watch(kv_cache)
         said = answer(model, kv_cache, prompt, batch.spoken, batch.max_new_tokens, evaluation.ends)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from louiskv.cache import managed_layers
 from louiskv.errors import SettingsError, check_count, check_range
 from louiskv.evaluation.probe import probe
 from louiskv.evaluation.replay import take_in
@@ -75,6 +76,7 @@ def calibrate(
     *,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda *_: None,
+    impl: str | None = None,
 ) -> LayerTaus:
     """Choose tau for each layer, and one for all.
 
@@ -89,24 +91,29 @@ def calibrate(
         method: The settings beside tau; LouisKV's own unless given.
         batch_size: Samples that are fed together.
         progress: Called with the number of steps done and of all steps.
+        impl: Implementation of the operations.
 
     Raises:
-        SettingsError: There are fewer than four samples, or too few steps.
+        SettingsError: There are fewer than four samples or too few steps, or no layer retrieves.
     """
     check_count("samples", len(texts), HELD_OUT)
     check_count("num_prompt", num_prompt, 1)
     check_count("steps", texts.shape[1] - num_prompt, 2)
     check_count("batch_size", batch_size, 1)
     method = replace(method or LouisKV(), calibration="")
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if all(layer < method.dense_layers for layer in managed_layers(model.config.get_text_config(decoder=True))):
+        raise SettingsError(
+            f"dense_layers={method.dense_layers} leaves no layer that retrieves: the model has {num_layers}."
+        )
     num_held = len(texts) // HELD_OUT
     used, held = texts[num_held:], texts[:num_held]
-    sampler = _Sampler(model, num_prompt, method.dense_layers, batch_size, progress)
+    sampler = _Sampler(model, num_prompt, method.dense_layers, batch_size, progress, impl)
     sampler.plan(used, held)
     by_grid = [] if target.error is None else [replace(method, tau=tau) for tau in GRID]
 
     seen = sampler.sample(used, by_grid)
     tau, global_tau = _chosen(seen, target)
-    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     taus: list[float | None] = [None] * num_layers
     for layer, each in zip(seen.layers, tau.tolist(), strict=True):
         taus[layer] = each
@@ -146,9 +153,10 @@ class _Sampler:
         dense_layers: int,
         batch_size: int,
         progress: Callable[[int, int], None],
+        impl: str | None,
     ) -> None:
         self.model, self.num_prompt, self.dense_layers = model, num_prompt, dense_layers
-        self.batch_size, self.progress = batch_size, progress
+        self.batch_size, self.progress, self.impl = batch_size, progress, impl
         self.done = self.total = 0
 
     def plan(self, *parts: Tensor) -> None:
@@ -167,9 +175,7 @@ class _Sampler:
     def _batch(self, texts: Tensor, methods: Sequence[Method]) -> _Sampled:
         ids, output = texts[:, : self.num_prompt], texts[:, self.num_prompt :]
         prompt = take_in(self.model, ids, torch.ones_like(ids, dtype=torch.bool))
-        seen = probe(
-            self.model, prompt, output, methods, progress=lambda step: self.progress(self.done + step, self.total)
-        )
+        seen = probe(self.model, prompt, output, methods, progress=self._fed, impl=self.impl)
         self.done += output.shape[1]
         retrieve = [place for place, layer in enumerate(seen.layers) if layer >= self.dense_layers]
 

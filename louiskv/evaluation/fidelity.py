@@ -50,14 +50,16 @@ class Curves:
 
 
 @torch.inference_mode()
-def refer(model: PreTrainedModel, prompt: Prompt, output: Tensor) -> Reference:
+def refer(model: PreTrainedModel, prompt: Prompt, output: Tensor, impl: str | None = None) -> Reference:
     """What full attention expects behind each token of an output [B, steps]."""
-    with attach(model, Full()) as kv_cache:
+    with attach(model, Full(), impl=impl) as kv_cache:
         prompt.replay(kv_cache)
-        parts = [
-            torch.log_softmax(model(part, **passing(model, kv_cache)).logits.float(), dim=-1)
-            for part in output.split(CHUNK, dim=1)
-        ]
+        parts, mask = [], prompt.mask
+        for part in output.split(CHUNK, dim=1):
+            mask = torch.nn.functional.pad(mask, (0, part.shape[1]), value=True)
+            position = (mask.cumsum(1) - 1)[:, -part.shape[1] :]
+            out = model(part, attention_mask=mask, position_ids=position, **passing(model, kv_cache))
+            parts.append(torch.log_softmax(out.logits.float(), dim=-1))
     log_probs = torch.cat(parts, dim=1)
     return Reference(prompt, output, log_probs, _nll(log_probs[:, :-1], output[:, 1:]))
 

@@ -7,6 +7,9 @@ from louiskv.contestants import Contestant
 from louiskv.errors import SettingsError, check_count
 from louiskv.evaluation.tasks import TASKS, Task
 
+# What can be asked for beside the tasks.
+FIDELITY = "fidelity"
+
 
 def tasks_named(names: Iterable[str], known: Mapping[str, Task] = TASKS) -> dict[str, Task]:
     """Tasks by their names.
@@ -17,7 +20,7 @@ def tasks_named(names: Iterable[str], known: Mapping[str, Task] = TASKS) -> dict
     found = {}
     for name in names:
         if name not in known:
-            raise SettingsError(f"There is no task {name!r}. The tasks are: {', '.join(known)}.")
+            raise SettingsError(f"There is no task {name!r}. The tasks are: {', '.join((*known, FIDELITY))}.")
         found[name] = known[name]
     return found
 

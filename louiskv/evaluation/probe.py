@@ -65,6 +65,7 @@ def probe(
     methods: Sequence[Method],
     watched: tuple[int, int] = (0, 0),
     progress: Callable[[int], None] = lambda _: None,
+    impl: str | None = None,
 ) -> Probe:
     """Feed an output to full attention while methods are given the same keys, values and queries.
 
@@ -77,8 +78,9 @@ def probe(
         methods: The methods, ready for the model (`Method.for_model`).
         watched: Place among the managed layers, and row, of which the attended positions are kept.
         progress: Called with the number of tokens fed.
+        impl: Implementation of the operations.
     """
-    with attach(model, _Watched(methods=tuple(methods))) as kv_cache:
+    with attach(model, _Watched(methods=tuple(methods)), impl=impl) as kv_cache:
         prompt.replay(kv_cache)
         layers = [layer.state for layer in kv_cache.managed if isinstance(layer.state, _WatchedLayer)]
         for watcher in layers[watched[0]].watchers:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -36,40 +37,64 @@ def look(
     Raises:
         SettingsError: The model has too few positions or no such head, or the text is too short.
     """
+    place = _place(evaluation, layer, head)
+    parts = []
     for length in fed.prompts:
         identity = evaluation.identity(
             prompt=length, steps=fed.steps, texts=fed.texts, seed=fed.seed, watched=[layer, head]
         )
-        known, missing = evaluation.known(identity, contestants)
-        yield from known
-        if not missing:
-            continue
-        what = f"probes behind {length}"
-        evaluation.tell(what)
-        started, rows = time.perf_counter(), evaluation.texts(length, fed)
-        prompt = take_in(evaluation.model, rows[:, :length], torch.ones_like(rows[:, :length], dtype=torch.bool))
-        indices = evaluation.managed
-        if layer is not None and layer not in indices:
-            raise SettingsError(f"--layer {layer} is none that is managed: those are {_shown(indices)}.")
-        num_heads = prompt.layers[0].keys.shape[1]
-        if not 0 <= head < num_heads:
-            raise SettingsError(f"--head {head} is not there: the model has KV heads 0 to {num_heads - 1}.")
-        place = len(indices) // 2 if layer is None else indices.index(layer)
+        rows = evaluation.texts(length, fed) if evaluation.lacks(identity, contestants) else None
+        parts.append((length, identity, rows))
+    return chain.from_iterable(_looked(evaluation, *each, contestants, (place, head)) for each in parts)
 
-        def tell(step: int, what: str = what, number: int = len(missing)) -> None:
-            evaluation.tell(what, number * step / fed.steps)
 
-        methods = [each.method for each in missing]
-        found = probe(evaluation.model, prompt, rows[:, length:], methods, (place, head), tell)
+def _place(evaluation: Evaluation, layer: int | None, head: int) -> int:
+    """Place of the layer among those that are managed."""
+    indices, num_heads = evaluation.managed, evaluation.num_kv_heads
+    if layer is not None and layer not in indices:
+        raise SettingsError(f"--layer {layer} is none that is managed: those are {_shown(indices)}.")
+    if not 0 <= head < num_heads:
+        raise SettingsError(f"--head {head} is not there: the model has KV heads 0 to {num_heads - 1}.")
+    return len(indices) // 2 if layer is None else indices.index(layer)
+
+
+def _looked(
+    evaluation: Evaluation,
+    length: int,
+    identity: Record,
+    rows: Tensor | None,
+    contestants: list[Contestant],
+    watched: tuple[int, int],
+) -> Iterator[Record]:
+    known = evaluation.known(identity, contestants)
+    missing = [each for each, record in known.items() if record is None]
+    if rows is not None and missing:
+        started = time.perf_counter()
+        found = _probed(evaluation, length, rows, missing, watched)
         for each, seen in zip(missing, found.seen, strict=True):
-            figures = _figures(found, seen, fed)
-            figures["attended"] = {"layer": indices[place], "head": head, **_attended(seen, place, head, length)}
-            yield evaluation.add("probe", identity, each, started, figures)
+            layer, head = found.layers[watched[0]], watched[1]
+            figures = _figures(found, seen, *rows[:, length:].shape)
+            figures["attended"] = {"layer": layer, "head": head, **_attended(seen, *watched, length)}
+            known[each] = evaluation.add("probe", identity, each, started, figures)
+    evaluation.done += len(known)
+    yield from (record for record in known.values() if record is not None)
 
 
-def _figures(found: Probe, seen: Seen, fed: Fed) -> Record:
-    num_texts = fed.texts
+def _probed(
+    evaluation: Evaluation, length: int, rows: Tensor, contestants: list[Contestant], watched: tuple[int, int]
+) -> Probe:
+    what, (ids, output) = f"probes behind {length}", (rows[:, :length], rows[:, length:])
+    evaluation.tell(what)
+    prompt = take_in(evaluation.model, ids, torch.ones_like(ids, dtype=torch.bool))
 
+    def tell(step: int) -> None:
+        evaluation.tell(what, len(contestants) * step / output.shape[1])
+
+    methods = [each.method for each in contestants]
+    return probe(evaluation.model, prompt, output, methods, watched, tell, evaluation.impl)
+
+
+def _figures(found: Probe, seen: Seen, num_texts: int, num_steps: int) -> Record:
     def by_head(figure: Tensor) -> list[list[float | None]]:
         """[layer][KV head], means over steps and texts."""
         means = figure.unflatten(2, (num_texts, -1)).nanmean((0, 2))
@@ -88,8 +113,8 @@ def _figures(found: Probe, seen: Seen, fed: Fed) -> Record:
         "bin": BIN,
         "curves": {name: _binned(getattr(seen, name).mean((1, 2))) for name in ("recall", "error")},
         "retrieved": seen.retrieved[:MAX_STEPS].float().mean(2).T.tolist(),
-        "output_tokens": fed.steps * num_texts,
-        "fetched_per_token": seen.fetched_bytes / (fed.steps * num_texts),
+        "output_tokens": num_steps * num_texts,
+        "fetched_per_token": seen.fetched_bytes / (num_steps * num_texts),
         # Of the layers that retrieve, as in a cache's report.
         "retrieval_rate": float(rates[rates > 0].mean()) if rates.any() else 0.0,
         **held([seen.tiers]),

@@ -30,7 +30,9 @@ class Evaluation:
     Attributes:
         results: What is known already.
         progress: Called with what runs, and how many runs are done, the one that goes on as a part.
+        impl: Implementation of the operations; None takes the best that can run.
         managed: Index of each layer that a method manages.
+        num_kv_heads: KV heads of each.
     """
 
     def __init__(
@@ -40,27 +42,33 @@ class Evaluation:
         haystack: Haystack,
         results: Results,
         progress: Callable[[str, float], None] = lambda *_: None,
+        *,
+        impl: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.haystack = model, tokenizer, haystack
-        self.results, self.progress = results, progress
+        self.results, self.progress, self.impl = results, progress, impl
         self.done = 0
         self.ends = ends_of(model, tokenizer)
         self.origin, self.provenance = origin(model), provenance(model.device)
         config = model.config.get_text_config(decoder=True)
         self.managed = managed_layers(config)
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.positions: int | None = getattr(config, "max_position_embeddings", None)
 
     def identity(self, **decides: Any) -> Record:
         """All that decides over the results of a batch, beside the method."""
         known_as = {key: value for key, value in self.origin.items() if key != "model"}
-        return {**known_as, "text": self.haystack.name, **decides}
+        text = {"text": self.haystack.name, "text_hash": self.haystack.digest}
+        return {**known_as, "impl": self.impl, **text, **decides}
 
-    def known(self, identity: Record, contestants: list[Contestant]) -> tuple[list[Record], list[Contestant]]:
-        """The records that are there already, and the contestants whose are not."""
+    def known(self, identity: Record, contestants: list[Contestant]) -> dict[Contestant, Record | None]:
+        """The record of each contestant, None where it is not there yet."""
         keys = {each: key_of({**identity, **each.identity}) for each in contestants}
-        known = [self.results[key] for key in keys.values() if key in self.results]
-        self.done += len(known)
-        return known, [each for each, key in keys.items() if key not in self.results]
+        return {each: self.results.records.get(key) for each, key in keys.items()}
+
+    def lacks(self, identity: Record, contestants: list[Contestant]) -> bool:
+        """Whether any of these contestants has no record yet."""
+        return None in self.known(identity, contestants).values()
 
     def check_positions(self, what: str, needed: int, way_out: str) -> None:
         """Raise `SettingsError` if the model has fewer positions than `what` needs."""
@@ -97,7 +105,6 @@ class Evaluation:
                 "provenance": self.provenance,
             }
         )
-        self.done += 1
         return self.results[key_of({**identity, **contestant.identity})]
 
     def tell(self, what: str, part: float = 0) -> None:

@@ -1,5 +1,6 @@
 """What tasks hide their facts in: real prose, cut to length."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,11 +17,13 @@ class Haystack:
 
     Attributes:
         name: Where the text comes from.
+        digest: Tells it from another text of that name.
         paragraphs: The paragraphs.
     """
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.name = name
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
         self._tokenizer = tokenizer
 
@@ -57,12 +60,14 @@ class Haystack:
         Raises:
             SettingsError: The whole text is shorter.
         """
+        self._check_length(num_tokens)
         # Paragraphs too long for what is left are passed over: with twice the room few are.
-        ids = list(self._tokenizer(self.around([], "", 2 * num_tokens, seed), add_special_tokens=False)["input_ids"])
+        room = min(2 * num_tokens, sum(self.counts))
+        ids = list(self._tokenizer(self.around([], "", room, seed), add_special_tokens=False)["input_ids"])
         if len(ids) < num_tokens:
             raise SettingsError(
-                f"The text {self.name} has {len(ids)} tokens, but {num_tokens} are needed: give a longer one, or fewer "
-                "tokens."
+                f"The text {self.name} has only {len(ids)} tokens in paragraphs that fit into {room}: put empty lines "
+                "between its paragraphs, or give a longer one."
             )
         return ids[:num_tokens]
 
@@ -78,7 +83,7 @@ class Haystack:
             seed: Where to begin, and where the facts lie.
 
         Raises:
-            SettingsError: The facts alone are longer.
+            SettingsError: The facts alone are longer, or the whole text is shorter.
         """
         room = num_tokens - sum(self.count(f"{part}\n\n") for part in (*facts, question))
         if room < 0:
@@ -86,6 +91,7 @@ class Haystack:
                 f"A context of {num_tokens} tokens is too short for this task: its facts alone need "
                 f"{num_tokens - room}. Give a longer --context."
             )
+        self._check_length(room)
         start = seed.randrange(len(self.paragraphs))
         prose: list[str] = []
         depths = [(number + seed.random()) / len(facts) for number in range(len(facts))]
@@ -98,6 +104,13 @@ class Haystack:
         while prose and self.count(f"{_strewn(facts, prose, depths)}\n\n{question}") > num_tokens:
             prose.pop()
         return _strewn(facts, prose, depths)
+
+    def _check_length(self, num_tokens: int) -> None:
+        if sum(self.counts) < num_tokens:
+            raise SettingsError(
+                f"The text {self.name} has {sum(self.counts)} tokens, but {num_tokens} are needed: give a longer one, "
+                "or fewer tokens."
+            )
 
 
 def _strewn(facts: Sequence[str], prose: list[str], depths: list[float]) -> str:

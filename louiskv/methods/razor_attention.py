@@ -68,7 +68,7 @@ class RazorAttention(Method):
             )
         scores = HeadScores.load(path)
         scores.check_model(identity, f"heads={path}")
-        return replace(self, heads=str(path), kv_heads=scores.best(self.echo, self.induction))
+        return replace(self, heads="", kv_heads=scores.best(self.echo, self.induction))
 
     def at_budget(self, budget: int) -> Self:
         """With so many tokens in the heads that do not retrieve; those that do keep everything."""

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from louiskv import calibration, heads, models
 from louiskv.cache_layer import CacheLayer
 from louiskv.cli.commands import app
+from louiskv.evaluation.texts import Haystack
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Run = Callable[..., Result]
@@ -30,9 +31,36 @@ def head_scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("heads")
 
 
+@pytest.fixture(scope="session")
+def haystack(loaded: Loaded) -> Haystack:
+    """The default text, its tokens counted once."""
+    return Haystack.of(loaded[1])
+
+
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, head_scores: Path) -> Run:
-    """Runs `louiskv` with arguments, in this process; the default model is not loaded again, heads are scored fast."""
+def unasked(monkeypatch: pytest.MonkeyPatch, loaded: Loaded) -> None:
+    """A model that must not be asked."""
+
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("The model was asked.")
+
+    monkeypatch.setattr(loaded[0], "forward", forward)
+
+
+def refused(result: Result, message: str, code: int = 2) -> None:
+    """Assert that there is one line that says why, and nothing else."""
+    assert result.exit_code == code and not result.stdout
+    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, head_scores: Path, haystack: Haystack) -> Run:
+    """Runs `louiskv` with arguments, in this process.
+
+    The default model is not loaded again, the default text not counted again, heads are scored fast.
+    """
+    of = Haystack.of
+    monkeypatch.setattr(Haystack, "of", lambda tokenizer, path=None: haystack if path is None else of(tokenizer, path))
     monkeypatch.setattr(heads, "_folder", lambda: head_scores)
     monkeypatch.setattr(calibration, "score_heads", partial(calibration.score_heads, block=32))
     load, load_config = models.load, models.load_config

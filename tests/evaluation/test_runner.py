@@ -1,5 +1,6 @@
 """The evaluation on the real small model: replayed prompts are real ones, runs resume, figures repeat."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from louiskv.contestants import Contestant, contestants
 from louiskv.evaluation.asking import ask
 from louiskv.evaluation.batches import Steps, answer, padded
 from louiskv.evaluation.feeding import feed
+from louiskv.evaluation.fidelity import compare, refer
 from louiskv.evaluation.grid import Asked, Fed, planned, tasks_named
 from louiskv.evaluation.replay import take_in
 from louiskv.evaluation.runner import Evaluation
@@ -165,6 +167,38 @@ def test_what_the_model_has_no_positions_for_is_refused(real: tuple[Any, Any, Ha
 def test_wrong_grids_say_what_is_allowed(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Asked(**wrong)
+
+
+def test_what_was_measured_on_a_model_decides_and_where_it_lies_does_not() -> None:
+    heads = [RazorAttention(kv_heads=each) for each in (((0,), ()), ((), (0,)))]
+    keys = {json.dumps(Contestant("razor_attention", each, 64).identity) for each in heads}
+    assert len(keys) == 2
+
+
+def test_the_reference_knows_padding() -> None:
+    model, inputs = tiny("llama"), prompt(40, 2, (7,))
+    taken = take_in(model, inputs["input_ids"], inputs["attention_mask"].bool())
+    output = torch.randint(3, 200, (2, 6), generator=torch.Generator().manual_seed(0))
+    reference = refer(model, taken, output)
+    with attach(model, Full()) as kv_cache:
+        taken.replay(kv_cache)
+        curves = compare(model, kv_cache, reference)
+    assert max(curves.kl) < 1e-6 and curves.top1 == [1.0] * 6 and max(map(abs, curves.nll)) < 1e-5
+
+
+def test_records_come_in_the_order_of_the_contestants(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
+    field, fed = contestants(["full", "quest", "streaming_llm"], [64]), Fed((64,), 2, 1)
+    evaluation = Evaluation(*real, Results(tmp_path / "a.jsonl"))
+    assert [record["method"] for record in feed(evaluation, fed, field[2:])] == ["streaming_llm"]
+    assert [record["method"] for record in feed(evaluation, fed, field)] == ["full", "quest", "streaming_llm"]
+    assert evaluation.done == 4
+
+
+def test_a_text_shorter_than_the_context_is_refused(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:
+    short = Haystack("A short text.\n\nOf two paragraphs.", real[1], "short.txt")
+    evaluation = Evaluation(*real[:2], short, Results(tmp_path / "a.jsonl"))
+    with pytest.raises(SettingsError, match=r"short\.txt has \d+ tokens, but \d+ are needed"):
+        ask(evaluation, Asked(tasks_named(["passkey"]), (300,), 1), [LITTLE])
 
 
 def test_unknown_names_are_answered_with_those_that_are_known() -> None:
