@@ -16,13 +16,15 @@ from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import pairs, table
 from louiskv.contestants import contestants
+from louiskv.errors import SettingsError
 from louiskv.evaluation.asking import ask
 from louiskv.evaluation.comparisons import COMPARISONS, compared
 from louiskv.evaluation.feeding import feed
 from louiskv.evaluation.grid import FIDELITY, Asked, Fed, planned, tasks_named
 from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.summary import Row, summarise
-from louiskv.evaluation.tasks import TASKS
+from louiskv.evaluation.tasks import TASKS, Task
+from louiskv.evaluation.tasks.published import BENCHMARKS, published
 from louiskv.evaluation.texts import Haystack
 from louiskv.methods import METHODS
 from louiskv.results import Results
@@ -60,7 +62,16 @@ QUICK: dict[str, Any] = {
 @takes_model
 def evaluate(
     model: ModelChoice,
-    task: Annotated[list[str], typer.Option(help="Task; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
+    task: Annotated[
+        list[str], typer.Option(help="Task; repeatable. All, or those of --data, unless given.", metavar="NAME")
+    ] = [],  # noqa: B006
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help=f"Published benchmark and the file or folder that it lies in: {', '.join(BENCHMARKS)}; repeatable.",
+            metavar="NAME=PATH",
+        ),
+    ] = [],  # noqa: B006
     method: Annotated[list[str], typer.Option(help="Method; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
     compare: Annotated[
         list[str],
@@ -76,6 +87,10 @@ def evaluate(
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Tokens that are fed for fidelity; 256 unless given.", min=2, metavar="N")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of an answer to --data; each task has its own.", min=1, metavar="N"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Samples that are answered together.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the samples.", metavar="N")] = 0,
@@ -103,9 +118,13 @@ def evaluate(
     louiskv eval --task passkey --method louiskv --method quest --budget 256 --budget 512
 
     louiskv eval --compare trigger --compare units
+
+    louiskv eval --data longbench=LongBench/data --data math500=test.jsonl --context 8000
     """
+    from_files = _published(data, max_new_tokens)
+    known: dict[str, Task] = {**TASKS, **from_files}
     if tasks:
-        listed = [(name, f"{each.tells} ({each.scenario})") for name, each in TASKS.items()]
+        listed = [(name, f"{each.tells} ({each.scenario})") for name, each in known.items()]
         Console().print(pairs([*listed, (FIDELITY, FIDELITY_TELLS)]), highlight=False, markup=False)
         return
     given = {
@@ -118,10 +137,11 @@ def evaluate(
         "steps": steps,
     }
     run = EVERYTHING | (QUICK if quick else {}) | (FOR_PARTS if compare else {})
+    run |= {"task": list(from_files)} if from_files else {}
     run |= {name: value for name, value in given.items() if value}
     contexts = tuple(dict.fromkeys(run["context"]))
     asked = Asked(
-        tasks_named(name for name in run["task"] if name != FIDELITY),
+        tasks_named((name for name in run["task"] if name != FIDELITY), known),
         contexts,
         run["samples"],
         batch_size,
@@ -147,6 +167,19 @@ def evaluate(
     for each in _tables(found):
         shown.print(each)
     shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
+
+
+def _published(data: list[str], max_new_tokens: int | None) -> dict[str, Task]:
+    """The tasks of --data."""
+    if max_new_tokens is not None and not data:
+        raise SettingsError("--max-new-tokens is for the tasks of --data: other tasks have their own.")
+    given = []
+    for each in data:
+        name, equals, path = each.partition("=")
+        if not equals or not path:
+            raise SettingsError(f"--data {each} is not allowed: give NAME=PATH, such as math500=test.jsonl.")
+        given.append((name, Path(path).expanduser()))
+    return dict(published(given, max_new_tokens))
 
 
 def _tables(records: list[dict[str, Any]]) -> Iterator[Table]:

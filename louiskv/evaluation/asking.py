@@ -75,13 +75,14 @@ def _drawn(evaluation: Evaluation, task: Task, name: str, context: int, seed: in
         task.numbered(number, evaluation.haystack, context - around, f"{seed} {name} {context}") for number in numbers
     ]
     rows = [
-        [*encode(evaluation.tokenizer, Request(sample.prompt)), *evaluation.ids(sample.prefix)] for sample in samples
+        [*encode(evaluation.tokenizer, Request(sample.prompt, raw=sample.raw)), *evaluation.ids(sample.prefix)]
+        for sample in samples
     ]
     spoken = [evaluation.ids(sample.spoken) for sample in samples]
     max_new_tokens = max(sample.max_new_tokens for sample in samples)
     needed = max(map(len, rows)) + max(map(len, spoken)) + max_new_tokens
     what = f"The task {name} at a context of {context}"
-    evaluation.check_positions(what, needed, "Give a smaller --context.")
+    evaluation.check_positions(what, needed, "Give a smaller --context or --max-new-tokens.")
     return _Batch(task, samples, rows, spoken, max_new_tokens)
 
 

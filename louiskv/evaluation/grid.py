@@ -32,7 +32,7 @@ class Asked:
     Attributes:
         tasks: The tasks by name.
         contexts: Tokens of the prompts.
-        samples: Of each task at each context.
+        samples: Of each task at each context; all of them where a task has fewer.
         batch_size: Samples that are answered together.
         seed: Of the samples.
     """
@@ -53,12 +53,12 @@ class Asked:
     @property
     def batches(self) -> list[tuple[str, int, list[int]]]:
         """Task, context and numbers of the samples of each batch."""
-        starts = range(0, self.samples, self.batch_size)
         return [
-            (name, context, list(range(start, min(start + self.batch_size, self.samples))))
-            for name in self.tasks
+            (name, context, list(range(samples)[start : start + self.batch_size]))
+            for name, task in self.tasks.items()
+            for samples in [self.samples if task.available is None else min(self.samples, task.available)]
             for context in self.contexts
-            for start in starts
+            for start in range(0, samples, self.batch_size)
         ]
 
 

@@ -71,6 +71,17 @@ class Haystack:
             )
         return ids[:num_tokens]
 
+    def without_middle(self, text: str, num_tokens: int) -> str:
+        """A text of at most `num_tokens` tokens, at least one: a longer one loses its middle."""
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        room = num_tokens
+        # Ends side by side may have a few tokens more than each alone.
+        while len(ids) > num_tokens and self.count(text) > num_tokens:
+            ends = ids[: (room + 1) // 2], ids[len(ids) - room // 2 :]
+            text = "".join(str(self._tokenizer.decode(end, clean_up_tokenization_spaces=False)) for end in ends)
+            room -= 1
+        return text
+
     def around(self, facts: Sequence[str], question: str, num_tokens: int, seed: random.Random) -> str:
         """Paragraphs from a random place on, with facts strewn among them in the order given.
 

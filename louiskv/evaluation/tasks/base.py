@@ -19,6 +19,7 @@ class Sample:
         max_new_tokens: Most tokens of an answer.
         prefix: How the answer begins; it ends the prompt, as in RULER, so that small models say what was asked for.
         spoken: What the model is made to say first, one token at a time; its answer goes on from there.
+        raw: Whether to leave out the chat template.
     """
 
     document: str
@@ -27,6 +28,7 @@ class Sample:
     max_new_tokens: int
     prefix: str = ""
     spoken: str = ""
+    raw: bool = False
 
     @property
     def prompt(self) -> str:
@@ -52,6 +54,11 @@ class Task(ABC):
         Raises:
             SettingsError: So few tokens do not hold what it asks for.
         """
+
+    @property
+    def available(self) -> int | None:
+        """How many samples there are; None if they are drawn without end."""
+        return None
 
     def numbered(self, number: int, haystack: Haystack, num_tokens: int, seed: str) -> Sample:
         """Sample `number`, drawn by a seed of its own; a task that has a list of them takes that one."""
