@@ -144,7 +144,7 @@ def test_problems_are_scored_by_their_box(haystack: Haystack, tmp_path: Path) ->
 
 
 def test_aime_comes_as_lines_or_as_a_list(haystack: Haystack, tmp_path: Path) -> None:
-    records = [{"Problem": "Count.", "Answer": 33}, {"Problem": "Again.", "Answer": "007"}]
+    records: list[dict[str, Any]] = [{"Problem": "Count.", "Answer": 33}, {"Problem": "Again.", "Answer": "007"}]
     listed = tmp_path / "aime.json"
     listed.write_text(json.dumps(records, indent=1))
     for path in (listed, lines(tmp_path / "aime.jsonl", *records)):
