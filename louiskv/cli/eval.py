@@ -14,7 +14,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import pairs, table
+from louiskv.cli.tables import pairs, table, tables
 from louiskv.contestants import contestants
 from louiskv.errors import SettingsError
 from louiskv.evaluation.asking import ask
@@ -164,7 +164,7 @@ def evaluate(
         print(json.dumps(found))
         return
     shown = Console()
-    for each in _tables(found):
+    for each in _tables(found, shown.width):
         shown.print(each)
     shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
 
@@ -182,7 +182,7 @@ def _published(data: list[str], max_new_tokens: int | None) -> dict[str, Task]:
     return dict(published(given, max_new_tokens))
 
 
-def _tables(records: list[dict[str, Any]]) -> Iterator[Table]:
+def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
     """Scores by task at each context, and fidelity behind each prompt; full attention is beside every group."""
     parts: dict[str, list[dict[str, Any]]] = {}
     for record in records:
@@ -192,17 +192,28 @@ def _tables(records: list[dict[str, Any]]) -> Iterator[Table]:
         for part, among in parts.items():
             rows = summarise(record for record in among if record["group"] == group or record["method"] == "full")
             title = part if group is None else f"{part}, by {group}"
-            yield _scores(title, rows) if among[0]["kind"] == "task" else _fidelity(title, rows)
+            if among[0]["kind"] == "task":
+                yield from _scores(title, rows, width)
+            else:
+                yield _fidelity(title, rows)
 
 
-def _scores(title: str, rows: list[Row]) -> Table:
+def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
-    scores = table(title, "budget", *tasks, "mean", "as full", "fetched a token", "device")
-    for row in rows:
-        cells = [f"{row.scores[task]:.2f}" for task in tasks]
-        cells += [f"{row.mean_score:.2f}", f"{row.agreement:.0%}"]
-        scores.add_row(row.name, row.budget_text, *cells, format_bytes(row.fetched), f"{row.device:.1%}")
-    return scores
+    columns = [title, "budget", *tasks, "mean", "as full", "fetched a token", "device"]
+    cells = [
+        [
+            row.name,
+            row.budget_text,
+            *(f"{row.scores[task]:.2f}" for task in tasks),
+            f"{row.mean_score:.2f}",
+            f"{row.agreement:.0%}",
+            format_bytes(row.fetched),
+            f"{row.device:.1%}",
+        ]
+        for row in rows
+    ]
+    return tables(columns, cells, width)
 
 
 def _fidelity(title: str, rows: list[Row]) -> Table:

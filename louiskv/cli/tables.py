@@ -1,5 +1,7 @@
 """How figures look in a terminal."""
 
+from collections.abc import Iterator, Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +15,24 @@ def table(*columns: str) -> Table:
     for place, column in enumerate(columns):
         made.add_column(column, justify="left" if place == 0 else "right", overflow="fold", no_wrap=place == 0)
     return made
+
+
+def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, kept: int = 2) -> Iterator[Table]:
+    """As many tables as `width` letters ask for: each has the first `kept` columns and a part of the others."""
+    # A name wraps between its words, figures do not; three letters lie between columns, and one at either end.
+    names = [columns[0], *(max(name.split(), key=len) for name in columns[1:])]
+    widths = [3 + max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
+    room = width + 1 - sum(widths[:kept])
+    start = kept
+    while start < len(columns):
+        end = start + 1
+        while end < len(columns) and sum(widths[start : end + 1]) <= room:
+            end += 1
+        made = table(*columns[:kept], *columns[start:end])
+        for row in rows:
+            made.add_row(*row[:kept], *row[start:end])
+        yield made
+        start = end
 
 
 def pairs(rows: list[tuple[str, str]]) -> Table:

@@ -1,0 +1,38 @@
+"""Tables: what is too wide for the terminal goes into several, each with its rows named."""
+
+from rich.console import Console
+
+from louiskv.cli.tables import tables
+
+
+def test_wide_tables_are_cut_between_columns() -> None:
+    columns = ["score", "budget", *(f"longbench_{number}" for number in range(9))]
+    rows = [["full", "-", *["0.50"] * 9], ["louiskv", "512", *["0.25"] * 9]]
+    made = list(tables(columns, rows, 60))
+    assert [[column.header for column in each.columns[2:]] for each in made] == [
+        ["longbench_0", "longbench_1", "longbench_2"],
+        ["longbench_3", "longbench_4", "longbench_5"],
+        ["longbench_6", "longbench_7", "longbench_8"],
+    ]
+    console = Console(width=60)
+    for each in made:
+        with console.capture() as printed:
+            console.print(each)
+        assert [line.split()[0] for line in printed.get().splitlines() if line.strip(" ─")] == [
+            "score",
+            "full",
+            "louiskv",
+        ]
+
+
+def test_a_column_that_fits_nowhere_has_a_table_of_its_own() -> None:
+    made = list(tables(["score", "budget", "a" * 90, "b"], [["full", "-", "1", "2"]], 40))
+    assert [len(each.columns) for each in made] == [3, 3]
+
+
+def test_names_of_columns_wrap_before_a_table_is_cut() -> None:
+    (made,) = tables(["score", "budget", "fetched a token", "as full"], [["full", "-", "1", "2"]], 36)
+    console = Console(width=36)
+    with console.capture() as printed:
+        console.print(made)
+    assert "a token   as full" in printed.get()
