@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from louiskv import SettingsError, models
+from louiskv import Full, SettingsError, models
+from louiskv.contestants import Contestant
+from louiskv.evaluation.asking import ask
 from louiskv.evaluation.grid import Asked
+from louiskv.evaluation.runner import Evaluation
 from louiskv.evaluation.tasks import TASKS, Sample
 from louiskv.evaluation.tasks.published import metrics, published
 from louiskv.evaluation.tasks.published.longbench import DATASETS
 from louiskv.evaluation.tasks.published.mathematics import boxed, equal
 from louiskv.evaluation.texts import Haystack
+from louiskv.prompts import Request, encode
+from louiskv.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,21 @@ def test_a_dataset_is_asked_whole_or_without_its_middle(haystack: Haystack, data
     assert task.score(cut, "") == 0
     with pytest.raises(SettingsError, match=f"too short for longbench_{dataset}: a question needs"):
         task.numbered(0, haystack, 2, "0")
+
+
+def test_code_is_asked_without_the_chat_template(tmp_path: Path) -> None:
+    model, tokenizer = models.load(device="cpu")
+    haystack = Haystack.of(tokenizer)
+    for name in ("lcc", "hotpotqa"):
+        lines(tmp_path / f"{name}.jsonl", asked())
+    tasks = published([("longbench", tmp_path)], max_new_tokens=1)
+    evaluation = Evaluation(model, tokenizer, haystack, Results(tmp_path / "results.jsonl"))
+    full = [Contestant("full", Full())]
+    records = {record["task"]: record for record in ask(evaluation, Asked(tasks, (200,)), full)}
+    prompts = {name: task.numbered(0, haystack, 190, "0").prompt for name, task in tasks.items()}
+    around = len(encode(tokenizer, Request("")))
+    assert records["longbench_lcc"]["tokens"] == [haystack.count(prompts["longbench_lcc"])]
+    assert records["longbench_hotpotqa"]["tokens"] == [haystack.count(prompts["longbench_hotpotqa"]) + around]
 
 
 def test_answers_are_alternatives_and_some_end_with_their_line(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ of papers, not equal to them. Lengths, cuts and scores are as published.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -181,7 +181,7 @@ class LongBench(Published[Question]):
     tells: ClassVar[str] = "LongBench, from its file"
 
     dataset: str
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
     def asked(self, record: Question, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
         """The whole prompt, cut in its middle where it is too long: what to do stands at its ends."""
