@@ -73,6 +73,7 @@ ARROWS: dict[str, set[str]] = {
         "plan",
         "provenance",
         "results",
+        "store",
     },
     "cli": {
         "cli",
