@@ -18,6 +18,7 @@ Record = dict[str, Any]
 
 # Transformers' own cache and attention, the yardstick that is not ours.
 SDPA = "sdpa"
+_SDPA: Record = {"method": SDPA, "budget": None, "class": SDPA, "settings": {}, "group": None, "family": None}
 # What of the machine decides over a time.
 MACHINE = ("processor", "threads", "device")
 
@@ -47,8 +48,7 @@ class Entry:
     @property
     def identity(self) -> Record:
         """All that decides over what it does, and where it stands."""
-        who = {"method": SDPA, "budget": None, "class": SDPA, "settings": {}, "group": None, "family": None}
-        return {**(self.contestant.identity if self.contestant else who), "impl": self.impl}
+        return {**(self.contestant.identity if self.contestant else _SDPA), "impl": self.impl}
 
 
 class Bench:
