@@ -196,7 +196,7 @@ class CacheLayer(CacheLayerMixin):
     @_without_autograd
     def load(self, keys: Tensor, values: Tensor) -> None:
         """Take in keys [B, Hkv, T, D] and values that were computed elsewhere, as a prompt without padding."""
-        self.state.begin(*keys.shape[:2], self.num_query_heads)
+        self.state.begin(keys.shape[0], keys.shape[1], self.num_query_heads)
         self.state.absorb(keys, values, None)
         self.is_initialized = True
         self.seq_length += keys.shape[-2]

@@ -74,6 +74,9 @@ ARROWS: dict[str, set[str]] = {
         "provenance",
         "results",
         "store",
+        "ops",
+        "units",
+        "triggers",
     },
     "cli": {
         "cli",

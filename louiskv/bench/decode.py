@@ -1,7 +1,7 @@
 """Time per output token of several methods, interleaved step by step in one run, and what lies and moves where."""
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -53,37 +53,37 @@ class Sweep:
         return 1 + -(-self.steps // TURN)
 
 
-def bench_decode(bench: Bench, sweep: Sweep, field: list[Entry]) -> Iterator[Record]:
+def bench_decode(bench: Bench, sweep: Sweep, *fields: list[Entry]) -> Iterator[Record]:
     """Decode what follows each context with every contestant.
 
     Args:
         bench: The model, attached to nothing, and the results.
         sweep: Contexts and batches.
-        field: Who is compared.
+        *fields: Who is compared with whom.
 
     Yields:
-        The records of each group, known ones included.
+        The records of each field at each context and batch, known ones included.
 
     Raises:
         HostMemoryError: One contestant does not fit into memory; nothing was measured.
         DeviceMemoryError: The same, on the device.
     """
-    missing = [sizes for sizes in sweep.sizes if bench.known("decode", sizes, field) is None]
-    together = {str(sizes): _fits_together(bench, sizes, field) for sizes in missing}
-    starts: dict[str, Prefilled] = {}
+    groups = [(field, sizes) for field in fields for sizes in sweep.sizes]
+    missing = [group for group in groups if bench.known("decode", group[1], group[0]) is None]
+    together = [_fits_together(bench, *group) for group in missing]
+    made: list[Prefilled] = []
     if missing:
-        shapes = [(sizes["context"], sizes["batch"]) for sizes in missing]
+        shapes = [(sizes["context"], sizes["batch"]) for _, sizes in missing]
         model, tokenizer = bench.model, bench.tokenizer
         made = prefill(model, tokenizer, shapes, sweep.steps, lambda *done: bench.progress("prefill", *done))
-        starts = {str(sizes): start for sizes, start in zip(missing, made, strict=True)}
-    total, done = sweep.turns * len(field) * len(sweep.sizes), 0
-    for sizes in sweep.sizes:
-        known = bench.known("decode", sizes, field)
-        if known is not None:
+    prepared = iter(zip(made, together, strict=True))
+    done, total = 0, sweep.turns * sum(len(field) for field, _ in groups)
+    for field, sizes in groups:
+        if (field, sizes) not in missing:
             done += sweep.turns * len(field)
-            yield from known
+            yield from bench.known("decode", sizes, field) or ()
             continue
-        group = _Group(bench, starts[str(sizes)], together[str(sizes)])
+        group = _Group(bench, *next(prepared))
         for name in group.measure(field):
             done += 1
             bench.progress(f"decode {sizes['batch']} x {sizes['context']}: {name}", done, total)
@@ -91,7 +91,7 @@ def bench_decode(bench: Bench, sweep: Sweep, field: list[Entry]) -> Iterator[Rec
             yield bench.add("decode", sizes, runner.entry, {**runner.figures(), "interleaved": group.together})
 
 
-def _fits_together(bench: Bench, sizes: Record, field: Iterable[Entry]) -> bool:
+def _fits_together(bench: Bench, field: list[Entry], sizes: Record) -> bool:
     config, device, dtype = bench.model.config, bench.model.device, bench.model.dtype
     context, batch, steps = sizes["context"], sizes["batch"], sizes["steps"]
     needs = {entry.name: needed(config, entry, context + steps, batch, device, dtype) for entry in field}

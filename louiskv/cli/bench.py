@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from louiskv.bench import ladder as ladders
 from louiskv.bench.decode import Sweep, bench_decode
 from louiskv.bench.prefill import bench_prefill
 from louiskv.bench.runner import Bench, Entry, Record
@@ -34,9 +36,7 @@ QUICK: dict[str, Any] = {"context": [1024], "steps": 16}
 
 Contexts = Annotated[
     list[int],
-    typer.Option(
-        "--context", help="Tokens before the first decoded one; repeatable. 1024, 8192 and 32768 unless given.", min=1
-    ),
+    typer.Option("--context", help="Tokens before the first decoded one; repeatable.", show_default=False, min=1),
 ]
 Batches = Annotated[list[int], typer.Option("--batch", help="Sequences at once; repeatable. 1 unless given.", min=1)]
 Steps = Annotated[
@@ -66,8 +66,8 @@ def decode(
 ) -> None:
     """Time each output token of transformers' own cache (sdpa) and of each method; budget 512 unless given.
 
-    The contexts are real text as far as the model has positions. Beyond that, its keys and values are repeated with
-    noise: their speed is real, what the model would say is not.
+    The contexts are 1024, 8192 and 32768 tokens unless given: real text as far as the model has positions. Beyond
+    that, its keys and values are repeated with noise: their speed is real, what the model would say is not.
 
     Contestants take turns. Each context and batch that is finished is kept in the file of results: a run that was
     stopped goes on where it was. If not all contestants fit into memory at once, they are measured one after another.
@@ -84,6 +84,37 @@ def decode(
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, entries))
     _show(found, print_decode, output, as_json)
+
+
+@app.command()
+@takes_model
+def ladder(
+    model: ModelChoice,
+    context: Contexts = [],  # noqa: B006
+    batch: Batches = [],  # noqa: B006
+    steps: Steps = None,
+    budget: Annotated[int, typer.Option(help="Budget of all.", min=1, metavar="N")] = 512,
+    output: Output = RESULTS,
+    quick: Quick = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time LouisKV part by part, and its units beside others, all at one budget; the context is 8192 unless given.
+
+    The parts: each query head selects at each step; only where the query turns away (semantic trigger); a query group
+    agrees on one selection; fast kernels, where any can run. The units: pages, clusters, clusters and segments.
+
+    louiskv bench ladder --quick
+    """
+    sweep = _sweep(quick, {"context": [8192]}, context=context, batch=batch, steps=steps)
+    results, console = Results(output), Console(stderr=True)
+    units = ladders.units(budget, model.impl)
+    loaded, tokenizer = load(model, console)
+    room(loaded.config, sweep.steps)
+    parts, why = ladders.parts(budget, loaded.device), ladders.why_not_fast(loaded.device)
+    with progress_bar(console) as advance:
+        found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, parts, units))
+    refused = {} if why is None else {ladders.FAST_KERNELS: why}
+    _show(found, partial(print_decode, refused=refused), output, as_json)
 
 
 @app.command("prefill")
@@ -113,9 +144,9 @@ def time_prefill(
     _show(found, print_prefill, output, as_json)
 
 
-def _sweep(quick: bool, **given: Any) -> Sweep:
-    """What is asked for, or else the defaults."""
-    run = EVERYTHING | (QUICK if quick else {}) | {name: value for name, value in given.items() if value}
+def _sweep(quick: bool, own: dict[str, Any] | None = None, **given: Any) -> Sweep:
+    """What is asked for, or else the defaults, of which a command may have its own."""
+    run = EVERYTHING | (own or {}) | (QUICK if quick else {}) | {name: value for name, value in given.items() if value}
     return Sweep(tuple(run["context"]), tuple(run["batch"]), run["steps"])
 
 

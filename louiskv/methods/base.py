@@ -149,7 +149,7 @@ class KVLayer(ABC):
         """The attention of `prompt`, which takes nothing in."""
         first = self.batch_size == 0
         if first:
-            self.begin(*keys.shape[:2], query.shape[1])
+            self.begin(keys.shape[0], keys.shape[1], query.shape[1])
         with self.telemetry.clock.time("prefill", keys.device):
             if first and options.plain:
                 return dense(query, keys, values, mask)
