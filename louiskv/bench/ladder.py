@@ -38,7 +38,7 @@ def parts(budget: int, device: torch.device) -> list[Entry]:
     rungs: dict[str, Method] = {
         PER_TOKEN: Retrieval(trigger=Every(1), per_query_head=True).at_budget(budget),
         "+ semantic trigger": Retrieval(per_query_head=True).at_budget(budget),
-        "+ group consistency": ours,
+        "+ group selection": ours,
     }
     entries = [Entry(Contestant("full", Full(), None, "ladder", "yardstick"), REFERENCE)]
     entries += [Entry(Contestant(name, each, budget, "ladder", "parts"), REFERENCE) for name, each in rungs.items()]
