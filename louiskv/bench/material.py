@@ -55,22 +55,27 @@ class Prefilled:
         return keys, values
 
     def _batched(self, states: Tensor) -> Tensor:
-        return torch.cat([self._sequence(states, row) for row in range(self.batch)])
+        made = states.new_empty(self.batch, states.shape[1], self.context, states.shape[3])
+        for row in range(self.batch):
+            self._fill(made[row], states[0], row)
+        return made
 
-    def _sequence(self, states: Tensor, row: int) -> Tensor:
+    def _fill(self, place: Tensor, states: Tensor, row: int) -> None:
         """The text's first tokens and those before its end; repeated with noise if they are too few or known."""
         end = self.ends[row]
         if self.context < end:
             first = min(HEAD, self.context)
-            return torch.cat([states[:, :, :first], states[:, :, end - self.context + first : end]], dim=2)
+            place[:, :first] = states[:, :first]
+            place[:, first:] = states[:, end - self.context + first : end]
+            return
         generator = torch.Generator(states.device).manual_seed(row)
-        text, spread = states[:, :, :end], states[:, :, :end].std(dim=2, keepdim=True)
-        copies = [] if end in self.ends[:row] else [text]
-        for first in range(end * len(copies), self.context, end):
-            part = text[:, :, : self.context - first]
-            noise = torch.randn(part.shape, generator=generator, dtype=torch.float32, device=part.device)
-            copies.append(part + (NOISE * noise).to(part.dtype) * spread)
-        return torch.cat(copies, dim=2)
+        spread = NOISE * states[:, :end].std(dim=1, keepdim=True)
+        for first in range(0, self.context, end):
+            part = place[:, first : first + end]
+            part.copy_(states[:, : part.shape[1]])
+            if first or end in self.ends[:row]:
+                noise = torch.randn(part.shape, generator=generator, dtype=torch.float32, device=part.device)
+                part += noise.to(part.dtype) * spread
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Tensor:

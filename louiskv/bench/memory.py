@@ -14,6 +14,9 @@ from louiskv.plan import plan
 from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
+# Share of the free memory that contestants may take.
+USED = 0.9
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -31,9 +34,9 @@ class Memory:
 
 
 def available(device: torch.device) -> Memory:
-    """What can still be taken."""
+    """What contestants may take: not all that is free, for allocators leave gaps and the model works as well."""
     on_device = 0 if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    return Memory(available_host_memory(), on_device)
+    return Memory(int(USED * available_host_memory()), int(USED * on_device))
 
 
 def needed(config: Any, entry: Entry, context: int, batch: int, device: torch.device, dtype: torch.dtype) -> Memory:
@@ -67,8 +70,8 @@ def fits_together(needs: dict[str, Memory], there: Memory, shape: str) -> bool:
             kind = HostMemoryError if on_host else DeviceMemoryError
             place, size, room = ("host", need.host, there.host) if on_host else ("device", need.device, there.device)
             raise kind(
-                f"{name} needs {format_bytes(size)} of {place} memory for {shape} tokens, but {format_bytes(room)} are "
-                "available. Nothing was measured, and what was known is kept. Use a shorter --context, a smaller "
+                f"{name} needs {format_bytes(size)} of {place} memory for {shape} tokens, but {format_bytes(room)} can "
+                "be used. Nothing was measured, and what was known is kept. Use a shorter --context, a smaller "
                 f"--batch, --dtype bfloat16, or leave {name} out."
             )
     return sum(needs.values(), Memory(0, 0)).fits(there)
