@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from louiskv.cache import passing
-from louiskv.errors import UnsupportedModelError
+from louiskv.errors import SettingsError, UnsupportedModelError
 
 # Noise on repeated keys and values, relative to the spread of each channel, so that no two tokens are the same.
 NOISE = 0.1
@@ -94,8 +94,14 @@ def ends(context: int, batch: int, limit: int) -> tuple[int, ...]:
 
 
 def text_limit(model: PreTrainedModel, steps: int) -> int:
-    """Most tokens of real text that the model has positions for, with room for the steps."""
+    """Most tokens of real text that the model has positions for, with room for the steps.
+
+    Raises:
+        SettingsError: The steps need all of them.
+    """
     positions: int = model.config.get_text_config(decoder=True).max_position_embeddings
+    if steps >= positions:
+        raise SettingsError(f"--steps {steps} leaves no position for a context: the model has {positions}. Give fewer.")
     return positions - steps
 
 

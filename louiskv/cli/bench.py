@@ -79,7 +79,6 @@ def decode(
     sweep = _sweep(quick, context=context, batch=batch, steps=steps)
     field, results, console = _field(method, settings), Results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    room(loaded.config, sweep.steps)
     entries = [Entry(impl=model.impl), *_entries(loaded, field, model.impl, console)]
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, entries))
@@ -109,7 +108,6 @@ def ladder(
     results, console = Results(output), Console(stderr=True)
     units = ladders.units(budget, model.impl)
     loaded, tokenizer = load(model, console)
-    room(loaded.config, sweep.steps)
     parts, why = ladders.parts(budget, loaded.device), ladders.why_not_fast(loaded.device)
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, parts, units))

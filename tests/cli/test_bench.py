@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         (["decode", "--method", "full", "--tau", "0.5"], "None of the methods full has a setting tau"),
         (["decode", "--batch", "0"], "Invalid value for '--batch'"),
         (["decode", "--context", "many"], "Invalid value for '--context'"),
-        (["decode", "--steps", "100000"], "leaves no position for a prompt"),
+        (["decode", "--steps", "100000"], "--steps 100000 leaves no position for a context"),
         (["ladder", "--budget", "100"], "budget=100 is not a multiple of page_size=16"),
         (["ladder", "--impl", "nope"], "There is no implementation 'nope'"),
         (["prefill", "--context", "100000"], "Prefill is measured on real text: give a smaller --context."),
