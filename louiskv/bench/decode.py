@@ -94,7 +94,7 @@ def bench_decode(bench: Bench, sweep: Sweep, *fields: list[Entry]) -> Iterator[R
 def _fits_together(bench: Bench, field: list[Entry], sizes: Record) -> bool:
     config, device, dtype = bench.model.config, bench.model.device, bench.model.dtype
     context, batch, steps = sizes["context"], sizes["batch"], sizes["steps"]
-    needs = {entry.name: needed(config, entry, context + steps, batch, device, dtype) for entry in field}
+    needs = [(entry, needed(config, entry, context + steps, batch, device, dtype)) for entry in field]
     # The real text, of which all contexts are made, is there as well.
     length = max(ends(context, batch, text_limit(bench.model, steps)))
     text = plan(config, Full(), length, dtype=dtype).full_bytes

@@ -52,11 +52,11 @@ def needed(config: Any, entry: Entry, context: int, batch: int, device: torch.de
     return Memory(planned.host_bytes, on_device)
 
 
-def fits_together(needs: dict[str, Memory], there: Memory, shape: str) -> bool:
+def fits_together(needs: list[tuple[Entry, Memory]], there: Memory, shape: str) -> bool:
     """Whether all contestants fit at once; if not, they are measured one by one.
 
     Args:
-        needs: What each contestant needs, by name.
+        needs: What each contestant needs.
         there: What is available.
         shape: Batch and context, for the error.
 
@@ -64,17 +64,24 @@ def fits_together(needs: dict[str, Memory], there: Memory, shape: str) -> bool:
         HostMemoryError: One does not even fit alone.
         DeviceMemoryError: The same, on the device.
     """
-    for name, need in needs.items():
+    for entry, need in needs:
         if not need.fits(there):
             on_host = need.host > there.host
             kind = HostMemoryError if on_host else DeviceMemoryError
             place, size, room = ("host", need.host, there.host) if on_host else ("device", need.device, there.device)
+            lacking = f"{format_bytes(size)} of {place} memory for {shape} tokens, but {format_bytes(room)} can be used"
             raise kind(
-                f"{name} needs {format_bytes(size)} of {place} memory for {shape} tokens, but {format_bytes(room)} can "
-                "be used. Nothing was measured, and what was known is kept. Use a shorter --context, a smaller "
-                f"--batch, --dtype bfloat16, or leave {name} out."
+                f"{entry.name} needs {lacking}. Nothing was measured, and what was known is kept. Use a shorter "
+                f"--context, a smaller --batch{_or_without(entry)} or --dtype bfloat16."
             )
-    return sum(needs.values(), Memory(0, 0)).fits(there)
+    return sum((need for _, need in needs), Memory(0, 0)).fits(there)
+
+
+def _or_without(entry: Entry) -> str:
+    """How a contestant is left out; those of ladders belong together."""
+    if entry.contestant is None:
+        return ", --no-sdpa"
+    return "" if entry.contestant.group else f", no --method {entry.name}"
 
 
 class PeakMemory:

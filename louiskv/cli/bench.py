@@ -43,6 +43,7 @@ Steps = Annotated[
     int | None, typer.Option(help="Tokens to decode after each context; 64 unless given.", min=1, metavar="N")
 ]
 Names = Annotated[list[str], typer.Option("--method", help="Method to compare; repeatable.", metavar="NAME")]
+Sdpa = Annotated[bool, typer.Option("--sdpa/--no-sdpa", help="Whether transformers' own cache is among them.")]
 Output = Annotated[Path, typer.Option(help="File of results; what is in it is not measured again.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Unless given: a short context and few steps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the records of this call, old and new, as one JSON list.")]
@@ -59,6 +60,7 @@ def decode(
     context: Contexts = [],  # noqa: B006
     batch: Batches = [],  # noqa: B006
     method: Names = ["full", "louiskv"],  # noqa: B006
+    sdpa: Sdpa = True,
     steps: Steps = None,
     output: Output = RESULTS,
     quick: Quick = False,
@@ -79,7 +81,7 @@ def decode(
     sweep = _sweep(quick, context=context, batch=batch, steps=steps)
     field, results, console = _field(method, settings), Results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    entries = [Entry(impl=model.impl), *_entries(loaded, field, model.impl, console)]
+    entries = [*([Entry(impl=model.impl)] if sdpa else []), *_entries(loaded, field, model.impl, console)]
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, entries))
     _show(found, print_decode, output, as_json)
@@ -123,6 +125,7 @@ def time_prefill(
     settings: dict[str, Any],
     context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1)] = [6000],  # noqa: B006
     method: Names = ["full", "louiskv"],  # noqa: B006
+    sdpa: Sdpa = True,
     rounds: Annotated[int, typer.Option(help="Measurements of each.", min=1, metavar="N")] = 3,
     output: Output = RESULTS,
     as_json: AsJson = False,
@@ -133,7 +136,7 @@ def time_prefill(
     """
     field, results, console = _field(method, settings), Results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    entries = [Entry(impl=model.impl), *_entries(loaded, field, model.impl, console)]
+    entries = [*([Entry(impl=model.impl)] if sdpa else []), *_entries(loaded, field, model.impl, console)]
     for length in context:
         check_fits(length, room(loaded.config, 1), "Prefill is measured on real text: give a smaller --context.")
     with progress_bar(console) as advance:

@@ -44,6 +44,7 @@ def test_decode_shows_tables_and_keeps_the_figures(run: Run, output: str, monkey
 
 def test_prefill_shows_a_table_and_keeps_the_figures(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = "bench", "prefill", "--context", "48", "--rounds", "1", "--method", "quest", "--output", output
+    assert [each["method"] for each in json.loads(run(*ask, "--no-sdpa", "--json").stdout)] == ["quest"]
     first = run(*ask)
     assert first.exit_code == 0 and "time to first token at 48 tokens, median of 1" in first.stdout
     assert re.search(r"quest +\d+\.\d\d +\d+\.\d +[+-]\d+\.\d% +- +0\.\d\d s", first.stdout)
@@ -93,6 +94,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
     assert result.exit_code == 1 and not result.stdout and not Path(output).exists()
     wanted = r"error: sdpa needs \d\.\d\d GiB of host memory for 1 x 131072 tokens, but \d+\.\d MiB can be used"
     assert re.match(wanted, result.stderr) and result.stderr.count("\n") == 1
+    assert "a smaller --batch, --no-sdpa or --dtype bfloat16." in result.stderr
 
 
 @pytest.mark.parametrize(
