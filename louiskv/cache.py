@@ -80,7 +80,7 @@ class LouisKVCache(Cache):
         self._config = config
         layers = DynamicCache(config=config).layers
         for index in managed_layers(config):
-            layers[index] = CacheLayer(method, index, impl)
+            layers[index] = CacheLayer(method, index, impl, config.num_attention_heads)
         super().__init__(layers=layers)
         self.managed = [layer for layer in layers if isinstance(layer, CacheLayer)]
         for layer in self.managed[:1]:

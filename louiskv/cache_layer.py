@@ -93,6 +93,7 @@ class CacheLayer(CacheLayerMixin):
     Attributes:
         state: What the method keeps of this layer.
         index: Index of the layer in the model.
+        num_query_heads: Query heads of the layer.
         seq_length: Tokens seen, padding included.
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
@@ -109,10 +110,11 @@ class CacheLayer(CacheLayerMixin):
     _valid: Tensor | None
     _device: torch.device
 
-    def __init__(self, method: Method, index: int, impl: str | None) -> None:
+    def __init__(self, method: Method, index: int, impl: str | None, num_query_heads: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._build = lambda: method.layer(index, impl)
         self.index = index
+        self.num_query_heads = num_query_heads
         self.on_prompt: Callable[[int, int], None] | None = None
         self.checks_masks = False
         self.reset()
@@ -194,7 +196,7 @@ class CacheLayer(CacheLayerMixin):
     @_without_autograd
     def load(self, keys: Tensor, values: Tensor) -> None:
         """Take in keys [B, Hkv, T, D] and values that were computed elsewhere, as a prompt without padding."""
-        self.state.batch_size, self.state.num_kv_heads = keys.shape[:2]
+        self.state.begin(keys.shape[0], keys.shape[1], self.num_query_heads)
         self.state.absorb(keys, values, None)
         self.is_initialized = True
         self.seq_length += keys.shape[-2]

@@ -21,6 +21,10 @@ class HostMemoryError(LouisKVError, MemoryError):
     """The host has too little memory for the keys and values."""
 
 
+class DeviceMemoryError(LouisKVError):
+    """The device has too little memory for what was asked."""
+
+
 class ImplementationError(LouisKVError):
     """No implementation of an operation can run, or the one asked for cannot."""
 

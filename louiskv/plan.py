@@ -97,7 +97,8 @@ def plan(config: Any, method: Method, context: int, *, batch_size: int = 1, dtyp
         raise UnsupportedModelError(f"{decoder.model_type} has no full-attention layer that louiskv could manage.")
     num_kv_heads = getattr(decoder, "num_key_value_heads", None) or decoder.num_attention_heads
     head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-    shape = LayerShape(num_kv_heads, head_dim, head_dim, dtype.itemsize)
+    group_size = decoder.num_attention_heads // num_kv_heads
+    shape = LayerShape(num_kv_heads, head_dim, head_dim, dtype.itemsize, group_size)
     prints = [method.footprint(index, shape, context) for index in managed]
     one_layer = context * shape.token_bytes * batch_size
     return Plan(

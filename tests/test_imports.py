@@ -73,6 +73,10 @@ ARROWS: dict[str, set[str]] = {
         "plan",
         "provenance",
         "results",
+        "store",
+        "ops",
+        "units",
+        "triggers",
     },
     "cli": {
         "cli",

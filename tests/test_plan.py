@@ -4,16 +4,34 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from louiskv import Full, FullOffloaded, HostMemoryError, LouisKV, SettingsError, UnsupportedModelError, attach, models
+from louiskv import (
+    Full,
+    FullOffloaded,
+    HostMemoryError,
+    LouisKV,
+    Method,
+    SettingsError,
+    UnsupportedModelError,
+    attach,
+    models,
+)
 from louiskv.cache import passing
+from louiskv.methods.retrieval import Retrieval
 from louiskv.plan import plan
+from louiskv.units.pages import Pages
 from tests.families import prompt, tiny
 
 
 @pytest.mark.parametrize(
-    "method", [Full(), FullOffloaded(), LouisKV(budget=200, sink=8, window=56, dense_layers=1, iterations=1)]
+    "method",
+    [
+        Full(),
+        FullOffloaded(),
+        LouisKV(budget=200, sink=8, window=56, dense_layers=1, iterations=1),
+        Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), per_query_head=True),
+    ],
 )
-def test_the_plan_is_what_is_allocated(method: Full | FullOffloaded | LouisKV) -> None:
+def test_the_plan_is_what_is_allocated(method: Method) -> None:
     model = tiny("llama", max_position_embeddings=4096)
     num_tokens = 3000
     planned = plan(model.config, method, num_tokens, batch_size=2)

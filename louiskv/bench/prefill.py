@@ -1,90 +1,82 @@
-"""Time to first token of several methods, interleaved in one run."""
+"""Time to first token of several methods, in turns in one run."""
 
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from louiskv.attach import attach
-from louiskv.bench.decode import SDPA
+from louiskv.bench.material import text_ids
+from louiskv.bench.memory import PeakMemory
+from louiskv.bench.runner import Bench, Entry, Record, Stopwatch
 from louiskv.cache import passing
-from louiskv.methods.base import Method
 
 
-@dataclass(frozen=True)
-class PrefillResult:
-    """One contestant at one context.
-
-    Attributes:
-        contestant: Name of the method, or `sdpa`.
-        context: Tokens of the prompt.
-        rounds: Measurements.
-        seconds: Median time to the first token.
-        all_seconds: Each measurement.
-        clustering_seconds: Time of clustering in the last round.
-    """
-
-    contestant: str
-    context: int
-    rounds: int
-    seconds: float
-    all_seconds: list[float]
-    clustering_seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures as plain data."""
-        return asdict(self)
-
-
-def bench_prefill(
-    model: PreTrainedModel,
-    methods: dict[str, Method],
-    ids: torch.Tensor,
-    *,
-    rounds: int,
-    impl: str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Iterator[PrefillResult]:
-    """Take in a prompt with transformers' own cache and with each method, in turns, and compare.
+def bench_prefill(bench: Bench, contexts: tuple[int, ...], rounds: int, field: list[Entry]) -> Iterator[Record]:
+    """Take in a prompt of each length with every contestant, in turns.
 
     Args:
-        model: The model, attached to nothing.
-        methods: The methods by name.
-        ids: [1, T] the prompt.
+        bench: The model, attached to nothing, and the results.
+        contexts: Tokens of a prompt.
         rounds: Measurements of each contestant; the order is reversed every other round.
-        impl: Implementation of the operations.
-        progress: Called with a contestant's name after each of its measurements.
+        field: Who is compared.
 
     Yields:
-        The result of each contestant, `sdpa` first.
+        The records of each length, known ones included.
     """
-    contestants: dict[str, Method | None] = {SDPA: None, **methods}
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    clustering = dict.fromkeys(contestants, 0.0)
-    for number in range(rounds):
-        order = list(contestants.items())
-        for name, method in order if number % 2 == 0 else reversed(order):
+    contexts = tuple(dict.fromkeys(contexts))
+    total, done = len(contexts) * rounds * len(field), 0
+    for context in contexts:
+        sizes: Record = {"context": context, "rounds": rounds}
+        known = bench.known("prefill", sizes, field)
+        if known is not None:
+            done += rounds * len(field)
+            yield from known
+            continue
+        ids = text_ids(bench.tokenizer, context).to(bench.model.device)
+        runners = [_Runner(entry, bench.model, ids) for entry in field]
+        for number in range(rounds):
+            for runner in runners if number % 2 == 0 else reversed(runners):
+                runner.run()
+                done += 1
+                bench.progress(f"prefill of {context}: {runner.entry.name}", done, total)
+        for runner in runners:
+            yield bench.add("prefill", sizes, runner.entry, runner.figures())
+
+
+class _Runner:
+    """One contestant, and each of its times."""
+
+    def __init__(self, entry: Entry, model: PreTrainedModel, ids: torch.Tensor) -> None:
+        self.entry, self.model, self.ids = entry, model, ids
+        self.times, self.memory = Stopwatch(ids.device), PeakMemory(ids.device)
+        self.spent = {"clustering": 0.0, "offload": 0.0}
+
+    def run(self) -> None:
+        """Take the prompt in once, up to the first token."""
+        method = self.entry.method
+        with self.memory.watch():
             if method is None:
-                seconds[name].append(_first_token(model, ids, DynamicCache(config=model.config)))
+                self._first_token(DynamicCache(config=self.model.config))
             else:
-                with attach(model, method, impl=impl) as cache:
-                    seconds[name].append(_first_token(model, ids, cache))
-                    clustering[name] = cache.report().seconds["clustering"]
-            progress(name)
-    for name in contestants:
-        median = statistics.median(seconds[name])
-        yield PrefillResult(name, ids.shape[1], rounds, median, seconds[name], clustering[name])
+                with attach(self.model, method, impl=self.entry.impl) as cache:
+                    self._first_token(cache)
+                    seconds = cache.report().seconds
+                    self.spent = {phase: seconds[phase] for phase in self.spent}
+                    cache.reset()
 
+    def figures(self) -> Record:
+        """What was measured; clustering and offload are the last round's."""
+        return {
+            "first_token_seconds": statistics.median(self.times.seconds),
+            "all_seconds": self.times.seconds,
+            **{f"{phase}_seconds": seconds for phase, seconds in self.spent.items()},
+            "cuda_peak_bytes": self.memory.bytes,
+            "seconds": sum(self.times.seconds),
+        }
 
-def _first_token(model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> float:
-    if ids.is_cuda:
-        torch.cuda.synchronize(ids.device)
-    started = time.perf_counter()
-    with torch.inference_mode():
-        logits = model(ids, **passing(model, cache), logits_to_keep=1).logits
-        logits.argmax(-1).tolist()
-    return time.perf_counter() - started
+    def _first_token(self, cache: Cache) -> None:
+        with torch.inference_mode(), self.times:
+            logits = self.model(self.ids, **passing(self.model, cache), logits_to_keep=1).logits
+            logits.argmax(-1).tolist()

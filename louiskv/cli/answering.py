@@ -14,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache, passing
-from louiskv.cli.failures import DeviceMemoryError
 from louiskv.cli.loading import ready
 from louiskv.cli.options import Sampling
 from louiskv.cli.streaming import Interruption, StoppedError, Streamer
+from louiskv.errors import DeviceMemoryError
 from louiskv.methods import Method
 from louiskv.plan import plan
 

@@ -7,10 +7,6 @@ class UsageError(LouisKVError):
     """What the user gave cannot be used, or something is missing."""
 
 
-class DeviceMemoryError(LouisKVError):
-    """The device has too little memory for what was asked."""
-
-
 class AnswersDifferError(LouisKVError):
     """The method did not answer what full attention answers."""
 

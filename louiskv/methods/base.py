@@ -49,12 +49,21 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Size of one layer's keys and values, for planning: KV heads, key and value dimension, bytes of a number."""
+    """Size of one layer's keys and values, for planning.
+
+    Attributes:
+        num_kv_heads: KV heads.
+        key_dim: Numbers of a key.
+        value_dim: Numbers of a value.
+        item_size: Bytes of a number.
+        group_size: Query heads of a KV head.
+    """
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
     item_size: int
+    group_size: int = 1
 
     @property
     def token_bytes(self) -> int:
@@ -83,6 +92,9 @@ class KVLayer(ABC):
     Attributes:
         telemetry: What the layer did.
         impl: Implementation of the operations; None takes the best that can run.
+        batch_size: Sequences, known from the first prompt on.
+        num_kv_heads: KV heads, known from the first prompt on.
+        group_size: Query heads of a KV head, known from the first prompt on.
     """
 
     def __init__(self, impl: str | None = None) -> None:
@@ -90,6 +102,12 @@ class KVLayer(ABC):
         self.telemetry = LayerTelemetry()
         self.batch_size = 0
         self.num_kv_heads = 0
+        self.group_size = 0
+
+    def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
+        """Learn the sizes, before the first prompt is taken in."""
+        self.batch_size, self.num_kv_heads = batch_size, num_kv_heads
+        self.group_size = num_query_heads // num_kv_heads
 
     def prompt(
         self,
@@ -131,7 +149,7 @@ class KVLayer(ABC):
         """The attention of `prompt`, which takes nothing in."""
         first = self.batch_size == 0
         if first:
-            self.batch_size, self.num_kv_heads = keys.shape[:2]
+            self.begin(keys.shape[0], keys.shape[1], query.shape[1])
         with self.telemetry.clock.time("prefill", keys.device):
             if first and options.plain:
                 return dense(query, keys, values, mask)

@@ -101,7 +101,7 @@ class EvictionLayer(KVLayer):
         out = None
         if watched < num_queries:
             out = self.attend_densely(query, keys, values, mask, options, dense)
-        self.batch_size, self.num_kv_heads = keys.shape[:2]
+        self.begin(keys.shape[0], keys.shape[1], query.shape[1])
         candidates = self._candidates(keys, values, valid)
         with self.telemetry.clock.time("prefill", keys.device):
             newest, stats = self._observe(query, candidates, watched, mask, options)

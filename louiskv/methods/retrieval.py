@@ -7,6 +7,7 @@ from typing import ClassVar
 from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
+from louiskv.methods.per_query_head import PerQueryHead
 from louiskv.methods.retrieval_layer import Parts, RetrievalLayer
 from louiskv.ops.selection import REDUCES
 from louiskv.triggers import Cosine, Trigger
@@ -27,6 +28,9 @@ class Retrieval(Method):
 
     As it stands it is LouisKV. `Retrieval(units=Pages(16), summary=MinMax(), trigger=Every(4))` has the pages and
     scores of Quest, selects at every fourth step, and keeps everything in host memory.
+
+    A query group agrees on what its KV head retrieves, unless `per_query_head` is set: then each query head selects for
+    itself, and resident set, index, pool and traffic are what that costs.
     """
 
     paper: ClassVar[str] = "the parts of several papers"
@@ -49,6 +53,7 @@ class Retrieval(Method):
     store: str = setting("host", "where all keys and values lie: host or device")
     recent_units: int = setting(0, "newest units that every selection takes")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
+    per_query_head: bool = setting(False, "whether each query head keeps a copy of keys and values, to select alone")
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -103,12 +108,15 @@ class Retrieval(Method):
         """Full attention in the first layers, retrieval in the others."""
         if layer_index < self.dense_layers:
             return FullLayer(impl)
-        return RetrievalLayer(replace(self._parts(), trigger=self.trigger.at_layer(layer_index)), impl)
+        layer = RetrievalLayer(replace(self._parts(), trigger=self.trigger.at_layer(layer_index)), impl)
+        return PerQueryHead(layer, impl) if self.per_query_head else layer
 
     def footprint(self, layer_index: int, shape: LayerShape, num_tokens: int) -> Footprint:
         """Resident set and index on the device, the units in the store."""
         if layer_index < self.dense_layers:
             return Footprint(resident=num_tokens * shape.token_bytes, index=0, host=0, retrieval=0)
+        if self.per_query_head:
+            shape = replace(shape, num_kv_heads=shape.num_kv_heads * shape.group_size, group_size=1)
         parts = self._parts()
         in_units = max(0, num_tokens - self.sink - self.window)
         pool, on_host = shape.pool_bytes(in_units), self.store == "host"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from louiskv import Method
-from louiskv.methods.base import AttentionOptions
+from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.retrieval_layer import RetrievalLayer
 
 Vector = list[float]
@@ -123,7 +123,7 @@ def started(method: Method, sequence: Sequence) -> RetrievalLayer:
     return layer
 
 
-def decode(layer: RetrievalLayer, sequence: Sequence, step: int) -> Tensor:
+def decode(layer: KVLayer, sequence: Sequence, step: int) -> Tensor:
     """The output [Hq, D] of one decode step."""
     place = slice(sequence.length + step, sequence.length + step + 1)
     layer.append(sequence.keys[None, :, place], sequence.values[None, :, place])

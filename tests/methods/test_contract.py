@@ -32,7 +32,11 @@ from louiskv import (
 )
 from louiskv.cache import LouisKVCache, cache_of, passing
 from louiskv.methods.base import KVLayer
+from louiskv.methods.retrieval import Retrieval
+from louiskv.units.pages import Pages
 from tests.families import greedy, prompt, tiny
+
+PER_QUERY_HEAD = "per query head"
 
 # One line a method: settings under which it holds everything, and settings under which it must choose.
 CASES: dict[str, tuple[Method, Method]] = {
@@ -70,6 +74,11 @@ CASES: dict[str, tuple[Method, Method]] = {
         RazorAttention(window=10, share=0.3, sink=2, kv_heads=((), (0,), (), (0,))),
     ),
     "fier": (FIER(budget=400, group_size=4, dense_layers=1), FIER(budget=24, group_size=4, dense_layers=0)),
+    # No method of its own: any retrieval whose query heads select alone.
+    PER_QUERY_HEAD: (
+        Retrieval(budget=400, sink=3, window=10, units=Pages(4), dense_layers=1, per_query_head=True),
+        Retrieval(budget=40, sink=3, window=12, units=Pages(4), dense_layers=0, per_query_head=True),
+    ),
 }
 NAMES = sorted(CASES)
 GROUPS = {1: (2, 2), 3: (6, 2), 4: (8, 2), 8: (8, 1)}
@@ -105,7 +114,7 @@ def decode(
 
 
 def test_every_method_is_here() -> None:
-    assert set(CASES) == set(METHODS)
+    assert set(CASES) == {*METHODS, PER_QUERY_HEAD}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from louiskv import Quest, SettingsError
 from louiskv.methods.full import FullLayer
+from louiskv.methods.per_query_head import PerQueryHead
 from louiskv.methods.retrieval import STORES, Retrieval
 from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops.selection import REDUCES
@@ -231,6 +232,47 @@ def test_the_output_is_grouped_like_the_prompt_except_beside_clusters() -> None:
         for step in range(40):
             decode(layer, sequence, step)
         assert set(layer.telemetry.segment_sizes) == {longest}, units
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS, ids=str)
+@pytest.mark.parametrize(("units", "output", "summary"), [COMBINATIONS[0], COMBINATIONS[4], ONE_BIT], ids=str)
+def test_query_heads_that_select_alone_are_groups_of_one(
+    units: Units, output: Units | None, summary: Summary, trigger: Trigger
+) -> None:
+    sequence = drifting(47, 12, 3, seed=2)
+    repeated = replace(sequence, keys=each_three_times(sequence.keys), values=each_three_times(sequence.values))
+    method = combined(units, output, summary, trigger)
+    alone = replace(method, per_query_head=True).layer(0)
+    assert isinstance(alone, PerQueryHead)
+    alone.begin(1, NUM_KV_HEADS, 3 * NUM_KV_HEADS)
+    alone.absorb(sequence.keys[None, :, :47], sequence.values[None, :, :47], None)
+    for step, (groups_of_one, out) in enumerate(decoded(method, repeated)):
+        assert torch.equal(decode(alone, sequence, step), out)
+        assert torch.equal(alone.attended_positions(), groups_of_one.attended_positions())
+        alone.check_integrity()
+    assert alone.traffic == groups_of_one.traffic
+    alone_held, held = alone.tiers(), groups_of_one.tiers()
+    assert replace(alone_held, seen=held.seen) == held
+    assert (3 * alone_held.seen.tokens, 3 * alone_held.seen.bytes) == (held.seen.tokens, held.seen.bytes)
+    assert alone_held.seen.bytes == 59 * NUM_KV_HEADS * sequence.token_size
+
+
+def each_three_times(states: torch.Tensor) -> torch.Tensor:
+    return states.repeat_interleave(3, dim=0)
+
+
+def test_query_heads_that_select_alone_move_more_than_their_groups() -> None:
+    sequence = drifting(400, 30, 4, seed=3)
+    method = combined(CLUSTERS, None, MeanKey(), Cosine(0.9))
+    fetched = []
+    for each in (method, replace(method, per_query_head=True)):
+        layer = each.layer(0)
+        layer.begin(1, NUM_KV_HEADS, 4 * NUM_KV_HEADS)
+        layer.absorb(sequence.keys[None, :, :400], sequence.values[None, :, :400], None)
+        for step in range(30):
+            decode(layer, sequence, step)
+        fetched.append(layer.traffic.fetched_bytes)
+    assert fetched[1] > 2 * fetched[0] > 0
 
 
 def test_the_first_layers_keep_everything() -> None:

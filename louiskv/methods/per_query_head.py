@@ -1,0 +1,77 @@
+"""A layer in which each query head stands alone: what agreement in a query group saves is measured against it."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.store.transfer import Traffic
+from louiskv.telemetry import Tier, Tiers
+
+
+class PerQueryHead(KVLayer):
+    """Gives another state a KV head for each query head: a copy of the keys and values of its own.
+
+    Attributes:
+        state: Holds N = batch x query heads rows; its groups are of one.
+    """
+
+    def __init__(self, state: KVLayer, impl: str | None = None) -> None:
+        super().__init__(impl)
+        self.state = state
+        self.state.telemetry = self.telemetry
+
+    def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
+        """Learn the sizes."""
+        super().begin(batch_size, num_kv_heads, num_query_heads)
+        self.state.begin(batch_size, num_query_heads, num_query_heads)
+
+    def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        """Take in a prompt."""
+        self.state.absorb(self._copied(keys), self._copied(values), valid)
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence."""
+        self.state.append(self._copied(keys), self._copied(values))
+
+    def _copied(self, states: Tensor) -> Tensor:
+        return states.repeat_interleave(self.group_size, dim=1)
+
+    def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
+        """Attend with each query head to what it has."""
+        return self.state.attend(query, options)
+
+    def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+        """Attend to every token held, as a partial result."""
+        out, lse = self.state.attend_past(query.flatten(0, 1)[:, None], scaling=scaling, softcap=softcap)
+        return out.view(*query.shape[:-1], -1), lse.view(query.shape[:-1])
+
+    def crop(self, counts: Tensor) -> None:
+        """Forget the last tokens."""
+        self.state.crop(counts)
+
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        self.state.select_batch(index)
+        self.batch_size = len(index)
+
+    def tiers(self) -> Tiers:
+        """What lies where, every copy counted; what full attention would hold needs none."""
+        held = self.state.tiers()
+        seen = Tier(held.seen.tokens // self.group_size, held.seen.bytes // self.group_size)
+        return replace(held, seen=seen)
+
+    def attended_positions(self) -> Tensor:
+        """Those of each query head."""
+        return self.state.attended_positions()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has moved between the tiers."""
+        return self.state.traffic
+
+    def check_integrity(self) -> None:
+        """The state agrees with itself, and has a row for each query head."""
+        assert self.state.batch_size == self.batch_size
+        assert self.state.num_kv_heads == self.num_kv_heads * self.group_size
+        self.state.check_integrity()

@@ -1,0 +1,126 @@
+"""`louiskv bench` on the default model; no time is asserted."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from louiskv.bench import decode, ladder, memory, prefill
+from tests.cli.conftest import Run
+
+TINY = "--context", "48", "--steps", "3"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "results" / "bench.jsonl")
+
+
+def measured_again(*_: Any) -> None:
+    pytest.fail("measured again")
+
+
+def test_decode_shows_tables_and_keeps_the_figures(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = "bench", "decode", *TINY, "--batch", "1", "--batch", "2", "--output", output
+    first = run(*ask)
+    assert first.exit_code == 0 and first.stderr == ""
+    assert "decode at 48 tokens (all real text), 3 steps" in first.stdout
+    assert "decode at 2 x 48 tokens" in first.stdout
+    assert re.search(r"sdpa +\d+\.\d +\d+\.\d - \d+\.\d +\d+\.\d +1\.00x +\d\.\d\dx", first.stdout)
+    assert re.search(r"ms of a step +model +attention +selection .*all", first.stdout)
+    assert re.search(r"louiskv  m+a", first.stdout) and "m model  a attention" in first.stdout
+    assert "louiskv: budget=512" in first.stdout and "torch" in first.stdout
+    assert all(len(line) <= 80 for line in first.stdout.splitlines())
+    monkeypatch.setattr(decode, "prefill", measured_again)
+    assert run(*ask).stdout == first.stdout
+    told = json.loads(run(*ask, "--json").stdout)
+    assert [(each["batch"], each["method"]) for each in told] == [
+        (batch, name) for batch in (1, 2) for name in ("sdpa", "full", "louiskv")
+    ]
+    assert told == [json.loads(line) for line in Path(output).read_text().splitlines()]
+
+
+def test_prefill_shows_a_table_and_keeps_the_figures(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = "bench", "prefill", "--context", "48", "--rounds", "1", "--method", "quest", "--output", output
+    assert [each["method"] for each in json.loads(run(*ask, "--no-sdpa", "--json").stdout)] == ["quest"]
+    first = run(*ask)
+    assert first.exit_code == 0 and "time to first token at 48 tokens, median of 1" in first.stdout
+    assert re.search(r"quest +\d+\.\d\d +\d+\.\d +[+-]\d+\.\d% +- +0\.\d\d s", first.stdout)
+    monkeypatch.setattr(prefill, "text_ids", measured_again)
+    assert run(*ask).stdout == first.stdout
+    assert [each["kind"] for each in json.loads(run(*ask, "--json").stdout)] == ["prefill"] * 2
+
+
+def test_ladders_show_every_rung_and_why_one_is_missing(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "OPS", {})
+    ask = "bench", "ladder", "--context", "150", "--steps", "2", "--budget", "128", "--output", output
+    shown = run(*ask).stdout
+    assert "part by part at 150 tokens" in shown
+    assert "units (every step) at 150 tokens" in shown and "units (trigger) at 150 tokens" in shown
+    for name in ("per token", r"\+ semantic trigger", r"\+ group selection", "pages, min/max", "clusters, segments"):
+        assert re.search(rf"^ {name} +\d", shown, re.MULTILINE)
+    assert re.search(r"^ \+ fast kernels +- +- +- +- +- *$", shown, re.MULTILINE)
+    assert "+ fast kernels: cannot run here: " in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert len(json.loads(run(*ask, "--json").stdout)) == 12
+
+
+def test_what_is_quick_is_short(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[decode.Sweep] = []
+
+    def bench_decode(_: Any, sweep: decode.Sweep, *fields: Any) -> list[Any]:
+        asked.append(sweep)
+        return []
+
+    monkeypatch.setattr("louiskv.cli.bench.bench_decode", bench_decode)
+    for flags in (["decode"], ["ladder"], ["decode", "--quick"], ["ladder", "--quick", "--steps", "5"]):
+        assert run("bench", *flags, "--output", output).exit_code == 0
+    assert asked == [
+        decode.Sweep((1024, 8192, 32768), (1,), 64),
+        decode.Sweep((8192,), (1,), 64),
+        decode.Sweep((1024,), (1,), 16),
+        decode.Sweep((1024,), (1,), 5),
+    ]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    run: Run, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_host_memory", lambda: 10**9)
+    monkeypatch.setattr(decode, "prefill", measured_again)
+    result = run("bench", "decode", *TINY, "--context", "131072", "--output", output)
+    assert result.exit_code == 1 and not result.stdout and not Path(output).exists()
+    wanted = r"error: sdpa needs \d\.\d\d GiB of host memory for 1 x 131072 tokens, but \d+\.\d MiB can be used"
+    assert re.match(wanted, result.stderr) and result.stderr.count("\n") == 1
+    assert "a smaller --batch, --no-sdpa or --dtype bfloat16." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["decode", "--method", "nope"], "There is no method 'nope'"),
+        (["decode", "--method", "full", "--tau", "0.5"], "None of the methods full has a setting tau"),
+        (["decode", "--batch", "0"], "Invalid value for '--batch'"),
+        (["decode", "--context", "many"], "Invalid value for '--context'"),
+        (["decode", "--steps", "100000"], "--steps 100000 leaves no position for a context"),
+        (["ladder", "--budget", "100"], "budget=100 is not a multiple of page_size=16"),
+        (["ladder", "--impl", "nope"], "There is no implementation 'nope'"),
+        (["prefill", "--context", "100000"], "Prefill is measured on real text: give a smaller --context."),
+    ],
+)
+def test_bad_input_is_refused(run: Run, output: str, flags: list[str], message: str) -> None:
+    result = run("bench", *flags, "--output", output)
+    assert result.exit_code == 2 and not result.stdout
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert not Path(output).exists()
+
+
+def test_a_file_of_another_format_is_kept_and_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    for line, why in (('{"format": 99, "key": "x"}', "has format 99"), ("time 3", "is no result of louiskv")):
+        path.write_text(f"{line}\n")
+        result = run("bench", "decode", *TINY, "--output", str(path))
+        assert result.exit_code == 1 and why in result.stderr and "--output" in result.stderr
+        assert path.read_text() == f"{line}\n"
