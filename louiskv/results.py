@@ -10,6 +10,8 @@ from louiskv.errors import ResultsError
 
 # Raised when what a line means changes.
 FORMAT = 1
+# What errors tell those who write a file to do.
+WAY_OUT = "Give another --output, or mend the file."
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -61,28 +63,49 @@ class Results:
         self.records[full["key"]] = full
 
     def _read(self) -> None:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResultsError(f"{self.path} cannot be read: {error}. Give another --output.") from error
-        whole, _, rest = text.rpartition("\n")
-        for number, line in enumerate(whole.splitlines(), 1):
-            record = self._record(line, number)
-            self.records[record["key"]] = record
+        text = _text(self.path, WAY_OUT)
+        self.records = _records(text, self.path, WAY_OUT)
+        whole, newline, rest = text.rpartition("\n")
         if rest:
-            self.path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+            self.path.write_text(whole + newline, encoding="utf-8")
 
-    def _record(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = json.loads(line)
-            version, _ = record["format"], record["key"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ResultsError(
-                f"Line {number} of {self.path} is no result of louiskv. Give another --output, or mend the file."
-            ) from error
-        if version != FORMAT:
-            raise ResultsError(
-                f"Line {number} of {self.path} has format {version}, this version of louiskv writes {FORMAT}. What is "
-                "there is kept: give another --output."
-            )
-        return record
+
+def read(path: Path, way_out: str) -> dict[str, dict[str, Any]]:
+    """All records of a file by their keys; the file stays as it is, so that another may be writing it.
+
+    Args:
+        path: The file.
+        way_out: What errors tell the user to do.
+
+    Raises:
+        ResultsError: The file is none of ours, or of another format.
+    """
+    return _records(_text(path, way_out), path, way_out)
+
+
+def _text(path: Path, way_out: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}. {way_out}") from error
+
+
+def _records(text: str, path: Path, way_out: str) -> dict[str, dict[str, Any]]:
+    """Records of all whole lines."""
+    whole, _, _ = text.rpartition("\n")
+    records = [_record(line, number, path, way_out) for number, line in enumerate(whole.splitlines(), 1)]
+    return {record["key"]: record for record in records}
+
+
+def _record(line: str, number: int, path: Path, way_out: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        version, _ = record["format"], record["key"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ResultsError(f"Line {number} of {path} is no result of louiskv. {way_out}") from error
+    if version != FORMAT:
+        raise ResultsError(
+            f"Line {number} of {path} has format {version}, this version of louiskv writes {FORMAT}. What is "
+            f"there is kept. {way_out}"
+        )
+    return record

@@ -74,8 +74,10 @@ ARROWS: dict[str, set[str]] = {
         "provenance",
         "results",
     },
+    "reporting": {"reporting", "evaluation", "methods", "provenance", "results", "taus", "telemetry", ""},
     "cli": {
         "cli",
+        "reporting",
         "contestants",
         "bench",
         "evaluation",

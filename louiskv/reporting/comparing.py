@@ -1,0 +1,152 @@
+"""One part of LouisKV exchanged: families beside each other at equal retrieval rates and at equal bytes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from louiskv.evaluation.summary import Row, summarise
+from louiskv.reporting.axes import bytes_axis
+from louiskv.reporting.content import Cell, Figure, Part, Section, Table, number, origins, text
+from louiskv.reporting.drawing import drawing
+from louiskv.reporting.records import Measured, Record
+from louiskv.reporting.styles import style_at
+from louiskv.telemetry import format_bytes
+
+Points = list[tuple[float, float]]
+
+RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A figure of families: what is on its axes.
+
+    Attributes:
+        goal: What is told.
+        cost: At equal what.
+        of: The goal of a row.
+        at: The cost of a row.
+        form: How the goal is written.
+        bytes: Whether the cost is in bytes.
+        logarithmic: Whether the goal is told on a logarithmic axis.
+    """
+
+    goal: str
+    cost: str
+    of: Callable[[Row], float]
+    at: Callable[[Row], float]
+    form: str
+    bytes: bool
+    logarithmic: bool
+
+
+RATE, FETCHED = "retrieval rate", "bytes fetched per output token"
+FED = (
+    _Compared("KL divergence", RATE, lambda row: row.kl or 0, lambda row: row.fed_rate, ".4f", False, True),
+    _Compared("KL divergence", FETCHED, lambda row: row.kl or 0, lambda row: row.fed_fetched, ".4f", True, True),
+)
+ASKED = (
+    _Compared("mean task score", RATE, lambda row: row.mean_score, lambda row: row.rate, ".2f", False, False),
+    _Compared("mean task score", FETCHED, lambda row: row.mean_score, lambda row: row.fetched, ".2f", True, False),
+)
+TITLES = {
+    "trigger": ("When to retrieve", "The trigger is exchanged, all other parts are LouisKV's."),
+    "units": ("What to retrieve", "Units and their summaries are exchanged, with a retrieval at every step."),
+}
+
+
+def compared(model: Measured, group: str) -> Section | None:
+    """Families of a comparison."""
+    asked, fed = model.of("task", group=group), model.of("fidelity", group=group)
+    parts: list[Part] = []
+    for records, figures in ((fed, FED), (asked, ASKED)):
+        for budget in sorted({record["budget"] for record in records}):
+            rows = summarise(record for record in records if record["budget"] == budget)
+            for each in figures:
+                costs = list(map(each.at, rows))
+                # Where all retrieve at every step, a rate tells nothing.
+                if max(costs) - min(costs) > (0 if each.bytes else 0.01):
+                    parts += _parts(each, rows, budget, records)
+    title, told = TITLES[group]
+    return Section(group, title, told, parts) if parts else None
+
+
+def between(points: Points, cost: float, *, logarithmic: bool) -> float | None:
+    """The goal at a cost, on a straight line between the two measured points beside it, over the logarithm of the cost.
+
+    Args:
+        points: Cost and goal of each; costs of 0 are passed over.
+        cost: Where it is asked for.
+        logarithmic: Whether the line is straight over the logarithm of the goal.
+
+    Returns:
+        None outside of what was measured.
+    """
+    measured = sorted(point for point in points if point[0] > 0)
+    for x, y in measured:
+        if math.isclose(x, cost, rel_tol=1e-6):
+            return y
+    for (x0, y0), (x1, y1) in zip(measured, measured[1:], strict=False):
+        if x0 < cost < x1:
+            part = (math.log(cost) - math.log(x0)) / (math.log(x1) - math.log(x0))
+            if logarithmic and min(y0, y1) > 0:
+                return math.exp((1 - part) * math.log(y0) + part * math.log(y1))
+            return (1 - part) * y0 + part * y1
+    return None
+
+
+def _parts(each: _Compared, rows: list[Row], budget: int, records: list[Record]) -> list[Part]:
+    families: dict[str, Points] = {}
+    for row in rows:
+        families.setdefault(str(row.family), []).append((each.at(row), each.of(row)))
+    made = origins(record for record in records if record["budget"] == budget)
+    better = "Lower" if each.logarithmic else "Higher"
+    caption = f"{better} is better; a line is a family, its points are its settings. Budget {budget}."
+    parts: list[Part] = [Figure(_drawn(each, families, budget), caption, made)]
+    table = _table(each, families, budget)
+    if table.rows and len(table.columns) > 1:
+        parts.append(table)
+    return parts
+
+
+def _drawn(each: _Compared, families: dict[str, Points], budget: int) -> str:
+    title = f"{each.goal} at equal {'bytes' if each.bytes else 'rates'}, budget {budget}"
+    with drawing(title[0].upper() + title[1:], each.cost, each.goal) as drawn:
+        for place, (family, points) in enumerate(families.items()):
+            style = style_at(place)
+            x, y = zip(*sorted(points), strict=True)
+            drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=family)
+        if each.logarithmic:
+            drawn.axes.set_yscale("log")
+        if each.bytes:
+            bytes_axis(drawn.axes, [cost for points in families.values() for cost, _ in points])
+        else:
+            drawn.axes.set_xlim(left=0)
+    return drawn.svg
+
+
+def _table(each: _Compared, families: dict[str, Points], budget: int) -> Table:
+    costs = [cost for points in families.values() for cost, _ in points if cost > 0]
+    low, high = min(costs, default=1), max(costs, default=1)
+    if each.bytes:
+        powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+        asked: list[float] = [2.0**power for power in powers[:: max(1, -(-len(powers) // 5))]]
+    else:
+        asked = [rate for rate in RATES if low <= rate <= high]
+    named = [format_bytes(cost).replace(".0 ", " ") if each.bytes else f"rate {cost:g}" for cost in asked]
+    rows: list[list[Cell]] = [
+        [
+            text(family),
+            *(number(between(points, cost, logarithmic=each.logarithmic), each.form) for cost in asked),
+        ]
+        for family, points in families.items()
+    ]
+    title = f"{each.goal[0].upper()}{each.goal[1:]} at equal {'bytes' if each.bytes else 'rates'}, budget {budget}"
+    return Table(
+        title,
+        ["family", *named],
+        rows,
+        "Interpolated between the two measured points beside it, straight over the logarithm of "
+        f"{'the bytes' if each.bytes else 'the rate'}{' and of KL' if each.logarithmic else ''}; - outside of what was "
+        "measured.",
+    )

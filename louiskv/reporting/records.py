@@ -1,0 +1,168 @@
+"""What lies in a folder of results, and what belongs together."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from louiskv.errors import ResultsError, SettingsError
+from louiskv.provenance import digest
+from louiskv.results import read
+from louiskv.taus import LayerTaus
+
+Record = dict[str, Any]
+
+WAY_OUT = "Mend the file, or take it out of the folder."
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder.
+
+    Attributes:
+        files: Names of the files that were read.
+        records: All records, each once.
+        taus: Calibrations by the name of their file.
+        left_out: Names of JSON files of other kinds.
+    """
+
+    files: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    taus: dict[str, LayerTaus] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured on one model.
+
+    Attributes:
+        model: Its name.
+        dtype: The type of its parameters; empty if only calibrations are known.
+        model_hash: Digest of its parameters.
+        records: Its records.
+        taus: Its calibrations by the name of their file.
+    """
+
+    model: str
+    dtype: str
+    model_hash: str
+    records: list[Record]
+    taus: dict[str, LayerTaus]
+
+    @property
+    def title(self) -> str:
+        """Name and type, as people read them."""
+        return f"{self.model} in {self.dtype}" if self.dtype else self.model
+
+    def of(self, *kinds: str, group: str | None = None) -> list[Record]:
+        """Records of some kinds that belong to a comparison, or to none."""
+        return [record for record in self.records if record["kind"] in kinds and record["group"] == group]
+
+
+def find(folder: Path) -> Found:
+    """Read every file of results and every calibration in a folder.
+
+    Raises:
+        SettingsError: The folder is not there, or holds nothing of ours.
+        ResultsError: A file of results is of another format, or broken.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"{folder} is {'no folder' if folder.exists() else 'not there'}: give a folder of results.")
+    found, by_key = Found(), {}
+    for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")]):
+        if path.suffix == ".jsonl" and _holds_results(path):
+            by_key.update(read(path, WAY_OUT))
+        elif path.suffix == ".json" and _holds_taus(path):
+            found.taus[path.name] = LayerTaus.load(path)
+        else:
+            found.left_out.append(path.name)
+            continue
+        found.files.append(path.name)
+    found.records.extend(map(_labelled, told_apart(by_key.values())))
+    if not found.records and not found.taus:
+        raise SettingsError(
+            f"{folder} holds no results: make some with `louiskv eval --output {folder / 'eval.jsonl'}`, or give "
+            "another folder."
+        )
+    return found
+
+
+def by_model(found: Found) -> list[Measured]:
+    """What was measured on each model, in the order of the records."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for record in found.records:
+        groups.setdefault((record["model"], record["dtype"], record["model_hash"]), []).append(record)
+    models = [Measured(short(name), dtype, known, records, {}) for (name, dtype, known), records in groups.items()]
+    for file, taus in found.taus.items():
+        own = digest(taus.model)
+        of_this = next((each for each in models if each.model_hash == own), None)
+        if of_this is None:
+            of_this = Measured(short(taus.model.name), "", own, [], {})
+            models.append(of_this)
+        of_this.taus[file] = taus
+    return models
+
+
+def short(model: str) -> str:
+    """The name of a model; of one that was read from a folder, the last part of its path."""
+    return Path(model).name if model.startswith("/") else model or "a model without a name"
+
+
+def told_apart(records: Iterable[Record]) -> list[Record]:
+    """Records whose method has a name of its own for each choice of settings, where a name has several."""
+    known = list(records)
+    choices: dict[tuple[Any, ...], list[Record]] = {}
+    for record in known:
+        chosen = choices.setdefault(_place(record), [])
+        if record["settings"] not in chosen:
+            chosen.append(record["settings"])
+    return [_named_by_settings(record, choices[_place(record)]) for record in known]
+
+
+def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    """Records by something of theirs, in the order in which it comes."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(by(record), []).append(record)
+    return groups
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("kind", "model_hash", "method", "budget", "group", "family"))
+
+
+def _named_by_settings(record: Record, choices: list[Record]) -> Record:
+    own = record["settings"]
+    differing = [name for name in own if any(other.get(name) != own[name] for other in choices)]
+    told = ", ".join(f"{name}={own[name]}" for name in differing)
+    return {**record, "base": record["method"], "method": f"{record['method']} {told}".strip()}
+
+
+def _labelled(record: Record) -> Record:
+    """A record with the name that its line has in a figure: the method with its budget."""
+    budget = "" if record["budget"] is None else f" {record['budget']}"
+    return {**record, "label": f"{record['method']}{budget}"}
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether the first line is a record; an empty file holds none."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            first = json.loads(lines.readline() or "null")
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}. {WAY_OUT}") from error
+    except ValueError:
+        return False
+    return isinstance(first, dict) and {"format", "key"} <= first.keys()
+
+
+def _holds_taus(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error.strerror}. {WAY_OUT}") from error
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "global_tau" in content

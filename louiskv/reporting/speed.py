@@ -1,0 +1,147 @@
+"""How fast: time per token, time to the first token, throughput, and where a decode step's time goes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from louiskv.reporting.axes import doubling_axis
+from louiskv.reporting.content import Figure, Part, Section, Table, number, origins, size, text
+from louiskv.reporting.drawing import INK, drawing
+from louiskv.reporting.records import Measured, Record, grouped
+from louiskv.reporting.styles import GREY, PALETTE, style_of
+
+LADDERS = {
+    "ladder": ("Parts added one by one", "From top to bottom, a part of LouisKV is added in each bar."),
+    "units": ("What is retrieved", "Units and their summaries are exchanged, all other parts are the same."),
+}
+
+
+def speed(model: Measured) -> Section | None:
+    """Figures of benchmarks."""
+    decoded, prefilled = model.of("decode"), model.of("prefill")
+    parts: list[Part] = []
+    if decoded:
+        single = [record for record in decoded if record["batch"] == min(each["batch"] for each in decoded)]
+        parts.append(_decode(single))
+        parts += _throughput(decoded)
+        parts += _breakdown(single)
+    if prefilled:
+        parts.append(_prefill(prefilled))
+    for group, (title, tells) in LADDERS.items():
+        parts += _ladder(model.of("decode", group=group), title, tells)
+    if decoded:
+        parts.append(_bytes(decoded))
+    told = "Methods took turns on the same machine. `sdpa` is transformers' own cache and attention."
+    return Section("speed", "Speed", told, parts) if parts else None
+
+
+def _decode(records: list[Record]) -> Figure:
+    batch = records[0]["batch"]
+    with drawing("Time per output token", "context, in tokens", "ms per token") as drawn:
+        for label, own in _lines(records):
+            style = style_of(label)
+            x, y = [record["context"] for record in own], [record["ms_per_token"] for record in own]
+            low = [max(0.0, record["ms_per_token"] - record["ms_quartiles"][0]) for record in own]
+            high = [max(0.0, record["ms_quartiles"][1] - record["ms_per_token"]) for record in own]
+            look = {"color": style.color, "marker": style.marker, "linestyle": "-"}
+            drawn.axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=0.8, label=label, **look)
+        doubling_axis(drawn.axes, [record["context"] for record in records])
+        drawn.axes.set_yscale("log")
+    made = origins(records)
+    return Figure(drawn.svg, f"Median over the steps, with quartiles; lower is faster. Batch {batch}.", made)
+
+
+def _prefill(records: list[Record]) -> Figure:
+    with drawing("Time to the first token", "context, in tokens", "seconds") as drawn:
+        for label, own in _lines(records):
+            style = style_of(label)
+            x, y = [record["context"] for record in own], [record["first_token_seconds"] for record in own]
+            drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=label)
+        doubling_axis(drawn.axes, [record["context"] for record in records])
+        drawn.axes.set_yscale("log")
+    rounds = max(record["rounds"] for record in records)
+    return Figure(drawn.svg, f"Median of {rounds} rounds; lower is faster.", origins(records))
+
+
+def _throughput(records: list[Record]) -> Iterator[Figure]:
+    for context, at in sorted(grouped(records, lambda record: record["context"]).items()):
+        batches = {record["batch"] for record in at}
+        if len(batches) > 1:
+            title = f"Throughput at {context:,} tokens"
+            with drawing(title, "batch", "output tokens per second") as drawn:
+                for label, own in _lines(at, "batch"):
+                    style = style_of(label)
+                    x, y = [record["batch"] for record in own], [record["tokens_per_second"] for record in own]
+                    drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=label)
+                doubling_axis(drawn.axes, list(batches))
+                drawn.axes.set_ylim(bottom=0)
+            yield Figure(drawn.svg, "Tokens of all sequences of the batch together; higher is faster.", origins(at))
+
+
+def _breakdown(records: list[Record]) -> Iterator[Figure]:
+    """Phases of a step at the longest context."""
+    known = [record for record in records if record["phases"]]
+    longest = max((record["context"] for record in known), default=0)
+    shown = [record for record in known if record["context"] == longest]
+    if shown:
+        phases = list(dict.fromkeys(phase for record in shown for phase in record["phases"] if phase != "model"))
+        tells = "Where the time of a step goes; `model` is all that is not the cache's."
+        with drawing(f"One decode step at {longest:,} tokens", "ms per step", "", _tall(shown)) as drawn:
+            labels, left = [record["label"] for record in shown], [0.0] * len(shown)
+            for phase, color in zip(["model", *phases], [GREY, *PALETTE, *PALETTE], strict=False):
+                widths = [record["phases"].get(phase, 0.0) for record in shown]
+                drawn.axes.barh(labels, widths, left=left, color=color, label=phase, height=0.7)
+                left = [start + width for start, width in zip(left, widths, strict=True)]
+            drawn.axes.invert_yaxis()
+            drawn.axes.grid(axis="y", visible=False)
+        yield Figure(drawn.svg, tells, origins(shown))
+
+
+def _ladder(records: list[Record], title: str, tells: str) -> Iterator[Figure]:
+    for context, own in sorted(grouped(records, lambda record: record["context"]).items()):
+        with drawing(f"{title}, at {context:,} tokens", "ms per token", "", _tall(own)) as drawn:
+            values = [record["ms_per_token"] for record in own]
+            places = [f"{record['label']}, batch {record['batch']}" for record in own]
+            colors = [PALETTE[1] if record["base"] != "sdpa" else GREY for record in own]
+            bars = drawn.axes.barh(places, values, color=colors, height=0.7)
+            drawn.axes.bar_label(bars, fmt="%.1f", padding=3, color=INK, fontsize=9)
+            drawn.axes.invert_yaxis()
+            drawn.axes.grid(axis="y", visible=False)
+            drawn.axes.margins(x=0.12)
+        yield Figure(drawn.svg, f"{tells} Median ms per token; shorter is faster.", origins(own))
+
+
+def _bytes(records: list[Record]) -> Table:
+    columns = ["method", "budget", "context", "batch", "ms a token", "tokens a second", "device", "peak", "host"]
+    columns += ["of full", "fetched a token", "retrievals", "hits", "retrieval's time", "implementation"]
+    rows = [
+        [
+            text(record["method"]),
+            text(record["budget"]),
+            text(record["context"]),
+            text(record["batch"]),
+            number(record["ms_per_token"]),
+            number(record["tokens_per_second"], ".1f"),
+            size(record["device_bytes"]),
+            size(record["peak_device_bytes"]),
+            size(record["host_bytes"]),
+            number(record["device_bytes"] / record["full_bytes"], ".1%") if record["full_bytes"] else text(None),
+            size(record["fetched_per_token"]),
+            number(record["retrieval_rate"]),
+            number(record["hit_rate"]),
+            number(record["retrieval_share"], ".0%"),
+            text(record["impl"]),
+        ]
+        for record in records
+    ]
+    caption = "Device: resident sets and index. Retrieval's time: scoring, selection and fetch as a share of a step."
+    return Table("Decoding in figures", columns, rows, caption, origins(records))
+
+
+def _lines(records: Sequence[Record], along: str = "context") -> Iterator[tuple[str, list[Record]]]:
+    """The points of each method at each budget, in order."""
+    place: Callable[[Record], float] = lambda record: record[along]  # noqa: E731
+    for label, own in grouped(records, lambda record: record["label"]).items():
+        yield label, sorted(own, key=place)
+
+
+def _tall(records: list[Record]) -> tuple[float, float]:
+    return 6.4, 1.3 + 0.28 * max(3, len(records))

@@ -1,0 +1,38 @@
+"""How lines and points look: a method has the same colour and marker in every figure."""
+
+from dataclasses import dataclass
+
+from louiskv.methods import METHODS
+
+# Okabe and Ito's colours for all kinds of sight, without black; the yellow is darker, to be seen on white as well.
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B5A000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
+GREY = "#8A8F98"
+# Full attention in its forms, and the best that so many tokens can do: what others are measured by.
+YARDSTICKS = {"sdpa": "x", "full": "+", "full_offloaded": "1", "oracle_top_k": "2"}
+# Those that lose nothing: they have no place on a logarithmic axis of what is lost.
+LOSSLESS = ("sdpa", "full", "full_offloaded")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of a line."""
+
+    color: str
+    marker: str
+
+
+_COMPARED = [name for name in METHODS if name not in YARDSTICKS]
+_METHODS = {name: Style(GREY, marker) for name, marker in YARDSTICKS.items()} | {
+    name: Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(_COMPARED)
+}
+
+
+def style_of(method: str) -> Style:
+    """The style of a method by its name; of one with settings behind it, its method's."""
+    return _METHODS.get(method.split(" ")[0], Style(GREY, "."))
+
+
+def style_at(place: int) -> Style:
+    """The style of the line at a place, for lines that are no methods."""
+    return Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
