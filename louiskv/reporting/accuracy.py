@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from louiskv.evaluation.summary import Row, summarise
-from louiskv.reporting.axes import bytes_axis
+from louiskv.reporting.axes import bytes_axis, log_axis
 from louiskv.reporting.content import Figure, Section, origins
 from louiskv.reporting.drawing import FAINT, INK, drawing
 from louiskv.reporting.records import Measured
@@ -29,6 +29,10 @@ class _Goal:
     name: str
     of: Value
     sign: int
+
+    @property
+    def title(self) -> str:
+        return self.name[0].upper() + self.name[1:]
 
 
 def accuracy(model: Measured) -> Section | None:
@@ -68,14 +72,14 @@ def front(points: list[tuple[float, float]], sign: int) -> list[tuple[float, flo
 
 
 def _moved(goal: _Goal, rows: list[Row], cost: Value) -> str:
-    with drawing(f"{goal.name}, by what is moved".capitalize(), MOVED, goal.name) as drawn:
+    with drawing(f"{goal.title}, by what is moved", MOVED, goal.name) as drawn:
         _points(drawn.axes, goal, rows, cost)
         bytes_axis(drawn.axes, [cost(row) for row in rows])
     return drawn.svg
 
 
 def _held(goal: _Goal, rows: list[Row], cost: Value) -> str:
-    with drawing(f"{goal.name}, by what lies on the device".capitalize(), HELD, goal.name) as drawn:
+    with drawing(f"{goal.title}, by what lies on the device", HELD, goal.name) as drawn:
         _points(drawn.axes, goal, rows, cost)
         drawn.axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         drawn.axes.set_xlim(left=0)
@@ -86,7 +90,7 @@ def _points(axes: Axes, goal: _Goal, rows: list[Row], cost: Value) -> None:
     compared = [row for row in rows if row.name.split(" ")[0] not in YARDSTICKS]
     best = front([(cost(row), goal.of(row)) for row in compared], goal.sign)
     if goal.sign < 0:
-        axes.set_yscale("log")
+        log_axis(axes, list(map(goal.of, rows)))
     else:
         axes.set_ylim(-0.04, 1.04)
     for row in rows:
@@ -96,13 +100,12 @@ def _points(axes: Axes, goal: _Goal, rows: list[Row], cost: Value) -> None:
     for name in dict.fromkeys(row.name for row in rows if row.name not in ("full", "sdpa")):
         own, style = sorted((row for row in rows if row.name == name), key=lambda row: row.budget or 0), style_of(name)
         axes.plot(list(map(cost, own)), list(map(goal.of, own)), color=style.color, alpha=0.35, linewidth=1.1, zorder=2)
-        axes.plot([], [], style.marker, color=style.color, label=name)
+        axes.plot([], [], linestyle="", label=name, **style.point)
         for row in own:
             point = cost(row), goal.of(row)
             axes.plot(
                 *point,
-                style.marker,
-                color=style.color,
+                **style.point,
                 alpha=1 if point in best or row not in compared else 0.4,
                 markersize=6 + 4 * budgets.index(row.budget or 0) / len(budgets),
                 zorder=3,

@@ -1,10 +1,10 @@
-"""Axes of bytes and of counts of tokens."""
+"""Axes of bytes, of counts, and of what spans several powers of ten."""
 
 import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from louiskv.telemetry import format_bytes
 
@@ -39,3 +39,13 @@ def doubling_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(values))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic vertical axis with plain numbers, as many as the values span."""
+    axes.set_yscale("log")
+    told = [value for value in values if value > 0]
+    wide = bool(told) and max(told) / min(told) > 100
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 3.0, 5.0, 7.0)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -1,14 +1,15 @@
 """One part of LouisKV exchanged: families beside each other at equal retrieval rates and at equal bytes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from louiskv.evaluation.summary import Row, summarise
-from louiskv.reporting.axes import bytes_axis
-from louiskv.reporting.content import Cell, Figure, Part, Section, Table, number, origins, text
+from louiskv.reporting.axes import bytes_axis, log_axis
+from louiskv.reporting.content import Cell, Figure, Origin, Part, Section, Table, number, origins, text
 from louiskv.reporting.drawing import drawing
-from louiskv.reporting.records import Measured, Record
+from louiskv.reporting.records import Measured
 from louiskv.reporting.styles import style_at
 from louiskv.telemetry import format_bytes
 
@@ -62,11 +63,12 @@ def compared(model: Measured, group: str) -> Section | None:
     for records, figures in ((fed, FED), (asked, ASKED)):
         for budget in sorted({record["budget"] for record in records}):
             rows = summarise(record for record in records if record["budget"] == budget)
-            for each in figures:
-                costs = list(map(each.at, rows))
-                # Where all retrieve at every step, a rate tells nothing.
-                if max(costs) - min(costs) > (0 if each.bytes else 0.01):
-                    parts += _parts(each, rows, budget, records)
+            # Where all retrieve at every step, a rate tells nothing.
+            meant = [each for each in figures if each.bytes or _spread(map(each.at, rows)) > 0.01]
+            made = origins(record for record in records if record["budget"] == budget)
+            families = [(each, _families(each, rows)) for each in meant]
+            parts += [_figure(each, points, budget, made) for each, points in families]
+            parts += [_table(each, points, budget) for each, points in families if _spread(map(each.at, rows))]
     title, told = TITLES[group]
     return Section(group, title, told, parts) if parts else None
 
@@ -86,7 +88,7 @@ def between(points: Points, cost: float, *, logarithmic: bool) -> float | None:
     for x, y in measured:
         if math.isclose(x, cost, rel_tol=1e-6):
             return y
-    for (x0, y0), (x1, y1) in zip(measured, measured[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(measured):
         if x0 < cost < x1:
             part = (math.log(cost) - math.log(x0)) / (math.log(x1) - math.log(x0))
             if logarithmic and min(y0, y1) > 0:
@@ -95,34 +97,33 @@ def between(points: Points, cost: float, *, logarithmic: bool) -> float | None:
     return None
 
 
-def _parts(each: _Compared, rows: list[Row], budget: int, records: list[Record]) -> list[Part]:
+def _spread(values: Iterable[float]) -> float:
+    known = list(values)
+    return max(known) - min(known)
+
+
+def _families(each: _Compared, rows: list[Row]) -> dict[str, Points]:
     families: dict[str, Points] = {}
     for row in rows:
         families.setdefault(str(row.family), []).append((each.at(row), each.of(row)))
-    made = origins(record for record in records if record["budget"] == budget)
+    return families
+
+
+def _figure(each: _Compared, families: dict[str, Points], budget: int, made: list[Origin]) -> Figure:
     better = "Lower" if each.logarithmic else "Higher"
     caption = f"{better} is better; a line is a family, its points are its settings. Budget {budget}."
-    parts: list[Part] = [Figure(_drawn(each, families, budget), caption, made)]
-    table = _table(each, families, budget)
-    if table.rows and len(table.columns) > 1:
-        parts.append(table)
-    return parts
-
-
-def _drawn(each: _Compared, families: dict[str, Points], budget: int) -> str:
     title = f"{each.goal} at equal {'bytes' if each.bytes else 'rates'}, budget {budget}"
     with drawing(title[0].upper() + title[1:], each.cost, each.goal) as drawn:
         for place, (family, points) in enumerate(families.items()):
-            style = style_at(place)
             x, y = zip(*sorted(points), strict=True)
-            drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=family)
+            drawn.axes.plot(x, y, label=family, **style_at(place).line)
         if each.logarithmic:
-            drawn.axes.set_yscale("log")
+            log_axis(drawn.axes, [goal for points in families.values() for _, goal in points])
         if each.bytes:
             bytes_axis(drawn.axes, [cost for points in families.values() for cost, _ in points])
         else:
             drawn.axes.set_xlim(left=0)
-    return drawn.svg
+    return Figure(drawn.svg, caption, made)
 
 
 def _table(each: _Compared, families: dict[str, Points], budget: int) -> Table:
@@ -149,4 +150,5 @@ def _table(each: _Compared, families: dict[str, Points], budget: int) -> Table:
         "Interpolated between the two measured points beside it, straight over the logarithm of "
         f"{'the bytes' if each.bytes else 'the rate'}{' and of KL' if each.logarithmic else ''}; - outside of what was "
         "measured.",
+        wide=False,
     )

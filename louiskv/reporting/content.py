@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose rows can be sorted; its first columns are text."""
+    """A table whose rows can be sorted; a wide one has the whole width of the page."""
 
     kind: ClassVar[str] = "table"
 
@@ -46,6 +46,12 @@ class Table:
     rows: list[list[Cell]]
     caption: str = ""
     made: list[Origin] = field(default_factory=list)
+    wide: bool = True
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether it holds numbers."""
+        return [any(not isinstance(cell.value, str) for cell in column) for column in zip(*self.rows, strict=True)]
 
 
 @dataclass(frozen=True)

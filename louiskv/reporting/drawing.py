@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,10 +15,10 @@ from matplotlib.figure import Figure
 
 # Stand for the page's colours while a figure is drawn.
 INK, FAINT = "#010203", "#040506"
-SIZE = (6.4, 4.5)
+SIZE = (5.8, 4.2)
 SMALL = (5.0, 3.5)
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "louiskv",
     "font.family": "sans-serif",
@@ -99,7 +100,7 @@ def image(drawn: Drawing, rows: list[list[float]], what: str, low: float, high: 
         rows, aspect="auto", origin="lower", cmap="viridis", vmin=low, vmax=high, extent=(x0, x1, y0, y1)
     )
     bar = drawn.figure.colorbar(shown, ax=drawn.axes, label=what, pad=0.02, aspect=28)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _legend(made: Drawing) -> None:
@@ -108,7 +109,7 @@ def _legend(made: Drawing) -> None:
     known = dict(zip(labels, handles, strict=True))
     if known:
         longest = max(map(len, known))
-        columns = max(1, min(len(known), 4, int(made.figure.get_figwidth() * 10 // (longest + 5))))
+        columns = max(1, min(len(known), 4, int(made.figure.get_figwidth() * 11 // (longest + 6))))
         rows = -(-len(known) // columns)
         width, height = made.figure.get_size_inches()
         # The axes keep their height, however many lines there are.

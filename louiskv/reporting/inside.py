@@ -16,7 +16,7 @@ BARS = {
     "overlap": "Share of the tokens attended to that were so before as well (Jaccard), sinks and window left out.",
 }
 # More borders than these would cover what is between them.
-MAX_BORDERS = 40
+MAX_BORDERS = 24
 
 
 def inside(model: Measured) -> Section | None:
@@ -55,9 +55,7 @@ def _bars(name: str, behind: str, records: list[Record]) -> str:
     means = {record["label"]: _mean(record[name]) for record in records}
     told = {label: value for label, value in means.items() if not math.isnan(value)}
     height = 1.3 + 0.26 * max(3, len(told))
-    with drawing(
-        f"{name.capitalize()}{behind}", f"{name}, mean over layers, KV heads and steps", "", (6.4, height)
-    ) as drawn:
+    with drawing(f"{name.capitalize()}{behind}", f"mean {name}", "", (5.8, height)) as drawn:
         colors = [style_of(label).color for label in told]
         bars = drawn.axes.barh(list(told), list(told.values()), color=colors, height=0.7)
         drawn.axes.bar_label(bars, fmt="%.3f", padding=3, color=INK, fontsize=9)
@@ -90,9 +88,11 @@ def _curves(records: list[Record], behind: str) -> Iterator[Figure]:
                 lines = ("-", "--", ":", "-.")
                 place = sorted({record["budget"] or 0 for record in records}).index(budget or 0)
                 for record in own:
-                    style, (x, y) = style_of(record["base"]), curve([record], name)
-                    look = {"color": style.color, "marker": style.marker, "linestyle": lines[place % len(lines)]}
-                    drawn.axes.plot(x, y, markevery=0.15, label=record["label"], **look)
+                    x, y = curve([record], name)
+                    look = style_of(record["base"]).line
+                    if place:
+                        look["linestyle"] = lines[place % len(lines)]
+                    drawn.axes.plot(x, y, markevery=max(1, len(x) // 8), label=record["label"], **look)
         yield Figure(drawn.svg, f"{BARS[name]} Means over layers, KV heads and steps.", origins(records))
 
 

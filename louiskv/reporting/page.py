@@ -52,11 +52,21 @@ def chapters(found: Found, progress: Callable[[str, float, float], None] = lambd
         sections = []
         for place, (name, draw) in enumerate(SECTIONS.items()):
             progress(f"{model.title}: {name}", number * len(SECTIONS) + place, len(models) * len(SECTIONS))
-            section = draw(model)
+            section = _drawn(draw, model)
             if section is not None:
                 sections.append(section)
         made.append(Chapter(f"model-{number + 1}", model.title, f"parameters {model.model_hash}", sections))
     return made
+
+
+def _drawn(draw: Callable[[Measured], Section | None], model: Measured) -> Section | None:
+    try:
+        return draw(model)
+    except KeyError as error:
+        raise ResultsError(
+            f"A result of {model.title} has no {error}: it was written by another version of louiskv. Take its file "
+            "out of the folder, or run its command anew."
+        ) from error
 
 
 def render(found: Found, drawn: list[Chapter], title: str) -> str:
@@ -107,11 +117,11 @@ def _facts(found: Found, drawn: list[Chapter]) -> list[tuple[str, list[str]]]:
         counts.append(f"{len(found.taus)} of calibration")
     facts = {
         "models": [f"{chapter.title} ({chapter.subtitle})" for chapter in drawn],
-        "results": counts,
-        "machines": each("{device}; {processor}, {threads} threads") if made else [],
+        "results": [", ".join(counts)],
+        "machines": each("{device}; {processor}; threads: {threads}") if made else [],
         "commits": each("{commit}"),
         "versions": each("louiskv {louiskv}, python {python}, torch {torch}, transformers {transformers}"),
-        "files": found.files,
+        "files": [", ".join(found.files)],
     }
     return [(name, values) for name, values in facts.items() if values]
 
@@ -128,7 +138,7 @@ def _commands(records: list[Record]) -> Table:
                 text(made["commit"] or "unknown"),
                 text(len(own)),
                 text(versions),
-                text(f"{made['device']}; {made['processor']}, {made['threads']} threads"),
+                text(f"{made['device']}; {made['processor']}; threads: {made['threads']}"),
             ]
         )
     columns = ["command", "commit", "results", "louiskv, torch, transformers", "machine"]

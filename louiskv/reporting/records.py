@@ -13,6 +13,8 @@ from louiskv.taus import LayerTaus
 
 Record = dict[str, Any]
 
+# What every record tells of itself.
+IDENTITY = ("kind", "model", "model_hash", "dtype", "method", "budget", "settings", "group", "family", "provenance")
 WAY_OUT = "Mend the file, or take it out of the folder."
 
 
@@ -73,7 +75,7 @@ def find(folder: Path) -> Found:
     found, by_key = Found(), {}
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.json")]):
         if path.suffix == ".jsonl" and _holds_results(path):
-            by_key.update(read(path, WAY_OUT))
+            by_key.update(_read(path))
         elif path.suffix == ".json" and _holds_taus(path):
             found.taus[path.name] = LayerTaus.load(path)
         else:
@@ -87,6 +89,15 @@ def find(folder: Path) -> Found:
             "another folder."
         )
     return found
+
+
+def _read(path: Path) -> dict[str, Record]:
+    records = read(path, WAY_OUT)
+    for record in records.values():
+        absent = [name for name in IDENTITY if name not in record]
+        if absent:
+            raise ResultsError(f"A result in {path} has no {absent[0]}: it is none that can be drawn. {WAY_OUT}")
+    return records
 
 
 def by_model(found: Found) -> list[Measured]:

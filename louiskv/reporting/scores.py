@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from louiskv.evaluation.summary import Row, summarise
+from louiskv.reporting.axes import log_axis
 from louiskv.reporting.content import Cell, Figure, Fold, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import drawing
 from louiskv.reporting.intervals import TELLS, interval
@@ -15,7 +16,7 @@ CURVES = {
     "nll": (
         "Loss",
         "loss less full attention's, in nats",
-        "Above 0 the text is foretold worse than by full attention.",
+        "Above 0: worse than full attention.",
     ),
 }
 
@@ -33,7 +34,7 @@ def scores(model: Measured) -> Section | None:
             for context, asked in sorted(by_context.items())
         ]
     told = (
-        "Share of what was asked that was answered. `as full`: how much of full attention's answer was said before "
+        "Share of what was asked that was answered. As full: how much of full attention's answer was said before "
         "the first difference."
     )
     return Section("scores", "Scores by task", told, parts)
@@ -111,12 +112,11 @@ def _curves(length: int, records: list[Record]) -> Iterator[Figure]:
         for name, (title, y, tells) in CURVES.items():
             at = f", budget {budget}" if budget else ""
             with drawing(f"{title} behind {length:,} tokens{at}", "output token", y) as drawn:
-                if name == "kl":
-                    drawn.axes.set_yscale("log")
                 for method, own in grouped(shown, lambda record: record["method"]).items():
                     x, means = curve(own, name)
-                    style = style_of(method)
-                    drawn.axes.plot(x, means, color=style.color, marker=style.marker, markevery=0.15, label=method)
+                    drawn.axes.plot(x, means, markevery=max(1, len(x) // 8), label=method, **style_of(method).line)
+                if name == "kl":
+                    log_axis(drawn.axes, [value for record in shown for value in record["curves"][name]])
             yield Figure(drawn.svg, f"{tells} Means over {records[0]['bin']} tokens.", origins(shown))
 
 

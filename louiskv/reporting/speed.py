@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from louiskv.reporting.axes import doubling_axis
+from louiskv.reporting.axes import doubling_axis, log_axis
 from louiskv.reporting.content import Figure, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import INK, drawing
 from louiskv.reporting.records import Measured, Record, grouped
@@ -29,7 +29,9 @@ def speed(model: Measured) -> Section | None:
         parts += _ladder(model.of("decode", group=group), title, tells)
     if decoded:
         parts.append(_bytes(decoded))
-    told = "Methods took turns on the same machine. `sdpa` is transformers' own cache and attention."
+    told = "Sdpa is transformers' own cache and attention."
+    if all(record["interleaved"] for record in decoded):
+        told = f"Methods took turns on the same machine. {told}"
     return Section("speed", "Speed", told, parts) if parts else None
 
 
@@ -37,26 +39,25 @@ def _decode(records: list[Record]) -> Figure:
     batch = records[0]["batch"]
     with drawing("Time per output token", "context, in tokens", "ms per token") as drawn:
         for label, own in _lines(records):
-            style = style_of(label)
             x, y = [record["context"] for record in own], [record["ms_per_token"] for record in own]
             low = [max(0.0, record["ms_per_token"] - record["ms_quartiles"][0]) for record in own]
             high = [max(0.0, record["ms_quartiles"][1] - record["ms_per_token"]) for record in own]
-            look = {"color": style.color, "marker": style.marker, "linestyle": "-"}
-            drawn.axes.errorbar(x, y, yerr=[low, high], capsize=2, elinewidth=0.8, label=label, **look)
+            drawn.axes.errorbar(x, y, [low, high], capsize=2, elinewidth=0.8, label=label, **style_of(label).line)
         doubling_axis(drawn.axes, [record["context"] for record in records])
-        drawn.axes.set_yscale("log")
-    made = origins(records)
-    return Figure(drawn.svg, f"Median over the steps, with quartiles; lower is faster. Batch {batch}.", made)
+        log_axis(drawn.axes, [record["ms_per_token"] for record in records])
+    real = max(record["num_real"] for record in records)
+    made_up = " What is longer repeats it with noise." if any(each["context"] > real for each in records) else ""
+    told = f"Median over the steps, with quartiles; lower is faster. Batch {batch}. Up to {real:,} tokens of real text."
+    return Figure(drawn.svg, told + made_up, origins(records))
 
 
 def _prefill(records: list[Record]) -> Figure:
     with drawing("Time to the first token", "context, in tokens", "seconds") as drawn:
         for label, own in _lines(records):
-            style = style_of(label)
             x, y = [record["context"] for record in own], [record["first_token_seconds"] for record in own]
-            drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=label)
+            drawn.axes.plot(x, y, label=label, **style_of(label).line)
         doubling_axis(drawn.axes, [record["context"] for record in records])
-        drawn.axes.set_yscale("log")
+        log_axis(drawn.axes, [record["first_token_seconds"] for record in records])
     rounds = max(record["rounds"] for record in records)
     return Figure(drawn.svg, f"Median of {rounds} rounds; lower is faster.", origins(records))
 
@@ -68,9 +69,8 @@ def _throughput(records: list[Record]) -> Iterator[Figure]:
             title = f"Throughput at {context:,} tokens"
             with drawing(title, "batch", "output tokens per second") as drawn:
                 for label, own in _lines(at, "batch"):
-                    style = style_of(label)
                     x, y = [record["batch"] for record in own], [record["tokens_per_second"] for record in own]
-                    drawn.axes.plot(x, y, color=style.color, marker=style.marker, label=label)
+                    drawn.axes.plot(x, y, label=label, **style_of(label).line)
                 doubling_axis(drawn.axes, list(batches))
                 drawn.axes.set_ylim(bottom=0)
             yield Figure(drawn.svg, "Tokens of all sequences of the batch together; higher is faster.", origins(at))
@@ -78,16 +78,17 @@ def _throughput(records: list[Record]) -> Iterator[Figure]:
 
 def _breakdown(records: list[Record]) -> Iterator[Figure]:
     """Phases of a step at the longest context."""
-    known = [record for record in records if record["phases"]]
-    longest = max((record["context"] for record in known), default=0)
-    shown = [record for record in known if record["context"] == longest]
-    if shown:
-        phases = list(dict.fromkeys(phase for record in shown for phase in record["phases"] if phase != "model"))
-        tells = "Where the time of a step goes; `model` is all that is not the cache's."
+    longest = max(record["context"] for record in records)
+    shown = [record for record in records if record["context"] == longest]
+    # Of a cache that is not ours nothing more is known.
+    spent = [record["phases"] or {"model": record["ms_per_token"]} for record in shown]
+    phases = [phase for phase in dict.fromkeys(phase for each in spent for phase in each) if phase != "model"]
+    if phases:
+        tells = "Where the time of a step goes; model: all that is not the cache's."
         with drawing(f"One decode step at {longest:,} tokens", "ms per step", "", _tall(shown)) as drawn:
             labels, left = [record["label"] for record in shown], [0.0] * len(shown)
             for phase, color in zip(["model", *phases], [GREY, *PALETTE, *PALETTE], strict=False):
-                widths = [record["phases"].get(phase, 0.0) for record in shown]
+                widths = [each.get(phase, 0.0) for each in spent]
                 drawn.axes.barh(labels, widths, left=left, color=color, label=phase, height=0.7)
                 left = [start + width for start, width in zip(left, widths, strict=True)]
             drawn.axes.invert_yaxis()
@@ -144,4 +145,4 @@ def _lines(records: Sequence[Record], along: str = "context") -> Iterator[tuple[
 
 
 def _tall(records: list[Record]) -> tuple[float, float]:
-    return 6.4, 1.3 + 0.28 * max(3, len(records))
+    return 5.8, 1.3 + 0.28 * max(3, len(records))

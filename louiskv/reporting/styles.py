@@ -1,12 +1,13 @@
 """How lines and points look: a method has the same colour and marker in every figure."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from louiskv.methods import METHODS
 
 # Okabe and Ito's colours for all kinds of sight, without black; the yellow is darker, to be seen on white as well.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B5A000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8A8F98"
 # Full attention in its forms, and the best that so many tokens can do: what others are measured by.
 YARDSTICKS = {"sdpa": "x", "full": "+", "full_offloaded": "1", "oracle_top_k": "2"}
@@ -16,23 +17,46 @@ LOSSLESS = ("sdpa", "full", "full_offloaded")
 
 @dataclass(frozen=True)
 class Style:
-    """Colour and marker of a line."""
+    """Colour and marker of a line.
+
+    Attributes:
+        color: Of line and marker.
+        marker: Shape of the marker.
+        hollow: Whether the marker is hollow and the line dashed, which tells apart what has the same colour.
+    """
 
     color: str
     marker: str
+    hollow: bool = False
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """What matplotlib is told of a point."""
+        return {"color": self.color, "marker": self.marker, "markerfacecolor": "none" if self.hollow else self.color}
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """What matplotlib is told of a line."""
+        return {**self.point, "linestyle": (0, (5, 2)) if self.hollow else "-"}
+
+
+def _at(place: int) -> Style:
+    """Each round through the palette meets other colours with the same markers; from the second on they are hollow."""
+    turn, step = divmod(place, len(PALETTE))
+    return Style(PALETTE[(step + 3 * turn) % len(PALETTE)], MARKERS[step], hollow=turn > 0)
 
 
 _COMPARED = [name for name in METHODS if name not in YARDSTICKS]
 _METHODS = {name: Style(GREY, marker) for name, marker in YARDSTICKS.items()} | {
-    name: Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(_COMPARED)
+    name: _at(place) for place, name in enumerate(_COMPARED)
 }
 
 
 def style_of(method: str) -> Style:
-    """The style of a method by its name; of one with settings behind it, its method's."""
+    """The style of a method by its name; with settings or a budget behind it, its method's."""
     return _METHODS.get(method.split(" ")[0], Style(GREY, "."))
 
 
 def style_at(place: int) -> Style:
     """The style of the line at a place, for lines that are no methods."""
-    return Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
+    return _at(place)
