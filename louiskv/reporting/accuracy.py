@@ -26,13 +26,10 @@ ALIKE = (
 class _Goal:
     """What is wanted, and in which direction."""
 
+    title: str
     name: str
     of: Value
     sign: int
-
-    @property
-    def title(self) -> str:
-        return self.name[0].upper() + self.name[1:]
 
 
 def accuracy(model: Measured) -> Section | None:
@@ -44,14 +41,14 @@ def accuracy(model: Measured) -> Section | None:
     lost = [row for row in summarise(fed) if row.name.split(" ")[0] not in LOSSLESS and (row.kl or 0) > 0]
     parts = []
     if whole:
-        goal = _Goal("mean task score", lambda row: row.mean_score, 1)
+        goal = _Goal("Mean task score", "mean task score", lambda row: row.mean_score, 1)
         partly = sorted({row.name for row in rows} - {row.name for row in whole})
         note = f" Not asked all tasks, and not shown: {', '.join(partly)}." if partly else ""
         note = f"Up and to the left is better. {ALIKE}{note}"
         parts.append(Figure(_moved(goal, whole, lambda row: row.fetched), note, origins(asked)))
         parts.append(Figure(_held(goal, whole, lambda row: row.device), note, origins(asked)))
     if lost:
-        goal = _Goal("KL divergence from full attention", lambda row: row.kl or 0, -1)
+        goal = _Goal("KL divergence", "KL divergence from full attention", lambda row: row.kl or 0, -1)
         note = f"Down and to the left is better. {ALIKE}"
         parts.append(Figure(_moved(goal, lost, lambda row: row.fed_fetched), note, origins(fed)))
         parts.append(Figure(_held(goal, lost, lambda row: row.fed_device), note, origins(fed)))

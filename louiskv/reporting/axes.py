@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from louiskv.telemetry import format_bytes
 
@@ -41,11 +41,17 @@ def doubling_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
+def whole_axis(axes: Axes) -> None:
+    """A horizontal axis of whole numbers."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def log_axis(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic vertical axis with plain numbers, as many as the values span."""
     axes.set_yscale("log")
     told = [value for value in values if value > 0]
-    wide = bool(told) and max(told) / min(told) > 100
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 3.0, 5.0, 7.0)))
+    span = max(told) / min(told) if told else 1
+    subs = (1.0,) if span > 1000 else (1.0, 2.0, 5.0) if span > 10 else (1.0, 2.0, 3.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

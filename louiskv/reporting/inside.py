@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from louiskv.reporting.axes import whole_axis
 from louiskv.reporting.content import Figure, Fold, Part, Section, origins
 from louiskv.reporting.drawing import INK, SMALL, Drawing, drawing, image
-from louiskv.reporting.records import Measured, Record, grouped
+from louiskv.reporting.records import Measured, Record, by_budget, grouped
 from louiskv.reporting.scores import curve
 from louiskv.reporting.styles import PALETTE, style_of
 
@@ -61,7 +62,7 @@ def _bars(name: str, behind: str, records: list[Record]) -> str:
         drawn.axes.bar_label(bars, fmt="%.3f", padding=3, color=INK, fontsize=9)
         drawn.axes.invert_yaxis()
         drawn.axes.grid(axis="y", visible=False)
-        drawn.axes.margins(x=0.12)
+        drawn.axes.margins(x=0.12, y=0.01)
     return drawn.svg
 
 
@@ -69,8 +70,9 @@ def _cosine(record: Record, behind: str) -> Figure:
     """Quantiles of each layer, means over its KV heads."""
     by_layer = [[sum(column) / len(column) for column in zip(*heads, strict=True)] for heads in record["cosine"]]
     low, lower, middle, upper, high = zip(*by_layer, strict=True)
-    layers, blue = record["layers"], PALETTE[1]
+    layers, blue = record["layers"], PALETTE[4]
     with drawing(f"Cosine of neighbouring queries{behind}", "layer", "cosine") as drawn:
+        whole_axis(drawn.axes)
         drawn.axes.fill_between(layers, low, high, color=blue, alpha=0.2, linewidth=0, label="5 % to 95 %")
         drawn.axes.fill_between(layers, lower, upper, color=blue, alpha=0.4, linewidth=0, label="25 % to 75 %")
         drawn.axes.plot(layers, middle, color=blue, label="median")
@@ -82,18 +84,14 @@ def _cosine(record: Record, behind: str) -> Figure:
 
 
 def _curves(records: list[Record], behind: str) -> Iterator[Figure]:
-    for name in ("recall", "error"):
-        with drawing(f"{name.capitalize()} over the output{behind}", "output token", name) as drawn:
-            for budget, own in grouped(records, lambda record: record["budget"]).items():
-                lines = ("-", "--", ":", "-.")
-                place = sorted({record["budget"] or 0 for record in records}).index(budget or 0)
+    for at, own in by_budget(records):
+        for name in ("recall", "error"):
+            with drawing(f"{name.capitalize()} over the output{behind}{at}", "output token", name) as drawn:
                 for record in own:
                     x, y = curve([record], name)
-                    look = style_of(record["base"]).line
-                    if place:
-                        look["linestyle"] = lines[place % len(lines)]
-                    drawn.axes.plot(x, y, markevery=max(1, len(x) // 8), label=record["label"], **look)
-        yield Figure(drawn.svg, f"{BARS[name]} Means over layers, KV heads and steps.", origins(records))
+                    every = max(1, len(x) // 8)
+                    drawn.axes.plot(x, y, markevery=every, label=record["method"], **style_of(record["method"]).line)
+            yield Figure(drawn.svg, f"{BARS[name]} Means over layers, KV heads and steps.", origins(own))
 
 
 def _retrieved(record: Record) -> Figure | None:
@@ -118,12 +116,12 @@ def _attended(record: Record) -> Figure:
         drawn.axes.set_ylim(0, last)
         drawn.axes.axhline(record["prompt"], color="#FFFFFF", linewidth=0.8, linestyle=(0, (3, 3)))
         _borders(drawn, seen, last)
-    few = len(seen["boundaries"]) <= MAX_BORDERS
-    told = "lines" if few else "ticks above"
+    borders = len(seen["boundaries"])
+    told = f" Orange {'lines' if borders <= MAX_BORDERS else 'ticks above'}: it retrieved." if borders else ""
     return Figure(
         drawn.svg,
         f"Layer {seen['layer']}, KV head {seen['head']}: how much of each run of {seen['bin']} positions was attended "
-        f"to. Orange {told}: it retrieved; dashed: the prompt ends.",
+        f"to. Dashed: the prompt ends.{told}",
         origins([record]),
     )
 

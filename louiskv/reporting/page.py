@@ -13,7 +13,7 @@ from louiskv.reporting.accuracy import accuracy
 from louiskv.reporting.comparing import compared
 from louiskv.reporting.content import Cell, Section, Table, text
 from louiskv.reporting.inside import inside
-from louiskv.reporting.records import Found, Measured, Record, by_model, grouped
+from louiskv.reporting.records import Found, Measured, Record, by_model, grouped, machine
 from louiskv.reporting.scores import fidelity, scores
 from louiskv.reporting.speed import speed
 from louiskv.reporting.taus import calibrations
@@ -118,7 +118,7 @@ def _facts(found: Found, drawn: list[Chapter]) -> list[tuple[str, list[str]]]:
     facts = {
         "models": [f"{chapter.title} ({chapter.subtitle})" for chapter in drawn],
         "results": [", ".join(counts)],
-        "machines": each("{device}; {processor}; threads: {threads}") if made else [],
+        "machines": list(dict.fromkeys(map(machine, found.records))),
         "commits": each("{commit}"),
         "versions": each("louiskv {louiskv}, python {python}, torch {torch}, transformers {transformers}"),
         "files": [", ".join(found.files)],
@@ -138,7 +138,7 @@ def _commands(records: list[Record]) -> Table:
                 text(made["commit"] or "unknown"),
                 text(len(own)),
                 text(versions),
-                text(f"{made['device']}; {made['processor']}; threads: {made['threads']}"),
+                text(machine(own[0])),
             ]
         )
     columns = ["command", "commit", "results", "louiskv, torch, transformers", "machine"]

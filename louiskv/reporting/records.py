@@ -127,8 +127,8 @@ def told_apart(records: Iterable[Record]) -> list[Record]:
     choices: dict[tuple[Any, ...], list[Record]] = {}
     for record in known:
         chosen = choices.setdefault(_place(record), [])
-        if record["settings"] not in chosen:
-            chosen.append(record["settings"])
+        if _settings(record) not in chosen:
+            chosen.append(_settings(record))
     return [_named_by_settings(record, choices[_place(record)]) for record in known]
 
 
@@ -140,12 +140,31 @@ def grouped(records: Iterable[Record], by: Callable[[Record], Any]) -> dict[Any,
     return groups
 
 
+def by_budget(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
+    """Records at each budget, those without one among each; told how a title ends."""
+    known = list(records)
+    budgets = sorted({record["budget"] for record in known if record["budget"] is not None})
+    found = [(f", budget {each}", [record for record in known if record["budget"] in (None, each)]) for each in budgets]
+    return found or [("", known)]
+
+
+def machine(record: Record) -> str:
+    """Where a record was made."""
+    made = record["provenance"]
+    return f"{made['device']}; {made['processor']}; threads: {made['threads']}"
+
+
 def _place(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in ("kind", "model_hash", "method", "budget", "group", "family"))
 
 
+def _settings(record: Record) -> Record:
+    """All that can be chosen for a method; benchmarks tell the implementation as well."""
+    return {**record["settings"], "impl": record.get("impl")}
+
+
 def _named_by_settings(record: Record, choices: list[Record]) -> Record:
-    own = record["settings"]
+    own = _settings(record)
     differing = [name for name in own if any(other.get(name) != own[name] for other in choices)]
     told = ", ".join(f"{name}={own[name]}" for name in differing)
     return {**record, "base": record["method"], "method": f"{record['method']} {told}".strip()}

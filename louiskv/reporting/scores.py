@@ -7,7 +7,7 @@ from louiskv.reporting.axes import log_axis
 from louiskv.reporting.content import Cell, Figure, Fold, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import drawing
 from louiskv.reporting.intervals import TELLS, interval
-from louiskv.reporting.records import Measured, Record, grouped
+from louiskv.reporting.records import Measured, Record, by_budget, grouped
 from louiskv.reporting.styles import LOSSLESS, style_of
 
 CURVES = {
@@ -106,11 +106,10 @@ def _fidelity(title: str, records: list[Record]) -> Table:
 def _curves(length: int, records: list[Record]) -> Iterator[Figure]:
     """Each curve at each budget; methods without one stand at all."""
     lossy = [record for record in records if record["base"] not in LOSSLESS]
-    budgets = sorted({record["budget"] for record in lossy if record["budget"] is not None}) or [None]
-    for budget in budgets:
-        shown = [record for record in lossy if record["budget"] in (None, budget)]
-        for name, (title, y, tells) in CURVES.items():
-            at = f", budget {budget}" if budget else ""
+    for at, shown in by_budget(lossy):
+        # One bin is a point, which the table tells.
+        lengths = [len(record["curves"]["kl"]) for record in shown]
+        for name, (title, y, tells) in CURVES.items() if max(lengths, default=0) > 1 else ():
             with drawing(f"{title} behind {length:,} tokens{at}", "output token", y) as drawn:
                 for method, own in grouped(shown, lambda record: record["method"]).items():
                     x, means = curve(own, name)

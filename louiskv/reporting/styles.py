@@ -5,8 +5,8 @@ from typing import Any
 
 from louiskv.methods import METHODS
 
-# Okabe and Ito's colours for all kinds of sight, without black; the yellow is darker, to be seen on white as well.
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B5A000")
+# Okabe and Ito's colours for all kinds of sight, without black; blue and yellow moved, to be seen on dark and white.
+PALETTE = ("#D55E00", "#1B7CC4", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B5A000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8A8F98"
 # Full attention in its forms, and the best that so many tokens can do: what others are measured by.

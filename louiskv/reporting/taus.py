@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
 
+from louiskv.reporting.axes import whole_axis
 from louiskv.reporting.content import Figure, Part, Section, Table, number, text
 from louiskv.reporting.drawing import INK, drawing
 from louiskv.reporting.records import Measured
@@ -33,6 +35,7 @@ def _target(taus: LayerTaus) -> str:
 def _by_layer(file: str, taus: LayerTaus) -> Figure:
     known = [(layer, tau) for layer, tau in enumerate(taus.tau) if tau is not None]
     with drawing(f"Tau of each layer, for {_target(taus)}", "layer", "tau") as drawn:
+        whole_axis(drawn.axes)
         layers, values = zip(*known, strict=True) if known else ((), ())
         drawn.axes.plot(layers, values, "o", color=PALETTE[1], label="tau of each layer")
         drawn.axes.vlines(layers, taus.global_tau, values, color=PALETTE[1], linewidth=1, alpha=0.5)
@@ -56,7 +59,9 @@ def _by_tau(taus: LayerTaus) -> Iterator[Figure]:
                     drawn.axes.plot(x, y, color=scale.to_rgba(layer), linewidth=1.1)
                 if aim in taus.target:
                     drawn.axes.axhline(taus.target[aim], color=INK, linewidth=1, linestyle=(0, (4, 3)))
-                drawn.figure.colorbar(scale, ax=drawn.axes, label="layer", pad=0.02, aspect=28)
+                drawn.figure.colorbar(
+                    scale, ax=drawn.axes, label="layer", pad=0.02, aspect=28, ticks=MaxNLocator(integer=True)
+                )
             yield Figure(drawn.svg, "A line for each layer; dashed: the target, if it is of this figure.")
 
 
@@ -90,5 +95,5 @@ def _achieved(file: str, taus: LayerTaus) -> Table:
         for name, prefix in (("a tau for each layer", ""), (f"{taus.global_tau:.3f} for all", "global_"))
     ]
     held = taus.settings.get("held_out", "some")
-    caption = f"From {file}, aimed at {_target(taus)}; {held} texts were held out."
-    return Table("Reached on texts that were held out", ["", "retrieval rate", "error"], rows, caption)
+    caption = f"From {file}, aimed at {_target(taus)}; texts held out: {held}."
+    return Table("Reached on texts that were held out", ["taus", "retrieval rate", "error"], rows, caption, wide=False)
