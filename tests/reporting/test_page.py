@@ -60,13 +60,14 @@ def opened(request: pytest.FixtureRequest, chromium: Browser, drawn: tuple[Path,
 
 def test_the_page_stands_alone_and_fits(opened: Opened, drawn: tuple[Path, list[Chapter]]) -> None:
     page = opened.page
-    for summary in page.locator("details:not([open]) > summary").all():
-        summary.evaluate("each => each.parentNode.open = true")
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("window.innerWidth")
-    figures = page.locator("figure.drawn > svg").all()
-    assert len(figures) > 30
-    for box in [figure.bounding_box() for figure in figures]:
-        assert box is not None and box["width"] > 200 and box["height"] > 80
+    boxes = page.locator("figure.drawn > svg").evaluate_all(
+        "each => each.map(svg => [svg.getBoundingClientRect(), svg.checkVisibility()])"
+        ".map(([box, visible]) => [visible, box.width, box.height])"
+    )
+    assert len(boxes) > 30
+    assert all(visible and width > 200 and height > 80 for visible, width, height in boxes)
     # What a figure is drawn in is seen on its card, light or dark.
     ink, card = page.evaluate(
         "[getComputedStyle(document.querySelector('figure svg text')).fill, "
