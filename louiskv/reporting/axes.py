@@ -41,6 +41,13 @@ def doubling_axis(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
+def bars_axis(axes: Axes, count: int) -> None:
+    """A vertical axis of so many bars, the first on top, and room for numbers at their ends."""
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.margins(x=0.12)
+
+
 def whole_axis(axes: Axes) -> None:
     """A horizontal axis of whole numbers."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

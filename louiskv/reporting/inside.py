@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from louiskv.reporting.axes import whole_axis
+from louiskv.reporting.axes import bars_axis, whole_axis
 from louiskv.reporting.content import Figure, Fold, Part, Section, origins
 from louiskv.reporting.drawing import INK, SMALL, Drawing, drawing, image
 from louiskv.reporting.records import Measured, Record, by_budget, grouped
@@ -60,9 +60,7 @@ def _bars(name: str, behind: str, records: list[Record]) -> str:
         colors = [style_of(label).color for label in told]
         bars = drawn.axes.barh(list(told), list(told.values()), color=colors, height=0.7)
         drawn.axes.bar_label(bars, fmt="%.3f", padding=3, color=INK, fontsize=9)
-        drawn.axes.invert_yaxis()
-        drawn.axes.grid(axis="y", visible=False)
-        drawn.axes.margins(x=0.12, y=0.01)
+        bars_axis(drawn.axes, len(told))
     return drawn.svg
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from louiskv.reporting.axes import doubling_axis, log_axis
+from louiskv.reporting.axes import bars_axis, doubling_axis, log_axis
 from louiskv.reporting.content import Figure, Fold, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import INK, drawing
 from louiskv.reporting.records import Measured, Record, by_budget, grouped, machine
@@ -110,8 +110,7 @@ def _breakdown(records: list[Record]) -> Iterator[Figure]:
                 widths = [each.get(phase, 0.0) for each in spent]
                 drawn.axes.barh(labels, widths, left=left, color=color, label=phase, height=0.7)
                 left = [start + width for start, width in zip(left, widths, strict=True)]
-            drawn.axes.invert_yaxis()
-            drawn.axes.grid(axis="y", visible=False)
+            bars_axis(drawn.axes, len(shown))
         yield Figure(drawn.svg, tells, origins(shown))
 
 
@@ -124,9 +123,7 @@ def _ladder(records: list[Record], title: str, tells: str) -> Iterator[Figure]:
             colors = [PALETTE[1] if record["base"] != "sdpa" else GREY for record in own]
             bars = drawn.axes.barh(places, values, color=colors, height=0.7)
             drawn.axes.bar_label(bars, fmt="%.1f", padding=3, color=INK, fontsize=9)
-            drawn.axes.invert_yaxis()
-            drawn.axes.grid(axis="y", visible=False)
-            drawn.axes.margins(x=0.12, y=0.02)
+            bars_axis(drawn.axes, len(own))
         yield Figure(drawn.svg, f"{tells} Median ms per token; shorter is faster.", origins(own))
 
 

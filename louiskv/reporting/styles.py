@@ -10,7 +10,7 @@ PALETTE = ("#D55E00", "#1B7CC4", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8A8F98"
 # Full attention in its forms, and the best that so many tokens can do: what others are measured by.
-YARDSTICKS = {"sdpa": "x", "full": "+", "full_offloaded": "1", "oracle_top_k": "2"}
+YARDSTICKS = ("sdpa", "full", "full_offloaded", "oracle_top_k")
 # Those that lose nothing: they have no place on a logarithmic axis of what is lost.
 LOSSLESS = ("sdpa", "full", "full_offloaded")
 
@@ -22,11 +22,13 @@ class Style:
     Attributes:
         color: Of line and marker.
         marker: Shape of the marker.
-        hollow: Whether the marker is hollow and the line dashed, which tells apart what has the same colour.
+        dashes: Of the line, as matplotlib takes them.
+        hollow: Whether the marker is, which with dashes tells apart what has the same colour.
     """
 
     color: str
     marker: str
+    dashes: Any = "-"
     hollow: bool = False
 
     @property
@@ -37,19 +39,18 @@ class Style:
     @property
     def line(self) -> dict[str, Any]:
         """What matplotlib is told of a line."""
-        return {**self.point, "linestyle": (0, (5, 2)) if self.hollow else "-"}
+        return {**self.point, "linestyle": self.dashes}
 
 
 def _at(place: int) -> Style:
     """Each round through the palette meets other colours with the same markers; from the second on they are hollow."""
     turn, step = divmod(place, len(PALETTE))
-    return Style(PALETTE[(step + 3 * turn) % len(PALETTE)], MARKERS[step], hollow=turn > 0)
+    return Style(PALETTE[(step + 3 * turn) % len(PALETTE)], MARKERS[step], (0, (5, 2)) if turn else "-", turn > 0)
 
 
 _COMPARED = [name for name in METHODS if name not in YARDSTICKS]
-_METHODS = {name: Style(GREY, marker) for name, marker in YARDSTICKS.items()} | {
-    name: _at(place) for place, name in enumerate(_COMPARED)
-}
+_MEASURES = (Style(GREY, "x", ":"), Style(GREY, "+"), Style(GREY, "1", "--"), Style(GREY, "2", "-."))
+_METHODS = dict(zip(YARDSTICKS, _MEASURES, strict=True)) | {name: _at(place) for place, name in enumerate(_COMPARED)}
 
 
 def style_of(method: str) -> Style:
