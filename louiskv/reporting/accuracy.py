@@ -9,7 +9,7 @@ from louiskv.evaluation.summary import Row, summarise
 from louiskv.reporting.axes import bytes_axis, log_axis
 from louiskv.reporting.content import Figure, Section, origins
 from louiskv.reporting.drawing import FAINT, INK, drawing
-from louiskv.reporting.records import Measured
+from louiskv.reporting.records import Measured, comparable
 from louiskv.reporting.styles import LOSSLESS, YARDSTICKS, style_of
 
 Value = Callable[[Row], float]
@@ -34,22 +34,18 @@ class _Goal:
 
 def accuracy(model: Measured) -> Section | None:
     """Fronts of score and of KL divergence."""
-    asked, fed = model.of("task"), model.of("fidelity")
-    rows = [row for row in summarise(asked) if row.samples]
-    tasks = {task for row in rows for task in row.samples}
-    whole = [row for row in rows if row.samples.keys() == tasks]
-    lost = [row for row in summarise(fed) if row.name.split(" ")[0] not in LOSSLESS and (row.kl or 0) > 0]
+    asked, partly_asked = comparable(model.of("task"))
+    fed, partly_fed = comparable(model.of("fidelity"))
+    rows, lost = summarise(asked), [row for row in summarise(fed) if _loses(row)]
     parts = []
-    if whole:
+    if rows:
         goal = _Goal("Mean task score", "mean task score", lambda row: row.mean_score, 1)
-        partly = sorted({row.name for row in rows} - {row.name for row in whole})
-        note = f" Not asked all tasks, and not shown: {', '.join(partly)}." if partly else ""
-        note = f"Up and to the left is better. {ALIKE}{note}"
-        parts.append(Figure(_moved(goal, whole, lambda row: row.fetched), note, origins(asked)))
-        parts.append(Figure(_held(goal, whole, lambda row: row.device), note, origins(asked)))
+        note = f"Up and to the left is better. {ALIKE}{_missing(partly_asked)}"
+        parts.append(Figure(_moved(goal, rows, lambda row: row.fetched), note, origins(asked)))
+        parts.append(Figure(_held(goal, rows, lambda row: row.device), note, origins(asked)))
     if lost:
         goal = _Goal("KL divergence", "KL divergence from full attention", lambda row: row.kl or 0, -1)
-        note = f"Down and to the left is better. {ALIKE}"
+        note = f"Down and to the left is better. {ALIKE}{_missing(partly_fed)}"
         parts.append(Figure(_moved(goal, lost, lambda row: row.fed_fetched), note, origins(fed)))
         parts.append(Figure(_held(goal, lost, lambda row: row.fed_device), note, origins(fed)))
     told = (
@@ -57,6 +53,15 @@ def accuracy(model: Measured) -> Section | None:
         "that move nothing stand at 0 bytes."
     )
     return Section("accuracy", "Accuracy against memory and traffic", told, list(parts)) if parts else None
+
+
+def _loses(row: Row) -> bool:
+    """Whether it has a place on a logarithmic axis."""
+    return row.name.split(" ")[0] not in LOSSLESS and (row.kl or 0) > 0
+
+
+def _missing(names: list[str]) -> str:
+    return f" Not shown, for lack of runs that the others have: {', '.join(names)}." if names else ""
 
 
 def front(points: list[tuple[float, float]], sign: int) -> list[tuple[float, float]]:

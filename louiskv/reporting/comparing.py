@@ -9,7 +9,7 @@ from louiskv.evaluation.summary import Row, summarise
 from louiskv.reporting.axes import bytes_axis, log_axis
 from louiskv.reporting.content import Cell, Figure, Origin, Part, Section, Table, number, origins, text
 from louiskv.reporting.drawing import drawing
-from louiskv.reporting.records import Measured
+from louiskv.reporting.records import Measured, comparable
 from louiskv.reporting.styles import style_at
 from louiskv.telemetry import format_bytes
 
@@ -62,13 +62,14 @@ def compared(model: Measured, group: str) -> Section | None:
     parts: list[Part] = []
     for records, figures in ((fed, FED), (asked, ASKED)):
         for budget in sorted({record["budget"] for record in records}):
-            rows = summarise(record for record in records if record["budget"] == budget)
+            own, _ = comparable(record for record in records if record["budget"] == budget)
+            rows = summarise(own)
             # Where all retrieve at every step, a rate tells nothing.
             meant = [each for each in figures if each.bytes or _spread(map(each.at, rows)) > 0.01]
-            made = origins(record for record in records if record["budget"] == budget)
             families = [(each, _families(each, rows)) for each in meant]
-            parts += [_figure(each, points, budget, made) for each, points in families]
-            parts += [_table(each, points, budget) for each, points in families if _spread(map(each.at, rows))]
+            parts += [_figure(each, points, budget, origins(own)) for each, points in families]
+            tables = [_table(each, points, budget) for each, points in families]
+            parts += [table for table in tables if len(table.columns) > 1]
     title, told = TITLES[group]
     return Section(group, title, told, parts) if parts else None
 
@@ -95,6 +96,15 @@ def between(points: Points, cost: float, *, logarithmic: bool) -> float | None:
                 return math.exp((1 - part) * math.log(y0) + part * math.log(y1))
             return (1 - part) * y0 + part * y1
     return None
+
+
+def _sizes(low: float, high: float) -> list[float]:
+    """At most five powers of two between two sizes, or of a root of it, if these are near to each other."""
+    for parts in (1, 2, 4, 8):
+        powers = range(math.ceil(parts * math.log2(low)), math.floor(parts * math.log2(high)) + 1)
+        if len(powers) > 2:
+            break
+    return [2.0 ** (power / parts) for power in powers[:: max(1, -(-len(powers) // 5))]]
 
 
 def _spread(values: Iterable[float]) -> float:
@@ -129,11 +139,7 @@ def _figure(each: _Compared, families: dict[str, Points], budget: int, made: lis
 def _table(each: _Compared, families: dict[str, Points], budget: int) -> Table:
     costs = [cost for points in families.values() for cost, _ in points if cost > 0]
     low, high = min(costs, default=1), max(costs, default=1)
-    if each.bytes:
-        powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
-        asked: list[float] = [2.0**power for power in powers[:: max(1, -(-len(powers) // 5))]]
-    else:
-        asked = [rate for rate in RATES if low <= rate <= high]
+    asked = _sizes(low, high) if each.bytes else [rate for rate in RATES if low <= rate <= high]
     named = [format_bytes(cost).replace(".0 ", " ") if each.bytes else f"rate {cost:g}" for cost in asked]
     rows: list[list[Cell]] = [
         [

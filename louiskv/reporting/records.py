@@ -13,6 +13,8 @@ from louiskv.taus import LayerTaus
 
 Record = dict[str, Any]
 
+# What tells runs of a method apart, by kind.
+RUNS = {"task": ("task", "context", "seed", "samples"), "fidelity": ("prompt", "steps", "texts", "seed")}
 # What every record tells of itself.
 IDENTITY = ("kind", "model", "model_hash", "dtype", "method", "budget", "settings", "group", "family", "provenance")
 WAY_OUT = "Mend the file, or take it out of the folder."
@@ -105,7 +107,12 @@ def by_model(found: Found) -> list[Measured]:
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in found.records:
         groups.setdefault((record["model"], record["dtype"], record["model_hash"]), []).append(record)
-    models = [Measured(short(name), dtype, known, records, {}) for (name, dtype, known), records in groups.items()]
+    named = [(short(name), dtype) for name, dtype, _ in groups]
+    models = [
+        # Two models of the same name are told apart by their parameters.
+        Measured(own if named.count((own, dtype)) == 1 else f"{own} {known[:6]}", dtype, known, records, {})
+        for (own, dtype), (*_, known), records in zip(named, groups, groups.values(), strict=True)
+    ]
     for file, taus in found.taus.items():
         own = digest(taus.model)
         of_this = next((each for each in models if each.model_hash == own), None)
@@ -148,6 +155,24 @@ def by_budget(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     return found or [("", known)]
 
 
+def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """Records from which means can be compared: each method with a set of runs that all of them have.
+
+    A stopped evaluation leaves methods with fewer runs than others. Chosen is the set that keeps the most records, of two that of more methods.
+
+    Returns:
+        The records, and the names of the methods that lack one of these runs.
+    """
+    by_method = grouped(records, lambda record: (record["method"], record["budget"]))
+    runs = {method: frozenset(map(_run, own)) for method, own in by_method.items()}
+    candidates = [*runs.values(), frozenset.intersection(*runs.values())] if runs else [frozenset()]
+    having = {each: sum(each <= own for own in runs.values()) for each in candidates}
+    kept = max(candidates, key=lambda each: (len(each) * having[each], having[each]))
+    compared = [method for method, own in runs.items() if kept <= own]
+    left = dict.fromkeys(name for name, budget in runs if (name, budget) not in compared)
+    return [record for method in compared for record in by_method[method] if _run(record) in kept], list(left)
+
+
 def machine(record: Record) -> str:
     """Where a record was made."""
     made = record["provenance"]
@@ -156,6 +181,10 @@ def machine(record: Record) -> str:
 
 def _place(record: Record) -> tuple[Any, ...]:
     return tuple(record[name] for name in ("kind", "model_hash", "method", "budget", "group", "family"))
+
+
+def _run(record: Record) -> str:
+    return json.dumps([record[name] for name in RUNS[record["kind"]]])
 
 
 def _settings(record: Record) -> Record:

@@ -75,6 +75,8 @@ class Hat:
         figures = {
             "task": task,
             "context": context,
+            "seed": 0,
+            "samples": [0, 1, 2, 3],
             "scores": [float(self.number() < 0.5) for _ in range(4)],
             "agreement": [self.number() for _ in range(4)],
             **self.traffic(method, budget),
@@ -86,6 +88,9 @@ class Hat:
         size = 0.0 if lossless else self.number(0.01, 1) * 100 / (budget or 100)
         figures = {
             "prompt": prompt,
+            "steps": STEPS,
+            "texts": 1,
+            "seed": 0,
             "kl": size,
             "top1": 1 - size / 4,
             "nll": size / 2,

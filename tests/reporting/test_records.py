@@ -12,9 +12,11 @@ from louiskv.evaluation.summary import summarise
 from louiskv.methods import METHODS
 from louiskv.reporting.accuracy import front
 from louiskv.reporting.comparing import between
+from louiskv.reporting.content import Fold
 from louiskv.reporting.intervals import interval
-from louiskv.reporting.records import by_budget, by_model, find, short, told_apart
+from louiskv.reporting.records import Found, by_budget, by_model, comparable, find, short, told_apart
 from louiskv.reporting.scores import curve
+from louiskv.reporting.speed import speed
 from louiskv.reporting.styles import style_of
 from tests.reporting.synthetic import Hat, taus, write
 
@@ -94,6 +96,41 @@ def test_methods_without_a_budget_stand_at_each() -> None:
         (", budget 256", ["full", "quest"]),
     ]
     assert by_budget(records[:1]) == [("", records[:1])]
+
+
+def test_means_are_compared_over_runs_that_all_have() -> None:
+    hat = Hat()
+    # An evaluation that was stopped: quest lacks the last task.
+    stopped = [hat.task(name, 128, task) for task in ("passkey", "ledger") for name in ("louiskv", "h2o", "quest")][:-1]
+    kept, left = comparable(stopped)
+    assert [record["task"] for record in kept] == ["passkey", "ledger", "passkey", "ledger"] and left == ["quest"]
+    # Few lack a run, or many a task that is new: what is kept is the most.
+    more = [*stopped, *(hat.task("louiskv", 128, f"task {number}") for number in range(2))]
+    kept, left = comparable(more)
+    assert {record["method"] for record in kept} == {"louiskv", "h2o"} and left == ["quest"]
+    assert {record["task"] for record in kept} == {"passkey", "ledger"}
+    assert comparable([]) == ([], [])
+
+
+def test_two_models_of_a_name_are_told_apart() -> None:
+    hat = Hat()
+    records = [{**hat.task("louiskv", 128), "model_hash": known} for known in ("0123456789", "abcdef0123")]
+    assert [each.title for each in by_model(Found(records=records))] == [
+        "tiny/model 012345 in float32",
+        "tiny/model abcdef in float32",
+    ]
+
+
+def test_each_machine_has_its_own_times() -> None:
+    hat = Hat()
+    records = [{**hat.decode("louiskv", 128, 1024), "base": "louiskv", "label": "louiskv 128"} for _ in range(2)]
+    records[1] = {**records[1], "provenance": {**records[1]["provenance"], "device": "some GPU"}}
+    section = speed(by_model(Found(records=records))[0])
+    assert section is not None
+    assert [part.title for part in section.parts if isinstance(part, Fold)] == [
+        "cpu; some processor; threads: 1",
+        "some GPU; some processor; threads: 1",
+    ]
 
 
 def test_means_are_over_all_samples() -> None:
