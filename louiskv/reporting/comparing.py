@@ -140,13 +140,14 @@ def _table(each: _Compared, families: dict[str, Points], budget: int) -> Table:
     costs = [cost for points in families.values() for cost, _ in points if cost > 0]
     low, high = min(costs, default=1), max(costs, default=1)
     asked = _sizes(low, high) if each.bytes else [rate for rate in RATES if low <= rate <= high]
-    named = [format_bytes(cost).replace(".0 ", " ") if each.bytes else f"rate {cost:g}" for cost in asked]
+    told = {
+        cost: [between(points, cost, logarithmic=each.logarithmic) for points in families.values()] for cost in asked
+    }
+    told = {cost: goals for cost, goals in told.items() if any(goal is not None for goal in goals)}
+    named = [format_bytes(cost).replace(".0 ", " ") if each.bytes else f"rate {cost:g}" for cost in told]
     rows: list[list[Cell]] = [
-        [
-            text(family),
-            *(number(between(points, cost, logarithmic=each.logarithmic), each.form) for cost in asked),
-        ]
-        for family, points in families.items()
+        [text(family), *(number(goals[place], each.form) for goals in told.values())]
+        for place, family in enumerate(families)
     ]
     title = f"{each.goal[0].upper()}{each.goal[1:]} at equal {'bytes' if each.bytes else 'rates'}, budget {budget}"
     return Table(

@@ -50,8 +50,9 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Of each column, whether it holds numbers."""
-        return [any(not isinstance(cell.value, str) for cell in column) for column in zip(*self.rows, strict=True)]
+        """Of each column, whether it holds numbers, or nothing."""
+        columns = zip(*self.rows, strict=True)
+        return [not any(isinstance(cell.value, str) and cell.value for cell in column) for column in columns]
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def by_budget(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
 def comparable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
     """Records from which means can be compared: each method with a set of runs that all of them have.
 
-    A stopped evaluation leaves methods with fewer runs than others. Chosen is the set that keeps the most records, of two that of more methods.
+    A stopped evaluation leaves methods with fewer runs than others. Chosen is the set that keeps the most records, and
+    of two such the one of more methods.
 
     Returns:
         The records, and the names of the methods that lack one of these runs.

@@ -7,7 +7,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from louiskv.reporting.axes import whole_axis
+from louiskv.reporting.axes import doubling_axis, whole_axis
 from louiskv.reporting.content import Figure, Part, Section, Table, number, text
 from louiskv.reporting.drawing import INK, drawing
 from louiskv.reporting.records import Measured
@@ -80,12 +80,11 @@ def _curve(taus: LayerTaus) -> Iterator[Figure]:
         if len(points) > 1:
             with drawing(f"{title}, by samples", "samples", y) as drawn:
                 drawn.axes.plot(*zip(*points, strict=True), "o-", color=PALETTE[2])
-                drawn.axes.set_xscale("log", base=2)
-                drawn.axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                doubling_axis(drawn.axes, [samples for samples, _ in points])
                 if name in taus.target:
                     aimed = taus.target[name]
                     drawn.axes.axhline(aimed, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="target")
-                drawn.axes.set_ylim(bottom=0)
+                drawn.axes.set_ylim(0, 1.1 * max(taus.target.get(name, 0), *(value for _, value in points)) or 1)
             yield Figure(drawn.svg, f"What the first samples alone would have given. {tells}")
 
 
