@@ -123,6 +123,9 @@ def _inlined(svg: str, title: str) -> str:
     svg = re.sub(r'(<g|<image [^>]*?) id="[^"]*"', r"\1", svg)
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r"(?<![,\w])\n|\n(?=[LMCQz])", " ", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    # Of coordinates, not of what is written: a hundredth of a point is more than a screen shows.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
     unique = hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{unique}-", svg)
     opening = rf'<svg viewBox="\1" role="img" aria-label="{escape(title, quote=True)}">'
