@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer and make, nothing else.
+# `make demo` and `make test` need Python 3.11 or newer and make; `make test` a browser, see `browser`.
 # A GPU build of torch of your own: `make setup CONSTRAINTS=` takes the newest from the registry.
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= -c constraints.txt
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+.PHONY: setup browser demo test check bench clean
 
 setup: $(READY)
 
@@ -20,7 +22,14 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/louiskv demo
 
-test: setup
+# Tests open the report in a browser. Where there is none, Debian's and Ubuntu's package is installed, which needs root.
+browser:
+	@[ -n "$$(which $(BROWSERS) 2> /dev/null)" ] \
+	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; } \
+	  || { echo "There is no browser for the tests of the report, and apt-get cannot install one (is this root?):" \
+	    "install one of $(BROWSERS)." >&2; exit 1; }
+
+test: setup browser
 	$(BIN)/python -m pytest -q -n 2
 
 check: setup

@@ -34,8 +34,12 @@ def provenance(device: torch.device) -> dict[str, Any]:
 def origin(model: PreTrainedModel) -> dict[str, str]:
     """The model of a result: its name, a digest of its parameters, their type."""
     known = ModelIdentity.of(model)
-    digest = hashlib.sha256(f"{known.shapes} {known.sample}".encode()).hexdigest()[:16]
-    return {"model": known.name, "model_hash": digest, "dtype": str(model.dtype).removeprefix("torch.")}
+    return {"model": known.name, "model_hash": digest(known), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def digest(model: ModelIdentity) -> str:
+    """A short name of a model's parameters."""
+    return hashlib.sha256(f"{model.shapes} {model.sample}".encode()).hexdigest()[:16]
 
 
 def _commit() -> str | None:

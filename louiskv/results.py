@@ -13,6 +13,8 @@ from louiskv.errors import ResultsError
 FORMAT = 1
 # What every line begins with: by it a line that was cut off is told from a file of others.
 HEAD = f'{{"format": {FORMAT}, '
+# What errors tell those who write a file to do.
+WAY_OUT = "Give another --output, or mend the file."
 
 
 def key_of(identity: dict[str, Any]) -> str:
@@ -47,13 +49,17 @@ class Results:
         records: All records in it, by their keys.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, way_out: str = WAY_OUT) -> None:
         """Read what is there already; the file is left as it is.
+
+        Args:
+            path: The file.
+            way_out: What errors tell the user to do.
 
         Raises:
             ResultsError: The file is none of ours, of another format, or cannot be read.
         """
-        self.path = path
+        self.path, self._way_out = path, way_out
         self.records: dict[str, dict[str, Any]] = {}
         # Bytes of the whole lines, if the last line was cut off: the next record takes its place.
         self._cut: int | None = None
@@ -100,9 +106,9 @@ class Results:
             content = self.path.read_bytes()
             *whole, rest = content.decode().split("\n")
         except OSError as error:
-            raise ResultsError(f"{self.path} cannot be read: {error.strerror}. Give another --output.") from error
+            raise ResultsError(f"{self.path} cannot be read: {error.strerror}. {self._way_out}") from error
         except UnicodeDecodeError as error:
-            raise ResultsError(f"{self.path} is no file of results: it is no text. Give another --output.") from error
+            raise ResultsError(f"{self.path} is no file of results: it is no text. {self._way_out}") from error
         for number, line in enumerate(whole, 1):
             record = self._record(line, number)
             self.records[record["key"]] = record
@@ -118,13 +124,11 @@ class Results:
             record: dict[str, Any] = json.loads(line)
             version, _ = record["format"], record["key"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(
-                f"Line {number} of {self.path} is no result of louiskv. Give another --output, or mend the file."
-            ) from error
+            raise ResultsError(f"Line {number} of {self.path} is no result of louiskv. {self._way_out}") from error
         if version != FORMAT:
             raise ResultsError(
                 f"Line {number} of {self.path} has format {version}, this version of louiskv writes {FORMAT}. What is "
-                "there is kept: give another --output."
+                f"there is kept. {self._way_out}"
             )
         return record
 

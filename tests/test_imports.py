@@ -78,8 +78,10 @@ ARROWS: dict[str, set[str]] = {
         "units",
         "triggers",
     },
+    "reporting": {"reporting", "evaluation", "methods", "provenance", "results", "taus", "telemetry", ""},
     "cli": {
         "cli",
+        "reporting",
         "contestants",
         "bench",
         "evaluation",

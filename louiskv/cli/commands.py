@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "Score methods on tasks, and measure how far they are from full attention.",
     "probe": "Look inside attention: what methods attend to beside full attention.",
     "calibrate": "Choose for each layer of a model when LouisKV retrieves.",
+    "report": "Draw what lies in a folder of results, as one page of HTML.",
     "bench": "Measure decoding and prefill, methods side by side.",
     "demo": "Find a pass key in a long document with full attention and with LouisKV.",
 }

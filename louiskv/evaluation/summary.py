@@ -16,9 +16,10 @@ class Row:
         budget: Its budget, None if it has none.
         group: The comparison that it belongs to, None for the grid of all methods.
         family: What it shares with others of the comparison.
-        scores: Mean score of each task.
+        samples: Score of every sample of each task.
         agreement: Mean share of full attention's answer that was said before the first difference.
         fetched: Bytes fetched for each output token of the tasks.
+        rate: Share of steps and layers that retrieved, on the tasks.
         device: Bytes on the device as a share of full attention's, on the tasks.
         kl: KL divergence of fidelity, None if it was not measured.
         top1: Share of the same likeliest token.
@@ -32,9 +33,10 @@ class Row:
     budget: int | None
     group: str | None = None
     family: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, list[float]] = field(default_factory=dict)
     agreement: float = 0.0
     fetched: float = 0.0
+    rate: float = 0.0
     device: float = 0.0
     kl: float | None = None
     top1: float = 0.0
@@ -42,6 +44,11 @@ class Row:
     fed_fetched: float = 0.0
     fed_rate: float = 0.0
     fed_device: float = 0.0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Mean score of each task."""
+        return {task: mean(scores) for task, scores in self.samples.items()}
 
     @property
     def mean_score(self) -> float:
@@ -77,12 +84,12 @@ def _row(records: list[Record]) -> Row:
         budget=records[0]["budget"],
         group=records[0]["group"],
         family=records[0]["family"],
-        scores={
-            task: mean([score for record in asked if record["task"] == task for score in record["scores"]])
-            for task in tasks
+        samples={
+            task: [score for record in asked if record["task"] == task for score in record["scores"]] for task in tasks
         },
         agreement=mean([share for record in asked for share in record["agreement"] or ()]),
         fetched=_mean_of(asked, "fetched_per_token"),
+        rate=_mean_of(asked, "retrieval_rate"),
         device=mean([_device(record) for record in asked]),
         kl=_mean_of(fed, "kl") if fed else None,
         top1=_mean_of(fed, "top1"),

@@ -1,0 +1,1 @@
+"""One page of HTML from files of results; needs the extra: pip install 'louiskv[report]'."""
