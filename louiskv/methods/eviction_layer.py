@@ -16,8 +16,8 @@ from louiskv.store.kept import KeptSet
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
 
-# Weights held at once while a prompt is observed (float32, so 256 MiB).
-MAX_WEIGHTS = 64 * 1024 * 1024
+# Weights held at once (float32): on a CPU so few that they stay in its caches.
+MAX_WEIGHTS, MAX_WEIGHTS_CPU = 64 * 1024 * 1024, 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ class EvictionLayer(KVLayer):
         importance, num_queries = self.parts.importance, query.shape[2]
         step = watched
         if importance.prompt_queries is None:
-            step = max(1, MAX_WEIGHTS // (query.shape[1] * candidates.rows.shape[1]))
+            most = MAX_WEIGHTS_CPU if query.device.type == "cpu" else MAX_WEIGHTS
+            step = max(1, most // (query.shape[1] * candidates.rows.shape[1]))
         sinks = options.sinks_by_row(1, self.num_kv_heads)
         outs, stats = [], []
         for sequence in range(self.batch_size):
