@@ -15,7 +15,7 @@ from louiskv.evaluation.tasks import TASKS
 from louiskv.results import Results
 from tests.cli.conftest import Run, refused
 
-LITTLE = "--budget", "64", "--context", "96", "--samples", "2", "--steps", "3"
+LITTLE = "--budget", "64", "--context", "96", "--prompt", "96", "--samples", "2", "--steps", "3"
 QUEST = "--task", "passkey", "--task", "fidelity", "--method", "quest", *LITTLE
 FIGURES = "scores", "outputs", "agreement", "kl", "top1", "nll", "curves", "fetched_per_token", "resident_bytes"
 

@@ -47,7 +47,7 @@ def test_a_long_prompt_is_observed_in_parts_without_changing_the_result(monkeypa
     assert isinstance(whole, eviction_layer.EvictionLayer)
     assert isinstance(in_parts, eviction_layer.EvictionLayer)
     expected = take_prompt(whole, talk, slice(0, 50))
-    monkeypatch.setattr(eviction_layer, "MAX_WEIGHTS", 4 * 70 * 7)
+    monkeypatch.setattr(eviction_layer, "MAX_WEIGHTS_CPU", 4 * 70 * 7)
     torch.testing.assert_close(take_prompt(in_parts, talk, slice(0, 50)), expected)
     assert torch.equal(in_parts.kept.positions, whole.kept.positions)
     torch.testing.assert_close(in_parts.kept.stats, whole.kept.stats)
