@@ -19,6 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of results.", metavar="DIR", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="File of the page; DIR/report.html unless given.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables into this file of Markdown, too.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the path, the number of records and the sections as one JSON object.")
     ] = False,
@@ -33,12 +34,16 @@ def report(
     if missing:
         raise UsageError(f"The report needs {' and '.join(missing)}: pip install 'louiskv[report]'")
     found, path = find(folder), folder / "report.html" if output is None else output
+    from louiskv.reporting.markdown import markdown as as_markdown
     from louiskv.reporting.page import chapters, render, write
 
     console = Console(stderr=True)
     with progress_bar(console) as advance:
         drawn = chapters(found, advance)
-    write(render(found, drawn, f"Results of louiskv: {folder.resolve().name}"), path)
+    title = f"Results of louiskv: {folder.resolve().name}"
+    write(render(found, drawn, title), path)
+    if markdown is not None:
+        write(as_markdown(found, drawn, title), markdown)
     for name in found.left_out:
         console.print(f"left out: {name} holds no results of louiskv", highlight=False, markup=False, style="dim")
     if as_json:

@@ -78,12 +78,11 @@ def render(found: Found, drawn: list[Chapter], title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    facts = _facts(found, drawn)
     commands = _commands(found.records)
     template = environment.get_template("page.html.j2")
     return template.render(
         title=title,
-        facts=facts,
+        facts=facts(found, drawn),
         chapters=drawn,
         commands=commands,
         version=louiskv.__version__,
@@ -104,7 +103,7 @@ def write(page: str, path: Path) -> None:
         raise ResultsError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
 
 
-def _facts(found: Found, drawn: list[Chapter]) -> list[tuple[str, list[str]]]:
+def facts(found: Found, drawn: list[Chapter]) -> list[tuple[str, list[str]]]:
     """What was run, where and by what."""
     made = [record["provenance"] for record in found.records]
 

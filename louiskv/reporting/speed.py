@@ -47,8 +47,9 @@ def _parts(records: list[Record]) -> list[Part]:
         parts += [_prefill(at, own) for at, own in by_budget(prefilled)]
     for group, (title, tells) in LADDERS.items():
         parts += _ladder(of("decode", group), title, tells)
-    if decoded:
-        parts.append(_bytes(decoded))
+    parts += [_first_tokens(prefilled)] if prefilled else []
+    for title, shown in [("Decoding", decoded), *((title, of("decode", each)) for each, (title, _) in LADDERS.items())]:
+        parts += [_bytes(f"{title} in figures", shown)] if shown else []
     return parts
 
 
@@ -127,7 +128,24 @@ def _ladder(records: list[Record], title: str, tells: str) -> Iterator[Figure]:
         yield Figure(drawn.svg, f"{tells} Median ms per token; shorter is faster.", origins(own))
 
 
-def _bytes(records: list[Record]) -> Table:
+def _first_tokens(records: list[Record]) -> Table:
+    columns = ["method", "budget", "context", "seconds", "least", "most", "clustering"]
+    rows = [
+        [
+            text(record["method"]),
+            text(record["budget"]),
+            text(record["context"]),
+            number(record["first_token_seconds"]),
+            number(min(record["all_seconds"])),
+            number(max(record["all_seconds"])),
+            number(record["clustering_seconds"]),
+        ]
+        for record in records
+    ]
+    return Table("Time to the first token in figures", columns, rows, "Median, least and most.", origins(records))
+
+
+def _bytes(title: str, records: list[Record]) -> Table:
     columns = ["method", "budget", "context", "batch", "ms a token", "tokens a second", "device", "peak", "host"]
     columns += ["of full", "fetched a token", "retrievals", "hits", "retrieval's time", "implementation"]
     rows = [
@@ -151,7 +169,7 @@ def _bytes(records: list[Record]) -> Table:
         for record in records
     ]
     caption = "Device: resident sets and index. Retrieval's time: scoring, selection and fetch as a share of a step."
-    return Table("Decoding in figures", columns, rows, caption, origins(records))
+    return Table(title, columns, rows, caption, origins(records))
 
 
 def _lines(records: Sequence[Record], along: str = "context") -> Iterator[tuple[str, list[Record]]]:

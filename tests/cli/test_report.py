@@ -38,11 +38,23 @@ def test_json_tells_path_records_and_sections(run: Run, folder: Path, tmp_path: 
 
 def test_what_eval_and_probe_write_can_be_drawn(run: Run, tmp_path: Path) -> None:
     sizes = "--budget", "96", "--context", "192", "--steps", "4"
-    few = "--method", "louiskv", "--samples", "1", "--task", "passkey", "--task", "fidelity"
+    few = "--method", "louiskv", "--samples", "1", "--task", "passkey", "--task", "fidelity", "--prompt", "192"
     assert run("eval", *few, *sizes, "--output", str(tmp_path / "eval.jsonl")).exit_code == 0
     assert run("probe", "--method", "louiskv", *sizes, "--output", str(tmp_path / "probe.jsonl")).exit_code == 0
     told = json.loads(run("report", str(tmp_path), "--json").stdout)
     assert list(told["sections"].values()) == [["accuracy", "scores", "fidelity", "inside"]]
+
+
+def test_tables_as_markdown(run: Run, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "tables.md"
+    assert run("report", str(folder), "--markdown", str(output)).exit_code == 0
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# Results of louiskv: results" and "## tiny/model in float32" in lines
+    head = next(number for number, line in enumerate(lines) if line.startswith("| method |"))
+    rows = [line.split(" | ") for line in lines[head : head + 4]]
+    assert {len(row) for row in rows} == {len(rows[0])} and rows[1][0] == "| ---" and rows[1][-1] == "---: |"
+    assert [row[0] for row in rows[2:]] == ["| louiskv", "| louiskv"]
+    assert any("louiskv bench prefill" in line for line in lines if line.startswith("    "))
 
 
 @pytest.mark.parametrize(
