@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: setup browser demo test check bench clean
+.PHONY: setup browser demo test check bench results clean
 
 setup: $(READY)
 
@@ -41,6 +41,28 @@ check: setup
 bench: setup
 	$(BIN)/louiskv bench decode
 	$(BIN)/louiskv bench prefill
+
+# The runs of docs/results.md, for any MODEL. What is finished is in its file and not run again: stop it and call it anew.
+MODEL ?= smollm2
+RESULTS ?= results/$(notdir $(basename $(MODEL)))
+# What a model of this size can do; `louiskv eval --tasks` lists all.
+TASKS ?= passkey multikey multivalue multiquery variable_tracking
+CONTESTANTS ?= full full_offloaded louiskv quest arkvale clusterkv freekv
+RUN = $(BIN)/louiskv $(1) --model $(MODEL) --output $(RESULTS)/$(2)
+
+results: setup
+	$(call RUN,eval,tasks.jsonl) $(TASKS:%=--task %)
+	$(call RUN,eval,ledger.jsonl) --task ledger_behind_text --budget 256
+	$(call RUN,eval,fidelity.jsonl) --task fidelity --prompt 2048
+	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --task fidelity --prompt 2048
+	$(call RUN,probe,probe.jsonl) --budget 256 --context 2048 --steps 128
+	$(call RUN,calibrate,tau.json) --rate 0.25
+	$(call RUN,bench decode,bench.jsonl) $(CONTESTANTS:%=--method %) --context 2048 --context 8192 --context 32768
+	$(call RUN,bench decode,bench.jsonl) --context 131072 --steps 16
+	$(call RUN,bench decode,bench.jsonl) --context 2048 --batch 4 --batch 8 --steps 32
+	$(call RUN,bench prefill,bench.jsonl) --context 2048 --context 6000
+	$(call RUN,bench ladder,bench.jsonl)
+	$(BIN)/louiskv report $(RESULTS) --markdown $(RESULTS)/tables.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

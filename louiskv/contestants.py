@@ -1,7 +1,7 @@
 """Who is compared: methods with their settings, under the names that they have in tables."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from louiskv.errors import SettingsError
@@ -47,22 +47,33 @@ def plain(method: Method) -> dict[str, Any]:
     return {name: value if isinstance(value, simple) else repr(value) for name, value in values.items()}
 
 
-def contestants(names: Iterable[str], budgets: Iterable[int]) -> list[Contestant]:
+def contestants(
+    names: Iterable[str], budgets: Iterable[int], settings: Mapping[str, Any] | None = None
+) -> list[Contestant]:
     """Methods by name at each budget; those without one stand once.
 
     Args:
         names: Of METHODS.
         budgets: Budgets.
+        settings: Settings in place of the defaults; each method takes those that it has.
 
     Raises:
-        SettingsError: There is no such method, or a budget is too small for one.
+        SettingsError: There is no such method, none of them has such a setting, or a budget is too small for one.
     """
     found: dict[Contestant, None] = {}
+    unused = dict(settings or {})
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"There is no method {name!r}. The methods are: {', '.join(METHODS)}.")
+        own = {each.name for each in METHODS[name].settings()}
+        given = {key: value for key, value in (settings or {}).items() if key in own}
+        unused = {key: value for key, value in unused.items() if key not in own}
         for budget in budgets:
-            own = METHODS[name]()
-            method = own.at_budget(budget)
-            found[Contestant(name, method, None if method is own else budget)] = None
+            default = METHODS[name]()
+            method = default.at_budget(budget)
+            # What is given goes before what the budget makes of a default.
+            found[Contestant(name, replace(method, **given), None if method is default else budget)] = None
+    if unused:
+        named = ", ".join(dict.fromkeys(each.name for each in found))
+        raise SettingsError(f"None of the methods {named} has a setting {', '.join(unused)}.")
     return list(found)

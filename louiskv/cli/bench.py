@@ -16,11 +16,10 @@ from louiskv.bench.prefill import bench_prefill
 from louiskv.bench.runner import Bench, Entry, Record
 from louiskv.cli.bench_tables import print_decode, print_prefill
 from louiskv.cli.loading import load, ready
-from louiskv.cli.options import MethodChoice, ModelChoice, takes_model, takes_settings
+from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.prompts import check_fits, room
-from louiskv.contestants import Contestant
-from louiskv.errors import SettingsError
+from louiskv.contestants import Contestant, contestants
 from louiskv.results import Results
 
 app = typer.Typer(
@@ -153,19 +152,7 @@ def _sweep(quick: bool, own: dict[str, Any] | None = None, **given: Any) -> Swee
 
 def _field(names: Iterable[str], settings: dict[str, Any]) -> list[Contestant]:
     """The methods by name; each takes those of the settings that it has."""
-    found: dict[str, Contestant] = {}
-    used: set[str] = set()
-    for name in names:
-        choice = MethodChoice(name, None, {})
-        own = {setting.name for setting in choice.kind().settings()}
-        used |= own
-        given = {key: value for key, value in settings.items() if key in own}
-        method = MethodChoice(name, None, given).build(budget=512)
-        found[name] = Contestant(name, method, method.values().get("budget"))
-    unused = [name for name in settings if name not in used]
-    if unused:
-        raise SettingsError(f"None of the methods {', '.join(found)} has a setting {', '.join(unused)}.")
-    return list(found.values())
+    return contestants(names, [settings.get("budget", 512)], settings)
 
 
 def _entries(model: Any, field: Iterable[Contestant], impl: str | None, console: Console) -> list[Entry]:

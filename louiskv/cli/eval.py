@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from louiskv.cli.loading import load, ready
-from louiskv.cli.options import ModelChoice, takes_model
+from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import pairs, table, tables
 from louiskv.contestants import contestants
@@ -59,9 +59,11 @@ QUICK: dict[str, Any] = {
 
 
 @app.command("eval")
+@takes_settings
 @takes_model
 def evaluate(
     model: ModelChoice,
+    settings: dict[str, Any],
     task: Annotated[
         list[str], typer.Option(help="Task; repeatable. All, or those of --data, unless given.", metavar="NAME")
     ] = [],  # noqa: B006
@@ -117,6 +119,8 @@ def evaluate(
 
     louiskv eval --task passkey --method louiskv --method quest --budget 256 --budget 512
 
+    louiskv eval --method louiskv --budget 512 --tau 0.8 --unit-size 8 --output results/tau.jsonl
+
     louiskv eval --compare trigger --compare units
 
     louiskv eval --data longbench=LongBench/data --data math500=test.jsonl --context 8000
@@ -149,7 +153,7 @@ def evaluate(
     )
     fed = Fed(tuple(dict.fromkeys(run["prompt"])), run["steps"], seed=seed) if FIDELITY in run["task"] else None
     methods = [name for name in run["method"] if name != "full"]
-    field = [*contestants(["full", *methods], run["budget"]), *compared(compare, run["budget"])]
+    field = [*contestants(["full", *methods], run["budget"], settings), *compared(compare, run["budget"])]
     results, console = Results(output), Console(stderr=True)
     results.check_writable()
     loaded, tokenizer = load(model, console)

@@ -121,12 +121,17 @@ def takes_method(command: Command) -> Command:
 
 
 def takes_settings(command: Command) -> Command:
-    """Give a command an option for each setting of any method, as its argument `settings`: those given, by name."""
+    """Give a command an option for each setting of any method, as its argument `settings`: those given, by name.
+
+    Options of the same name that the command has itself stay as they are.
+    """
+    taken = signature(command).parameters
 
     def collect(given: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in given.items() if value is not None}
 
-    return _bundled(command, "settings", _options_of_settings(), collect)
+    free = (option for option in _options_of_settings() if option.name not in taken)
+    return _bundled(command, "settings", free, collect)
 
 
 def takes_model(command: Command) -> Command:
@@ -169,7 +174,8 @@ def _options_of_settings() -> Iterable[Parameter]:
         one: Any = types.pop() if len(types) == 1 else float if types == {int, float} else str
         meanings: dict[str, list[str]] = {}
         for method, setting, _ in entries:
-            meanings.setdefault(setting.metadata["help"], []).append(f"{method} {setting.default}")
+            default = "none" if setting.default == "" else setting.default
+            meanings.setdefault(setting.metadata["help"], []).append(f"{method} {default}")
         line = "; ".join(f"{text} ({', '.join(defaults)})" for text, defaults in meanings.items())
         yield _option(name, one | None, None, line, "Settings of the methods (and their defaults)")
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from louiskv.cli.loading import load, ready
-from louiskv.cli.options import ModelChoice, takes_model
+from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import table
 from louiskv.contestants import contestants
@@ -30,9 +30,11 @@ LOSSLESS = ("full", "full_offloaded")
 
 
 @app.command("probe")
+@takes_settings
 @takes_model
 def look_inside(
     model: ModelChoice,
+    settings: dict[str, Any],
     method: Annotated[list[str], typer.Option(help="Method; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
     budget: Annotated[list[int], typer.Option(help="Budget; repeatable.", min=1)] = [512],  # noqa: B006
     context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1)] = [4096],  # noqa: B006
@@ -62,7 +64,7 @@ def look_inside(
     names = method or [name for name in METHODS if name not in LOSSLESS]
     fed, results = Fed(tuple(dict.fromkeys(context)), steps, texts, seed), Results(output)
     results.check_writable()
-    field, console = contestants(names, budget), Console(stderr=True)
+    field, console = contestants(names, budget, settings), Console(stderr=True)
     loaded, tokenizer = load(model, console)
     field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)

@@ -237,3 +237,11 @@ def test_what_runs_unless_it_is_said_otherwise(
     assert list(dict.fromkeys(each.name for each in field if each.group is None)) == list(names)
     assert {each.budget for each in field} - {None} == (set(expected["budget"]) if len(field) > 1 else set())
     assert any(each.group for each in field) == ("--compare" in flags)
+
+
+def test_settings_go_to_the_methods_that_have_them(evaluate: Evaluate, unasked: None) -> None:
+    with pytest.raises(AssertionError, match="The model was asked"):
+        evaluate(*QUEST, "--page-size", "8")
+    result = evaluate(*QUEST, "--tau", "0.5")
+    assert result.exit_code == 2
+    assert result.stderr == "error: None of the methods full, quest has a setting tau.\n"

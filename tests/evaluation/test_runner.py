@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from louiskv import METHODS, ClusterKV, Full, LouisKV, RazorAttention, SettingsError, attach, models
+from louiskv import METHODS, ClusterKV, Full, LouisKV, Quest, RazorAttention, SettingsError, attach, models
 from louiskv.cache import passing
 from louiskv.contestants import Contestant, contestants
 from louiskv.evaluation.asking import ask
@@ -97,6 +97,15 @@ def test_small_budgets_have_small_sinks_and_windows() -> None:
         ("razor_attention", 128),
         ("razor_attention", 256),
     ]
+
+
+def test_what_is_given_goes_before_what_the_budget_makes_of_it() -> None:
+    given = {"sink": 4, "tau": 0.5, "page_size": 8}
+    louis, quest = contestants(["louiskv", "quest"], [128], given)
+    assert louis.method == LouisKV(budget=128, sink=4, window=32, tau=0.5)
+    assert quest.method == Quest(budget=128, page_size=8)
+    with pytest.raises(SettingsError, match="None of the methods quest has a setting sink, tau"):
+        contestants(["quest"], [128], given)
 
 
 @pytest.fixture(scope="module")
