@@ -54,7 +54,7 @@ results: setup
 	$(call RUN,eval,tasks.jsonl) $(TASKS:%=--task %)
 	$(call RUN,eval,ledger.jsonl) --task ledger_behind_text --budget 256
 	$(call RUN,eval,fidelity.jsonl) --task fidelity --prompt 2048
-	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --task fidelity --prompt 2048
+	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --task fidelity --prompt 2048 --steps 128
 	$(call RUN,probe,probe.jsonl) --budget 256 --context 2048 --steps 128
 	$(call RUN,calibrate,tau.json) --rate 0.25
 	$(call RUN,bench decode,bench.jsonl) $(CONTESTANTS:%=--method %) --context 2048 --context 8192 --context 32768
