@@ -53,6 +53,13 @@ def test_the_passages_have_their_answers() -> None:
         assert question.answer in passage, question
 
 
+def test_samples_of_one_evaluation_ask_different_questions(haystack: Haystack) -> None:
+    numbers = range(len(QUESTIONS) + 2)
+    asked = [TASKS["reading"].numbered(number, haystack, 800, "0 reading 800").question for number in numbers]
+    assert len(set(asked)) == len(QUESTIONS) and asked[-2:] == asked[:2]
+    assert TASKS["reading"].numbered(0, haystack, 800, "1 reading 800").question != asked[0]
+
+
 def test_common_words_are_the_most_frequent(haystack: Haystack) -> None:
     sample = TASKS["common_words"].sample(haystack, 1500, random.Random(0))
     words = [line.split()[1] for line in sample.document.splitlines()]

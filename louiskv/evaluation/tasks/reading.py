@@ -52,12 +52,21 @@ class Reading(Task):
 
     tells: ClassVar[str] = "questions about real text, one passage of many"
 
+    def numbered(self, number: int, haystack: Haystack, num_tokens: int, seed: str) -> Sample:
+        """Sample `number`: those of one evaluation ask different questions, as far as there are so many."""
+        order = random.Random(seed).sample(QUESTIONS, len(QUESTIONS))
+        return _about(order[number % len(order)], haystack, num_tokens, random.Random(f"{seed} {number}"))
+
     def sample(self, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
-        """Hide the passage."""
-        asked = seed.choice(QUESTIONS)
-        question = f"{asked.text} Answer in a few words, from the text above."
-        passage = topics[asked.topic].strip()[:PASSAGE]
-        document = haystack.around([passage], question, num_tokens, seed)
-        return Sample(
-            document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is"
-        )
+        """Hide the passage of any question."""
+        return _about(seed.choice(QUESTIONS), haystack, num_tokens, seed)
+
+
+def _about(asked: Question, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
+    """A question, and its passage somewhere in the text."""
+    question = f"{asked.text} Answer in a few words, from the text above."
+    passage = topics[asked.topic].strip()[:PASSAGE]
+    document = haystack.around([passage], question, num_tokens, seed)
+    return Sample(
+        document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is"
+    )
