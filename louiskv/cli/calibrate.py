@@ -22,6 +22,9 @@ from louiskv.methods.louiskv import LouisKV
 from louiskv.results import check_writable, writing
 from louiskv.taus import LayerTaus
 
+# One sample of so many is held out; they come from a part of the text of their own.
+HELD_OUT = 4
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
@@ -33,23 +36,26 @@ def calibrate(
     settings: dict[str, Any],
     rate: Annotated[float | None, typer.Option(help="Share of the decode steps that shall retrieve.")] = None,
     error: Annotated[float | None, typer.Option(help="Relative error of attention that shall be kept to.")] = None,
-    samples: Annotated[int, typer.Option(help="Sample texts; a quarter of them is held out.", min=4, metavar="N")] = 16,
+    samples: Annotated[
+        int, typer.Option(help="Sample texts; a quarter of them is held out.", min=HELD_OUT, metavar="N")
+    ] = 16,
     context: Annotated[int, typer.Option(help="Tokens of a sample's prompt.", min=1, metavar="N")] = 1024,
     steps: Annotated[int, typer.Option(help="Tokens that are fed behind it.", min=2, metavar="N")] = 128,
     batch_size: Annotated[int, typer.Option(help="Samples that are fed together.", min=1, metavar="N")] = 4,
     seed: Annotated[int, typer.Option(help="Where the samples begin.", metavar="N")] = 0,
     text: Annotated[Path | None, typer.Option(help="Text of the samples; Python's documentation unless given.")] = None,
-    output: Annotated[Path, typer.Option(help="File for the taus.")] = Path("tau.json"),
+    output: Annotated[Path, typer.Option(help="File for the taus.")] = Path("results/tau.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as one JSON object.")] = False,
 ) -> None:
     """Choose for each layer of a model the cosine under which LouisKV retrieves, and one for all layers.
 
-    Either for a retrieval rate or for an error of the attention output. What is reached is told for texts that were
-    held out, beside what fewer samples would have given. Every other command reads the file by `--calibration`.
+    Either for a retrieval rate or for an error of the attention output. What is reached is told for samples that were
+    held out, from the last quarter of the text, beside what fewer would have given. Every other command reads the file
+    by `--calibration`. The same call again shows what is in it.
 
-    louiskv calibrate --rate 0.25 --output tau.json
+    louiskv calibrate --rate 0.25
 
-    louiskv generate "What is a cache?" --calibration tau.json
+    louiskv generate "What is a cache?" --calibration results/tau.json
     """
     target = Target(rate, error)
     method = MethodChoice("louiskv", None, settings).build()
@@ -62,17 +68,22 @@ def calibrate(
     check_writable(output)
     console = Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    haystack, places = Haystack.of(tokenizer, text), random.Random(seed)
+    haystack = Haystack.of(tokenizer, text)
     positions = getattr(loaded.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and context + steps > positions:
         raise SettingsError(
             f"--context {context} and --steps {steps} need {context + steps} positions, the model has {positions}."
         )
-    texts = torch.tensor([haystack.prose(context + steps, places) for _ in range(samples)], device=loaded.device)
+    places, num_held = random.Random(seed), samples // HELD_OUT
+    texts, held_out = (
+        torch.tensor([part.prose(context + steps, places) for _ in range(count)], device=loaded.device)
+        for part, count in zip(haystack.split(1 / HELD_OUT), (samples - num_held, num_held), strict=True)
+    )
     with progress_bar(console) as advance:
         taus = measure(
             loaded,
             texts,
+            held_out,
             context,
             target,
             method,

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -53,6 +54,16 @@ class Haystack:
     def count(self, text: str) -> int:
         """Tokens of a text."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def split(self, share: float) -> "tuple[Haystack, Haystack]":
+        """The beginning of the text, and the last `share` of its tokens without what the beginning has as well."""
+        ends, most = accumulate(self.counts), (1 - share) * sum(self.counts)
+        beginning = [paragraph for paragraph, end in zip(self.paragraphs, ends, strict=True) if end <= most]
+        known = set(beginning)
+        rest = [paragraph for paragraph in self.paragraphs[len(beginning) :] if paragraph not in known]
+        parts = {"beginning": beginning, "end": rest}
+        first, last = (Haystack("\n\n".join(own), self._tokenizer, f"{self.name} ({at})") for at, own in parts.items())
+        return first, last
 
     def prose(self, num_tokens: int, seed: random.Random) -> list[int]:
         """Ids of so many tokens, from a random place on.

@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import Result
 
+from louiskv.evaluation.texts import Haystack
 from louiskv.measured import ModelIdentity
 from louiskv.taus import LayerTaus
 from tests.cli.conftest import Loaded, Run, refused
@@ -44,9 +46,7 @@ def test_a_rate_is_told_in_tables_and_the_file_is_used_by_generate(calibrate: Ca
 
 
 def test_an_error_is_told_as_json(calibrate: Calibrate, file: Path) -> None:
-    told = json.loads(
-        calibrate("--error", "0.3", "--steps", "2", "--context", "16", "--json", "--impl", "torch").stdout
-    )
+    told = json.loads(calibrate("--error", "0.3", "--steps", "2", "--json", "--impl", "torch").stdout)
     assert told == json.loads(file.read_text())
     assert told["target"] == {"error": 0.3} and len(told["by_tau"]["errors"]) == 28
     assert [each.name for each in file.parent.iterdir()] == ["tau.json"]
@@ -109,3 +109,20 @@ def test_ctrl_c_leaves_the_file_that_was_there(
     monkeypatch.setattr(loaded[0], "forward", forward)
     assert calibrate(*RATE).exit_code == 130
     assert file.read_text() == "before"
+
+
+def test_what_is_held_out_comes_from_a_part_of_its_own(
+    calibrate: Calibrate, haystack: Haystack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, drawn = haystack.split(1 / 4), dict[str, int]()
+    monkeypatch.setattr(Haystack, "split", lambda *_: split)
+    prose = Haystack.prose
+
+    def counted(part: Haystack, *args: Any) -> list[int]:
+        drawn[part.name] = drawn.get(part.name, 0) + 1
+        return prose(part, *args)
+
+    monkeypatch.setattr(Haystack, "prose", counted)
+    told = json.loads(calibrate(*RATE, "--samples", "5", "--context", "8", "--steps", "2", "--json").stdout)
+    assert drawn == {"pydoc_data.topics (beginning)": 4, "pydoc_data.topics (end)": 1}
+    assert (told["settings"]["samples"], told["settings"]["held_out"]) == (4, 1)

@@ -25,7 +25,7 @@ def texts(samples: int = 8) -> torch.Tensor:
 
 def test_a_rate_is_reached_by_each_layer_and_by_one_tau_for_all() -> None:
     model, samples = tiny("llama"), texts()
-    taus = calibrate(model, samples, LENGTH, Target(rate=0.3), EVERYTHING, batch_size=4)
+    taus = calibrate(model, samples[2:], samples[:2], LENGTH, Target(rate=0.3), EVERYTHING, batch_size=4)
     used = samples[2:]
     taken = take_in(model, used[:, :LENGTH], torch.ones(6, LENGTH, dtype=torch.bool))
     seen = probe(model, taken, used[:, LENGTH:], [])
@@ -43,7 +43,7 @@ def test_a_rate_is_reached_by_each_layer_and_by_one_tau_for_all() -> None:
 
 def test_what_is_told_of_held_out_texts_is_what_a_model_does_there(tmp_path: Path) -> None:
     model, samples = tiny("llama"), texts()
-    taus = calibrate(model, samples, LENGTH, Target(rate=0.5), EVERYTHING)
+    taus = calibrate(model, samples[2:], samples[:2], LENGTH, Target(rate=0.5), EVERYTHING)
     taus.write(tmp_path / "tau.json")
     assert LayerTaus.load(tmp_path / "tau.json") == taus
     method = LouisKV(budget=400, dense_layers=1, calibration=str(tmp_path / "tau.json"))
@@ -59,7 +59,7 @@ def test_what_is_told_of_held_out_texts_is_what_a_model_does_there(tmp_path: Pat
 def test_an_error_is_reached_where_it_can_be() -> None:
     model, samples = tiny("llama"), texts(4)
     strict, loose, middle = (
-        calibrate(model, samples, LENGTH, Target(error=error), SMALL) for error in (0.0, 1.0, 0.45)
+        calibrate(model, samples[1:], samples[:1], LENGTH, Target(error=error), SMALL) for error in (0.0, 1.0, 0.45)
     )
     assert strict.tau == [None, 1.0, 1.0, 1.0] and strict.global_tau == 1.0
     assert loose.tau == [None, -1.0, -1.0, -1.0] and loose.global_tau == -1.0
@@ -75,9 +75,9 @@ def test_an_error_is_reached_where_it_can_be() -> None:
 
 def test_progress_counts_to_the_end() -> None:
     seen: list[tuple[int, int]] = []
-    calibrate(
-        tiny("llama"), texts(5), LENGTH, Target(rate=0.3), SMALL, batch_size=2, progress=lambda *at: seen.append(at)
-    )
+    model, samples = tiny("llama"), texts(5)
+    parts = samples[1:], samples[:1]
+    calibrate(model, *parts, LENGTH, Target(rate=0.3), SMALL, batch_size=2, progress=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == list(range(1, 3 * STEPS + 1))
     assert {total for _, total in seen} == {3 * STEPS}
 
@@ -92,7 +92,9 @@ def test_a_target_is_one_number(target: dict[str, float]) -> None:
 
 def test_too_few_samples_or_steps_are_refused() -> None:
     model = tiny("llama")
-    with pytest.raises(SettingsError, match="samples=3"):
-        calibrate(model, texts(3), LENGTH, Target(rate=0.3))
+    with pytest.raises(SettingsError, match="samples of texts=0"):
+        calibrate(model, texts(1)[:0], texts(1), LENGTH, Target(rate=0.3))
+    with pytest.raises(SettingsError, match="samples of held_out=0"):
+        calibrate(model, texts(1), texts(1)[:0], LENGTH, Target(rate=0.3))
     with pytest.raises(SettingsError, match="steps=1"):
-        calibrate(model, texts(4), LENGTH + STEPS - 1, Target(rate=0.3))
+        calibrate(model, texts(1), texts(1), LENGTH + STEPS - 1, Target(rate=0.3))

@@ -116,6 +116,17 @@ def test_a_haystack_of_ones_own(tmp_path: Path) -> None:
         Haystack.of(tokenizer, tmp_path / "missing.txt")
 
 
+def test_a_text_is_split_into_parts_that_have_nothing_in_common(haystack: Haystack) -> None:
+    beginning, end = haystack.split(1 / 4)
+    # Topics repeat what other topics say.
+    assert not set(beginning.paragraphs) & set(end.paragraphs)
+    assert beginning.paragraphs == haystack.paragraphs[: len(beginning.paragraphs)]
+    total, first, last = (sum(part.counts) for part in (haystack, beginning, end))
+    assert 0.74 * total < first <= 0.75 * total and 0.2 * total < last <= 0.25 * total
+    with pytest.raises(SettingsError, match=r"The text pydoc_data.topics \(end\) has \d+ tokens, but 50000 are needed"):
+        end.prose(50000, random.Random(0))
+
+
 @pytest.mark.parametrize("name", ["passkey", "common_words", "ledger", "records"])
 def test_a_context_that_is_too_short_is_refused(haystack: Haystack, name: str) -> None:
     with pytest.raises(SettingsError, match="context of .* too short"):

@@ -67,6 +67,4 @@ def _about(asked: Question, haystack: Haystack, num_tokens: int, seed: random.Ra
     question = f"{asked.text} Answer in a few words, from the text above."
     passage = topics[asked.topic].strip()[:PASSAGE]
     document = haystack.around([passage], question, num_tokens, seed)
-    return Sample(
-        document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is"
-    )
+    return Sample(document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is")
