@@ -9,17 +9,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 
 from louiskv.cli.loading import load
 from louiskv.cli.options import MethodChoice, ModelChoice, flag, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import table
+from louiskv.contestants import plain
 from louiskv.errors import SettingsError
 from louiskv.evaluation.calibrate import Target
 from louiskv.evaluation.calibrate import calibrate as measure
 from louiskv.evaluation.texts import Haystack
 from louiskv.methods.louiskv import LouisKV
-from louiskv.results import check_writable, writing
+from louiskv.provenance import origin, provenance
+from louiskv.results import check_writable, key_of, writing
 from louiskv.taus import LayerTaus
 
 # One sample of so many is held out; they come from a part of the text of their own.
@@ -65,6 +68,7 @@ def calibrate(
         raise SettingsError(f"{' and '.join(chosen)} cannot be given here: a calibration chooses tau.")
     if output.is_dir():
         raise SettingsError(f"--output {output} is a folder: name a file in it.")
+    known = _known(output)
     check_writable(output)
     console = Console(stderr=True)
     loaded, tokenizer = load(model, console)
@@ -74,30 +78,55 @@ def calibrate(
         raise SettingsError(
             f"--context {context} and --steps {steps} need {context + steps} positions, the model has {positions}."
         )
-    places, num_held = random.Random(seed), samples // HELD_OUT
-    texts, held_out = (
-        torch.tensor([part.prose(context + steps, places) for _ in range(count)], device=loaded.device)
-        for part, count in zip(haystack.split(1 / HELD_OUT), (samples - num_held, num_held), strict=True)
-    )
-    with progress_bar(console) as advance:
-        taus = measure(
-            loaded,
-            texts,
-            held_out,
-            context,
-            target,
-            method,
-            batch_size=batch_size,
-            progress=lambda done, total: advance("calibration", done, total),
-            impl=model.impl,
-        )
-    taus = replace(taus, settings={**taus.settings, "text": haystack.name, "seed": seed})
-    with writing(output):
-        taus.write(output)
+    sampled = {"text": haystack.name, "text_hash": haystack.digest, "seed": seed, "held_out_share": 1 / HELD_OUT}
+    decides = {**sampled, **target.values(), "samples": samples, "context": context, "steps": steps}
+    known_as = {name: value for name, value in origin(loaded).items() if name != "model"}
+    key = key_of({**decides, **known_as, "impl": model.impl, "method": plain(method)})
+    taus = known if known is not None and known.settings.get("key") == key else None
+    if taus is None:
+        texts, held_out = _drawn(haystack, samples, context + steps, seed)
+        with progress_bar(console) as advance:
+            taus = measure(
+                loaded,
+                texts.to(loaded.device),
+                held_out.to(loaded.device),
+                context,
+                target,
+                method,
+                batch_size=batch_size,
+                progress=lambda done, total: advance("calibration", done, total),
+                impl=model.impl,
+            )
+        made = {"key": key, "dtype": known_as["dtype"], "provenance": provenance(loaded.device)}
+        taus = replace(taus, settings={**taus.settings, **sampled, **made})
+        with writing(output):
+            taus.write(output)
     if as_json:
         print(json.dumps(asdict(taus)))
     else:
         _show(Console(), taus, output)
+
+
+def _known(output: Path) -> LayerTaus | None:
+    """The calibration in a file, if there is the file.
+
+    Raises:
+        SettingsError: It holds something else, which must not be lost.
+    """
+    if not output.exists():
+        return None
+    try:
+        return LayerTaus.load(output)
+    except SettingsError as error:
+        raise SettingsError(f"{output} is there already and holds no calibration. Give another --output.") from error
+
+
+def _drawn(haystack: Haystack, samples: int, num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Samples [S, num_tokens] to calibrate on, and those that are held out."""
+    places, num_held = random.Random(seed), samples // HELD_OUT
+    parts = zip(haystack.split(1 / HELD_OUT), (samples - num_held, num_held), strict=True)
+    used, held = (torch.tensor([part.prose(num_tokens, places) for _ in range(count)]) for part, count in parts)
+    return used, held
 
 
 def _show(console: Console, taus: LayerTaus, output: Path) -> None:

@@ -197,7 +197,8 @@ class _Sampler:
 def _chosen(seen: _Sampled, target: Target) -> tuple[Tensor, float]:
     """Tau of each layer [L], and the one for all."""
     if target.rate is not None:
-        by_layer = seen.cosine.flatten(0, 1)
+        # Rounding may take a cosine out of its range.
+        by_layer = seen.cosine.flatten(0, 1).clamp(-1, 1)
         tau = by_layer.quantile(target.rate, dim=0)
         # A quantile over all may have more numbers than torch sorts for it.
         return tau, float(by_layer.flatten().sort().values[round(target.rate * (by_layer.numel() - 1))])

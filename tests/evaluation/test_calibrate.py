@@ -1,14 +1,17 @@
 """Calibration of tau: the target is reached on what was sampled, and told for what was held out."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import louiskv.evaluation.calibrate as measuring
 from louiskv import LouisKV, SettingsError, attach
 from louiskv.cache import passing
 from louiskv.evaluation.calibrate import GRID, Target, calibrate
-from louiskv.evaluation.probe import probe
+from louiskv.evaluation.probe import Probe, probe
 from louiskv.evaluation.replay import take_in
 from louiskv.taus import LayerTaus
 from tests.families import prompt, tiny
@@ -71,6 +74,16 @@ def test_an_error_is_reached_where_it_can_be() -> None:
     for layer, tau in zip(middle.by_tau["layers"], middle.tau[1:], strict=True):
         reached = [each for each, error in zip(GRID, errors[layer - 1].tolist(), strict=True) if error <= 0.45]
         assert tau == min(reached, default=1.0)
+
+
+def test_the_cosine_of_two_equal_queries_may_be_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(*args: Any, **options: Any) -> Probe:
+        seen = probe(*args, **options)
+        return replace(seen, cosine=torch.full_like(seen.cosine, 1 + 1e-6))
+
+    monkeypatch.setattr(measuring, "probe", rounded)
+    taus = calibrate(tiny("llama"), texts(1), texts(1), LENGTH, Target(rate=1.0), SMALL)
+    assert taus.tau[1:] == [1.0] * 3 and taus.global_tau == 1.0
 
 
 def test_progress_counts_to_the_end() -> None:
