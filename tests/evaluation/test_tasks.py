@@ -60,6 +60,11 @@ def test_samples_of_one_evaluation_ask_different_questions(haystack: Haystack) -
     assert TASKS["reading"].numbered(0, haystack, 800, "1 reading 800").question != asked[0]
 
 
+def test_scenarios() -> None:
+    told = {name: task.scenario for name, task in TASKS.items() if task.scenario != "long input"}
+    assert told == {"ledger": "long output", "ledger_behind_text": "long both"}
+
+
 def test_common_words_are_the_most_frequent(haystack: Haystack) -> None:
     sample = TASKS["common_words"].sample(haystack, 1500, random.Random(0))
     words = [line.split()[1] for line in sample.document.splitlines()]
@@ -114,6 +119,12 @@ def test_a_haystack_of_ones_own(tmp_path: Path) -> None:
         Haystack.of(tokenizer, path)
     with pytest.raises(SettingsError, match="missing.txt cannot be read"):
         Haystack.of(tokenizer, tmp_path / "missing.txt")
+
+
+def test_a_text_of_one_long_paragraph_is_refused() -> None:
+    haystack = Haystack("One long paragraph. " * 400, models.load_tokenizer(), "long.txt")
+    with pytest.raises(SettingsError, match=r"long.txt has only 0 tokens in paragraphs that fit into \d+: put empty"):
+        TASKS["passkey"].sample(haystack, 1000, random.Random(0))
 
 
 def test_a_text_is_split_into_parts_that_have_nothing_in_common(haystack: Haystack) -> None:
