@@ -74,6 +74,8 @@ class Hat:
     def task(self, method: str, budget: int | None, task: str = "passkey", context: int = 512, **more: Any) -> Record:
         figures = {
             "task": task,
+            "task_settings": task,
+            "text_hash": "text",
             "context": context,
             "seed": 0,
             "samples": [0, 1, 2, 3],

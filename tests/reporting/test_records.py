@@ -36,6 +36,16 @@ def test_each_record_is_read_once_and_other_files_are_left_out(tmp_path: Path) -
     assert list(found.taus) == ["tau.json"]
 
 
+def test_a_sample_counts_once_however_it_was_put_into_batches() -> None:
+    hat = Hat()
+    four = hat.task("louiskv", 128, scores=[1, 1, 1, 0], fetched_per_token=10.0)
+    two = hat.task("louiskv", 128, samples=[4, 5], scores=[0, 0], agreement=[0, 0], fetched_per_token=40.0)
+    again = hat.task("louiskv", 128, samples=[2, 3], scores=[1, 0], agreement=[0, 0], fetched_per_token=10.0)
+    (row,) = summarise([four, two])
+    assert row.samples == {"passkey": [1, 1, 1, 0, 0, 0]} and row.fetched == 20
+    assert summarise([four, two, again])[0].samples == row.samples
+
+
 def test_a_file_that_is_still_written_stays_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, [Hat().task("louiskv", 128)]) / "task.jsonl"
     text = path.read_text() + '{"format": 1, "ke'
