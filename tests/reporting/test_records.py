@@ -12,7 +12,8 @@ from louiskv.evaluation.summary import summarise
 from louiskv.methods import METHODS
 from louiskv.reporting.accuracy import front
 from louiskv.reporting.comparing import between
-from louiskv.reporting.content import Fold
+from louiskv.reporting.content import Figure, Fold
+from louiskv.reporting.inside import inside
 from louiskv.reporting.intervals import interval
 from louiskv.reporting.records import Found, by_budget, by_model, comparable, find, short, told_apart
 from louiskv.reporting.scores import curve
@@ -97,6 +98,10 @@ def test_settings_are_named_where_they_differ() -> None:
     names = [(record["base"], record["method"]) for record in told_apart(records)]
     assert names == [("louiskv", "louiskv tau=0.5"), ("louiskv", "louiskv tau=0.8"), ("quest", "quest")]
 
+    each_layer = [{**records[0], "settings": {"tau": repr(tuple([tau] * 30))}} for tau in (0.875, 0.75)]
+    names = [record["method"] for record in told_apart([records[0], *each_layer])]
+    assert len(set(names)) == 3 and all(len(name) == len("louiskv tau=#123456") for name in names[1:])
+
 
 def test_methods_without_a_budget_stand_at_each() -> None:
     hat = Hat()
@@ -141,6 +146,24 @@ def test_each_machine_has_its_own_times() -> None:
         "cpu; some processor; threads: 1",
         "some GPU; some processor; threads: 1",
     ]
+
+
+def test_only_methods_of_one_run_took_turns() -> None:
+    hat = Hat()
+    both = [{**hat.decode(name, 128, 1024), "base": name, "label": f"{name} 128"} for name in ("louiskv", "quest")]
+    other = {**both[1], "run": "2027"}
+    for records, turns in ((both, True), ([both[0], other], False)):
+        section = speed(by_model(Found(records=records))[0])
+        assert section is not None and ("took turns" in section.text) == turns
+
+
+def test_maps_name_the_layers_that_are_managed() -> None:
+    record = {**Hat().probe("louiskv", 128), "base": "louiskv", "label": "louiskv 128", "layers": [5, 11, 17, 23]}
+    section = inside(by_model(Found(records=[record]))[0])
+    assert section is not None
+    maps = {part.title.partition(":")[0]: part.parts for part in section.parts if isinstance(part, Fold)}
+    (drawn,) = maps["Recall by layer and KV head"]
+    assert isinstance(drawn, Figure) and all(f">{layer}</text>" in drawn.svg for layer in record["layers"])
 
 
 def test_means_are_over_all_samples() -> None:
