@@ -143,4 +143,16 @@ def _show(console: Console, taus: LayerTaus, output: Path) -> None:
         achieved.add_row(name, *(f"{taus.achieved[f'{prefix}{figure}']:.3f}" for figure in ("rate", "error")))
     for shown in (layers, fewer, achieved):
         console.print(shown)
+    missed = _missed(taus)
+    if missed:
+        layers_missed = f"{len(missed)} layers stay above the error, though they retrieve at every step"
+        console.print(f"{layers_missed}: {', '.join(map(str, missed))}. A larger --budget has less.", highlight=False)
     console.print(f"use it: --calibration {output}", highlight=False, style="dim")
+
+
+def _missed(taus: LayerTaus) -> list[int]:
+    """Layers in which no tau reaches the error that was aimed at."""
+    errors = taus.by_tau.get("errors", [])
+    return [
+        layer for layer, each in zip(taus.by_tau["layers"], errors, strict=False) if min(each) > taus.target["error"]
+    ]

@@ -57,6 +57,11 @@ def test_an_error_is_told_as_json(calibrate: Calibrate, file: Path) -> None:
     assert [each.name for each in file.parent.iterdir()] == ["tau.json"]
 
 
+def test_an_error_that_is_not_reached_is_told(calibrate: Calibrate) -> None:
+    told = calibrate("--error", "0", "--steps", "2").stdout
+    assert "28 layers stay above the error, though they retrieve at every step: 2, 3," in " ".join(told.split())
+
+
 def test_a_file_of_another_model_is_refused(run: Run, calibrate: Calibrate, file: Path, tmp_path: Path) -> None:
     identity = ModelIdentity.of(tiny("llama"))
     LayerTaus(identity, [0.9] * 30, 0.9, {"rate": 0.5}, {"rate": 0.5}, [], {}, {}).write(file)
