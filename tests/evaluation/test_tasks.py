@@ -10,7 +10,7 @@ import pytest
 from louiskv import SettingsError, models
 from louiskv.evaluation.tasks import TASKS, Sample
 from louiskv.evaluation.tasks.ledger import FEWEST
-from louiskv.evaluation.tasks.reading import PASSAGE, QUESTIONS
+from louiskv.evaluation.tasks.reading import ASKED, PASSAGE, QUESTIONS
 from louiskv.evaluation.tasks.records import FIELDS, Records
 from louiskv.evaluation.texts import Haystack
 
@@ -47,16 +47,18 @@ def test_what_is_asked_for_stands_in_the_document(haystack: Haystack, name: str)
         assert all(answer in sample.document for answer in sample.answers)
 
 
-def test_the_passages_have_their_answers() -> None:
-    for question in QUESTIONS:
-        passage = " ".join(topics[question.topic].strip()[:PASSAGE].split())
-        assert question.answer in passage, question
+def test_nothing_is_asked_that_is_not_answered() -> None:
+    # In the documentation of another version of Python some may be missing.
+    assert len(ASKED) > 0.7 * len(QUESTIONS)
+    for question in ASKED:
+        text = " ".join(topics[question.topic].strip()[:PASSAGE].split())
+        assert question.answer in text, question
 
 
 def test_samples_of_one_evaluation_ask_different_questions(haystack: Haystack) -> None:
-    numbers = range(len(QUESTIONS) + 2)
+    numbers = range(len(ASKED) + 2)
     asked = [TASKS["reading"].numbered(number, haystack, 800, "0 reading 800").question for number in numbers]
-    assert len(set(asked)) == len(QUESTIONS) and asked[-2:] == asked[:2]
+    assert len(set(asked)) == len(ASKED) and asked[-2:] == asked[:2]
     assert TASKS["reading"].numbered(0, haystack, 800, "1 reading 800").question != asked[0]
 
 
