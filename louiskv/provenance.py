@@ -44,11 +44,16 @@ def digest(model: ModelIdentity) -> str:
 
 def _commit() -> str | None:
     try:
-        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        folder = Path(__file__).parent
-        return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        # Where it is installed, the repository around it is somebody else's.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:

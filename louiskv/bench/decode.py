@@ -161,7 +161,8 @@ class _Runner:
         """What was measured."""
         # The first turn touches memory for the first time; it is left out where there are others.
         seconds, batch = self.decoding.seconds[TURN:] or self.decoding.seconds, self.start.batch
-        low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [seconds[0]] * 3
+        timed = seconds if len(seconds) > 1 else 2 * seconds
+        low, median, high = statistics.quantiles(timed, n=4, method="inclusive")
         return {
             "num_real": self.start.num_real,
             "ms_per_token": median * 1000,

@@ -78,7 +78,7 @@ def decode(
     louiskv bench decode --context 2048 --context 131072 --batch 1 --batch 8 --method full --method quest
     """
     sweep = _sweep(quick, context=context, batch=batch, steps=steps)
-    field, results, console = _field(method, settings), Results(output), Console(stderr=True)
+    field, results, console = _field(method, settings), _results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
     entries = [*([Entry(impl=model.impl)] if sdpa else []), *_entries(loaded, field, model.impl, console)]
     with progress_bar(console) as advance:
@@ -106,7 +106,7 @@ def ladder(
     louiskv bench ladder --quick
     """
     sweep = _sweep(quick, {"context": [8192]}, context=context, batch=batch, steps=steps)
-    results, console = Results(output), Console(stderr=True)
+    results, console = _results(output), Console(stderr=True)
     units = ladders.units(budget, model.impl)
     loaded, tokenizer = load(model, console)
     parts, why = ladders.parts(budget, loaded.device), ladders.why_not_fast(loaded.device)
@@ -133,7 +133,7 @@ def time_prefill(
 
     Each length that is finished is kept in the file of results.
     """
-    field, results, console = _field(method, settings), Results(output), Console(stderr=True)
+    field, results, console = _field(method, settings), _results(output), Console(stderr=True)
     loaded, tokenizer = load(model, console)
     entries = [*([Entry(impl=model.impl)] if sdpa else []), *_entries(loaded, field, model.impl, console)]
     for length in context:
@@ -148,6 +148,13 @@ def _sweep(quick: bool, own: dict[str, Any] | None = None, **given: Any) -> Swee
     """What is asked for, or else the defaults, of which a command may have its own."""
     run = EVERYTHING | (own or {}) | (QUICK if quick else {}) | {name: value for name, value in given.items() if value}
     return Sweep(tuple(run["context"]), tuple(run["batch"]), run["steps"])
+
+
+def _results(output: Path) -> Results:
+    """What is in the file; what cannot be written is found out now."""
+    results = Results(output)
+    results.check_writable()
+    return results
 
 
 def _field(names: Iterable[str], settings: dict[str, Any]) -> list[Contestant]:

@@ -157,8 +157,8 @@ def evaluate(
     results, console = Results(output), Console(stderr=True)
     results.check_writable()
     loaded, tokenizer = load(model, console)
-    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)
+    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     with progress_bar(console, planned(asked, fed, field)) as advance:
         evaluation = Evaluation(loaded, tokenizer, haystack, results, advance, impl=model.impl)
         # Both draw all that they ask before the first run.

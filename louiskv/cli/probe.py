@@ -66,8 +66,8 @@ def look_inside(
     results.check_writable()
     field, console = contestants(names, budget, settings), Console(stderr=True)
     loaded, tokenizer = load(model, console)
-    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     haystack = Haystack.of(tokenizer, text)
+    field = [replace(each, method=ready(loaded, each.method, console)) for each in field]
     with progress_bar(console, len(field) * len(fed.prompts)) as advance:
         evaluation = Evaluation(loaded, tokenizer, haystack, results, advance, impl=model.impl)
         found = list(look(evaluation, fed, field, layer, head))

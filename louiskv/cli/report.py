@@ -43,7 +43,7 @@ def report(
     title = f"Results of louiskv: {folder.resolve().name}"
     write(render(found, drawn, title), path)
     if markdown is not None:
-        write(as_markdown(found, drawn, title), markdown)
+        write(as_markdown(found, drawn, title), markdown, "--markdown")
     for name in found.left_out:
         console.print(f"left out: {name} holds no results of louiskv", highlight=False, markup=False, style="dim")
     if as_json:

@@ -63,7 +63,7 @@ def _asked(
             said, figures = _answered(evaluation, each, batch, prompt)
             if isinstance(each.method, Full):
                 expected = said
-            figures["agreement"] = None if expected is None else list(map(_agreement, said, expected))
+            figures["agreement"] = None if expected is None else list(map(agreement, said, expected))
             record = evaluation.add("task", identity, each, started, figures)
         evaluation.done += 1
         yield record
@@ -107,9 +107,15 @@ def _answered(
     }
 
 
-def _agreement(said: list[int], expected: list[int]) -> float:
-    """The share of the expected tokens that come before the first difference."""
-    same = next((at for at, pair in enumerate(zip(said, expected, strict=False)) if pair[0] != pair[1]), None)
-    if same is None:
-        same = min(len(said), len(expected))
-    return same / len(expected) if expected else float(not said)
+def agreement(said: list[int], expected: list[int]) -> float:
+    """The share of full attention's answer that is said before the first difference.
+
+    Args:
+        said: Tokens of an answer, without its end.
+        expected: Those of full attention's.
+    """
+    pairs = zip(said, expected, strict=False)
+    same = next((at for at, (own, full) in enumerate(pairs) if own != full), min(len(said), len(expected)))
+    # To go on where full attention ended is a difference, too: its end is the token that was not said.
+    goes_on = same == len(expected) < len(said)
+    return same / (len(expected) + goes_on) if expected or goes_on else 1.0

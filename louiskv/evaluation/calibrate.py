@@ -19,8 +19,6 @@ from louiskv.taus import LayerTaus
 
 # Taus that are tried for an error; the cosines themselves give the tau of a rate.
 GRID = (-1.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
-# One sample of so many is not calibrated on, but tells what was achieved.
-HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,7 @@ class _Sampled:
 def calibrate(
     model: PreTrainedModel,
     texts: Tensor,
+    held_out: Tensor,
     num_prompt: int,
     target: Target,
     method: LouisKV | None = None,
@@ -80,12 +79,12 @@ def calibrate(
 ) -> LayerTaus:
     """Choose tau for each layer, and one for all.
 
-    The queries are those of full attention. A quarter of the samples is held out: they tell what is achieved, by the
-    taus of all others and by those of fewer.
+    The queries are those of full attention.
 
     Args:
         model: The model, attached to nothing.
-        texts: [S, T] ids of samples.
+        texts: [S, T] ids of samples to calibrate on.
+        held_out: The same of others, with no text in common: they tell what is achieved, by all samples and by fewer.
         num_prompt: Tokens of each that are its prompt; the others are fed as output.
         target: What to aim at.
         method: The settings beside tau; LouisKV's own unless given.
@@ -94,11 +93,12 @@ def calibrate(
         impl: Implementation of the operations.
 
     Raises:
-        SettingsError: There are fewer than four samples or too few steps, or no layer retrieves.
+        SettingsError: There are no samples or too few steps, or no layer retrieves.
     """
-    check_count("samples", len(texts), HELD_OUT)
     check_count("num_prompt", num_prompt, 1)
-    check_count("steps", texts.shape[1] - num_prompt, 2)
+    for name, samples in (("texts", texts), ("held_out", held_out)):
+        check_count(f"samples of {name}", len(samples), 1)
+        check_count("steps", samples.shape[1] - num_prompt, 2)
     check_count("batch_size", batch_size, 1)
     method = replace(method or LouisKV(), calibration="")
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -106,19 +106,17 @@ def calibrate(
         raise SettingsError(
             f"dense_layers={method.dense_layers} leaves no layer that retrieves: the model has {num_layers}."
         )
-    num_held = len(texts) // HELD_OUT
-    used, held = texts[num_held:], texts[:num_held]
     sampler = _Sampler(model, num_prompt, method.dense_layers, batch_size, progress, impl)
-    sampler.plan(used, held)
+    sampler.plan(texts, held_out)
     by_grid = [] if target.error is None else [replace(method, tau=tau) for tau in GRID]
 
-    seen = sampler.sample(used, by_grid)
+    seen = sampler.sample(texts, by_grid)
     tau, global_tau = _chosen(seen, target)
     taus: list[float | None] = [None] * num_layers
     for layer, each in zip(seen.layers, tau.tolist(), strict=True):
         taus[layer] = each
     every = tuple(global_tau if each is None else each for each in taus)
-    checked = sampler.sample(held, [replace(method, tau=every), replace(method, tau=global_tau), *by_grid])
+    checked = sampler.sample(held_out, [replace(method, tau=every), replace(method, tau=global_tau), *by_grid])
     figures = {name: getattr(checked, name).mean((0, 1)).tolist() for name in ("rate", "error")}
     return LayerTaus(
         model=ModelIdentity.of(model),
@@ -134,8 +132,8 @@ def calibrate(
         curve=list(_curve(seen, checked, target)),
         by_tau=_by_tau(seen),
         settings={
-            "samples": len(used),
-            "held_out": len(held),
+            "samples": len(texts),
+            "held_out": len(held_out),
             "num_prompt": num_prompt,
             "steps": texts.shape[1] - num_prompt,
             "method": {name: value for name, value in method.values().items() if name not in ("tau", "calibration")},
@@ -199,7 +197,8 @@ class _Sampler:
 def _chosen(seen: _Sampled, target: Target) -> tuple[Tensor, float]:
     """Tau of each layer [L], and the one for all."""
     if target.rate is not None:
-        by_layer = seen.cosine.flatten(0, 1)
+        # Rounding may take a cosine out of its range.
+        by_layer = seen.cosine.flatten(0, 1).clamp(-1, 1)
         tau = by_layer.quantile(target.rate, dim=0)
         # A quantile over all may have more numbers than torch sorts for it.
         return tau, float(by_layer.flatten().sort().values[round(target.rate * (by_layer.numel() - 1))])

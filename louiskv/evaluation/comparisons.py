@@ -27,10 +27,10 @@ def compared(names: Iterable[str], budgets: Iterable[int]) -> list[Contestant]:
         SettingsError: There is no such comparison, or a budget is too small.
     """
     found = []
-    for name in names:
+    for name in dict.fromkeys(names):
         if name not in COMPARISONS:
             raise SettingsError(f"There is no comparison {name!r}. The comparisons are: {', '.join(COMPARISONS)}.")
-        for budget in budgets:
+        for budget in dict.fromkeys(budgets):
             for family, label, method in COMPARISONS[name]():
                 found.append(Contestant(f"{family} {label}", method.at_budget(budget), budget, name, family))
     return found

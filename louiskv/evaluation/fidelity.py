@@ -54,13 +54,13 @@ def refer(model: PreTrainedModel, prompt: Prompt, output: Tensor, impl: str | No
     """What full attention expects behind each token of an output [B, steps]."""
     with attach(model, Full(), impl=impl) as kv_cache:
         prompt.replay(kv_cache)
-        parts, mask = [], prompt.mask
-        for part in output.split(CHUNK, dim=1):
+        # Made at once: with a large vocabulary, chunks that are joined afterwards would take it twice.
+        log_probs, mask = prompt.logits.new_empty(*output.shape, prompt.logits.shape[-1]), prompt.mask
+        for part, place in zip(output.split(CHUNK, dim=1), log_probs.split(CHUNK, dim=1), strict=True):
             mask = torch.nn.functional.pad(mask, (0, part.shape[1]), value=True)
             position = (mask.cumsum(1) - 1)[:, -part.shape[1] :]
             out = model(part, attention_mask=mask, position_ids=position, **passing(model, kv_cache))
-            parts.append(torch.log_softmax(out.logits.float(), dim=-1))
-    log_probs = torch.cat(parts, dim=1)
+            place.copy_(torch.log_softmax(out.logits.float(), dim=-1))
     return Reference(prompt, output, log_probs, _nll(log_probs[:, :-1], output[:, 1:]))
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 Record = dict[str, Any]
 
+# What tells samples of a task apart, beside their numbers.
+SAMPLE = ("text_hash", "task_settings", "context", "seed")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -79,18 +82,18 @@ def _row(records: list[Record]) -> Row:
     asked = [record for record in records if record["kind"] == "task"]
     fed = [record for record in records if record["kind"] == "fidelity"]
     tasks = dict.fromkeys(record["task"] for record in asked)
+    # A batch counts once for each of its samples: the last one may have fewer.
+    batches = [record for record in asked for _ in record["samples"]]
     return Row(
         name=records[0]["method"],
         budget=records[0]["budget"],
         group=records[0]["group"],
         family=records[0]["family"],
-        samples={
-            task: [score for record in asked if record["task"] == task for score in record["scores"]] for task in tasks
-        },
-        agreement=mean([share for record in asked for share in record["agreement"] or ()]),
-        fetched=_mean_of(asked, "fetched_per_token"),
-        rate=_mean_of(asked, "retrieval_rate"),
-        device=mean([_device(record) for record in asked]),
+        samples={task: _by_sample([record for record in asked if record["task"] == task], "scores") for task in tasks},
+        agreement=mean(_by_sample([record for record in asked if record["agreement"] is not None], "agreement")),
+        fetched=_mean_of(batches, "fetched_per_token"),
+        rate=_mean_of(batches, "retrieval_rate"),
+        device=mean([_device(record) for record in batches]),
         kl=_mean_of(fed, "kl") if fed else None,
         top1=_mean_of(fed, "top1"),
         nll=_mean_of(fed, "nll"),
@@ -98,6 +101,16 @@ def _row(records: list[Record]) -> Row:
         fed_rate=_mean_of(fed, "retrieval_rate"),
         fed_device=mean([_device(record) for record in fed]),
     )
+
+
+def _by_sample(records: list[Record], name: str) -> list[float]:
+    """A figure of each sample once, however samples were put into batches."""
+    found = {
+        (record["task"], *(record[each] for each in SAMPLE), number): figure
+        for record in records
+        for number, figure in zip(record["samples"], record[name], strict=True)
+    }
+    return list(found.values())
 
 
 def _mean_of(records: list[Record], name: str) -> float:

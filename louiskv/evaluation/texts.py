@@ -4,12 +4,16 @@ import hashlib
 import random
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from pydoc_data.topics import topics
 
 from transformers import PreTrainedTokenizerBase
 
 from louiskv.errors import SettingsError
+
+# Tokens that a prompt may have fewer than half of what was asked for.
+SPARE = 100
 
 
 class Haystack:
@@ -54,6 +58,16 @@ class Haystack:
         """Tokens of a text."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def split(self, share: float) -> "tuple[Haystack, Haystack]":
+        """The beginning of the text, and the last `share` of its tokens without what the beginning has as well."""
+        ends, most = accumulate(self.counts), (1 - share) * sum(self.counts)
+        beginning = [paragraph for paragraph, end in zip(self.paragraphs, ends, strict=True) if end <= most]
+        known = set(beginning)
+        rest = [paragraph for paragraph in self.paragraphs[len(beginning) :] if paragraph not in known]
+        parts = {"beginning": beginning, "end": rest}
+        first, last = (Haystack("\n\n".join(own), self._tokenizer, f"{self.name} ({at})") for at, own in parts.items())
+        return first, last
+
     def prose(self, num_tokens: int, seed: random.Random) -> list[int]:
         """Ids of so many tokens, from a random place on.
 
@@ -64,11 +78,7 @@ class Haystack:
         # Paragraphs too long for what is left are passed over: with twice the room few are.
         room = min(2 * num_tokens, sum(self.counts))
         ids = list(self._tokenizer(self.around([], "", room, seed), add_special_tokens=False)["input_ids"])
-        if len(ids) < num_tokens:
-            raise SettingsError(
-                f"The text {self.name} has only {len(ids)} tokens in paragraphs that fit into {room}: put empty lines "
-                "between its paragraphs, or give a longer one."
-            )
+        self._check_fills(len(ids), num_tokens, room)
         return ids[:num_tokens]
 
     def without_middle(self, text: str, num_tokens: int) -> str:
@@ -94,7 +104,7 @@ class Haystack:
             seed: Where to begin, and where the facts lie.
 
         Raises:
-            SettingsError: The facts alone are longer, or the whole text is shorter.
+            SettingsError: The facts alone are longer, the whole text is shorter, or its paragraphs are too long.
         """
         room = num_tokens - sum(self.count(f"{part}\n\n") for part in (*facts, question))
         if room < 0:
@@ -103,14 +113,15 @@ class Haystack:
                 f"{num_tokens - room}. Give a longer --context."
             )
         self._check_length(room)
-        start = seed.randrange(len(self.paragraphs))
+        start, left = seed.randrange(len(self.paragraphs)), room
         prose: list[str] = []
         depths = [(number + seed.random()) / len(facts) for number in range(len(facts))]
         # Once around: a paragraph that is too long for what is left gives its place to the next ones.
         for place in (*range(start, len(self.paragraphs)), *range(start)):
-            if self.counts[place] <= room:
+            if self.counts[place] <= left:
                 prose.append(self.paragraphs[place])
-                room -= self.counts[place]
+                left -= self.counts[place]
+        self._check_fills(room - left, room // 2 - SPARE, room)
         # Paragraphs side by side may have a few tokens more than each alone.
         while prose and self.count(f"{_strewn(facts, prose, depths)}\n\n{question}") > num_tokens:
             prose.pop()
@@ -121,6 +132,13 @@ class Haystack:
             raise SettingsError(
                 f"The text {self.name} has {sum(self.counts)} tokens, but {num_tokens} are needed: give a longer one, "
                 "or fewer tokens."
+            )
+
+    def _check_fills(self, found: int, needed: int, room: int) -> None:
+        if found < needed:
+            raise SettingsError(
+                f"The text {self.name} has only {found} tokens in paragraphs that fit into {room}: put empty lines "
+                "between its paragraphs, or give a longer one."
             )
 
 

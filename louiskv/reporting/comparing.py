@@ -51,7 +51,11 @@ ASKED = (
     _Compared("mean task score", FETCHED, lambda row: row.mean_score, lambda row: row.fetched, ".2f", True, False),
 )
 TITLES = {
-    "trigger": ("When to retrieve", "The trigger is exchanged, all other parts are LouisKV's."),
+    "trigger": (
+        "When to retrieve",
+        "The trigger is exchanged, all other parts are LouisKV's. A late trigger selects for the next step at every "
+        "step as well, and its rate counts corrections alone: compare it at equal bytes.",
+    ),
     "units": ("What to retrieve", "Units and their summaries are exchanged, with a retrieval at every step."),
 }
 

@@ -97,8 +97,8 @@ def _retrieved(record: Record) -> Figure | None:
     if not any(map(any, rows)):
         return None
     with drawing(record["label"], "step", "layer", SMALL) as drawn:
-        places = [0, len(rows[0]), layers[0] - 0.5, layers[-1] + 0.5]
-        image(drawn, rows, "share of KV heads that retrieved", 0, 1, places)
+        image(drawn, rows, "share of KV heads that retrieved", 0, 1, [0, len(rows[0]), -0.5, len(layers) - 0.5])
+        _name_layers(drawn, layers)
     rate = f"{record['retrieval_rate']:.0%}"
     told = f"Yellow: all KV heads of the layer retrieved at this step, dark: none. {rate} of all in the layers that do."
     return Figure(drawn.svg, told, origins([record]))
@@ -136,9 +136,16 @@ def _by_head(record: Record, name: str, high: float) -> Figure:
     rows = [[math.nan if value is None else value for value in row] for row in record[name]]
     layers = record["layers"]
     with drawing(record["label"], "KV head", "layer", SMALL) as drawn:
-        image(drawn, rows, name, 0, high, [-0.5, len(rows[0]) - 0.5, layers[0] - 0.5, layers[-1] + 0.5])
+        image(drawn, rows, name, 0, high, [-0.5, len(rows[0]) - 0.5, -0.5, len(layers) - 0.5])
+        _name_layers(drawn, layers)
         drawn.axes.set_xticks(range(0, len(rows[0]), -(-len(rows[0]) // 8)))
     return Figure(drawn.svg, f"{name.capitalize()}, mean over steps. {_mean(rows):.3f} over all.", origins([record]))
+
+
+def _name_layers(drawn: Drawing, layers: list[int]) -> None:
+    """Rows are the layers that are managed: there may be others between them."""
+    every = -(-len(layers) // 8)
+    drawn.axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]])
 
 
 def _mean(rows: list[list[float | None]] | list[list[float]]) -> float:

@@ -90,8 +90,8 @@ def render(found: Found, drawn: list[Chapter], title: str) -> str:
     )
 
 
-def write(page: str, path: Path) -> None:
-    """Write the page.
+def write(page: str, path: Path, option: str = "--output") -> None:
+    """Write the page, into the file that an option names.
 
     Raises:
         ResultsError: It cannot be written.
@@ -100,7 +100,7 @@ def write(page: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise ResultsError(f"{path} cannot be written: {error.strerror}. Give another --output.") from error
+        raise ResultsError(f"{path} cannot be written: {error.strerror}. Give another {option}.") from error
 
 
 def facts(found: Found, drawn: list[Chapter]) -> list[tuple[str, list[str]]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from louiskv.errors import ResultsError, SettingsError
 from louiskv.provenance import digest
-from louiskv.results import Results
+from louiskv.results import Results, key_of
 from louiskv.taus import LayerTaus
 
 Record = dict[str, Any]
@@ -17,6 +17,8 @@ Record = dict[str, Any]
 RUNS = {"task": ("task", "context", "seed", "samples"), "fidelity": ("prompt", "steps", "texts", "seed")}
 # What every record tells of itself.
 IDENTITY = ("kind", "model", "model_hash", "dtype", "method", "budget", "settings", "group", "family", "provenance")
+# Most letters of a setting in the name of a method.
+LONGEST = 40
 WAY_OUT = "Mend the file, or take it out of the folder."
 
 
@@ -196,8 +198,13 @@ def _settings(record: Record) -> Record:
 def _named_by_settings(record: Record, choices: list[Record]) -> Record:
     own = _settings(record)
     differing = [name for name in own if any(other.get(name) != own[name] for other in choices)]
-    told = ", ".join(f"{name}={own[name]}" for name in differing)
+    told = ", ".join(f"{name}={_told(own[name])}" for name in differing)
     return {**record, "base": record["method"], "method": f"{record['method']} {told}".strip()}
+
+
+def _told(value: Any) -> str:
+    """A setting in a name; what was measured for each layer is told by a digest."""
+    return str(value) if len(str(value)) <= LONGEST else f"#{key_of({'value': value})[:6]}"
 
 
 def _labelled(record: Record) -> Record:

@@ -26,7 +26,9 @@ def speed(model: Measured) -> Section | None:
         names = grouped(records, machine)
         parts = [Fold(name, own, open=True) for name, own in zip(names, machines, strict=True)]
     told = "Sdpa is transformers' own cache and attention."
-    if all(record.get("interleaved", True) for record in records):
+    by_size = grouped(records, lambda record: tuple(record.get(name) for name in ("kind", "context", "batch", "group")))
+    of_one_run = all(len({record["run"] for record in own}) == 1 for own in by_size.values())
+    if of_one_run and all(record.get("interleaved", True) for record in records):
         told = f"Methods took turns on the same machine. {told}"
     return Section("speed", "Speed", told, parts) if parts else None
 

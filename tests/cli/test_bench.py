@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from louiskv.bench import decode, ladder, memory, prefill
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, refused
 
 TINY = "--context", "48", "--steps", "3"
 
@@ -124,3 +124,11 @@ def test_a_file_of_another_format_is_kept_and_refused(run: Run, tmp_path: Path) 
         result = run("bench", "decode", *TINY, "--output", str(path))
         assert result.exit_code == 1 and why in result.stderr and "--output" in result.stderr
         assert path.read_text() == f"{line}\n"
+
+
+@pytest.mark.usefixtures("unasked")
+@pytest.mark.parametrize("what", ["decode", "prefill", "ladder"])
+def test_where_nothing_can_be_written_is_found_out_at_once(run: Run, tmp_path: Path, what: str) -> None:
+    (tmp_path / "results").write_text("a file in the place of a folder")
+    told = run("bench", what, "--context", "48", "--output", str(tmp_path / "results" / "bench.jsonl"))
+    refused(told, "cannot be written: File exists. Give another --output", code=1)

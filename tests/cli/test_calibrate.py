@@ -4,11 +4,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import Result
 
+import louiskv.evaluation.calibrate as measuring
+from louiskv.evaluation.texts import Haystack
 from louiskv.measured import ModelIdentity
 from louiskv.taus import LayerTaus
 from tests.cli.conftest import Loaded, Run, refused
@@ -30,7 +33,9 @@ def calibrate(run: Run, file: Path) -> Calibrate:
     return lambda *flags: run("calibrate", *LITTLE, *flags, "--output", str(file))
 
 
-def test_a_rate_is_told_in_tables_and_the_file_is_used_by_generate(calibrate: Calibrate, run: Run, file: Path) -> None:
+def test_a_rate_is_told_in_tables_and_the_file_is_used_by_generate(
+    calibrate: Calibrate, run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = calibrate(*RATE)
     assert told.exit_code == 0 and not told.stderr
     for words in ("layer", "taus differ by", "on held-out texts", "a tau for each layer", f"--calibration {file}"):
@@ -40,16 +45,21 @@ def test_a_rate_is_told_in_tables_and_the_file_is_used_by_generate(calibrate: Ca
     assert (taus.settings["samples"], taus.settings["held_out"], taus.settings["seed"]) == (3, 1, 0)
     used = run("generate", "Hello", "--max-new-tokens", "2", "--calibration", str(file), "--json")
     assert json.loads(used.stdout)["report"]["settings"]["tau"] == list(taus.by_layer())
+    assert taus.settings["text"] == "pydoc_data.topics" and taus.settings["provenance"]["torch"] == torch.__version__
+    monkeypatch.setattr(measuring, "probe", lambda *_, **__: pytest.fail("measured again"))
     assert json.loads(calibrate(*RATE, "--json").stdout) == json.loads(file.read_text()) == asdict(taus)
 
 
 def test_an_error_is_told_as_json(calibrate: Calibrate, file: Path) -> None:
-    told = json.loads(
-        calibrate("--error", "0.3", "--steps", "2", "--context", "16", "--json", "--impl", "torch").stdout
-    )
+    told = json.loads(calibrate("--error", "0.3", "--steps", "2", "--json", "--impl", "torch").stdout)
     assert told == json.loads(file.read_text())
     assert told["target"] == {"error": 0.3} and len(told["by_tau"]["errors"]) == 28
     assert [each.name for each in file.parent.iterdir()] == ["tau.json"]
+
+
+def test_an_error_that_is_not_reached_is_told(calibrate: Calibrate) -> None:
+    told = calibrate("--error", "0", "--steps", "2").stdout
+    assert "28 layers stay above the error, though they retrieve at every step: 2, 3," in " ".join(told.split())
 
 
 def test_a_file_of_another_model_is_refused(run: Run, calibrate: Calibrate, file: Path, tmp_path: Path) -> None:
@@ -100,12 +110,38 @@ def test_where_nothing_can_be_written_is_found_out_at_once(calibrate: Calibrate,
 def test_ctrl_c_leaves_the_file_that_was_there(
     calibrate: Calibrate, file: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.parent.mkdir()
-    file.write_text("before")
+    taus = LayerTaus(ModelIdentity.of(loaded[0]), [0.9] * 30, 0.9, {"rate": 0.5}, {"rate": 0.5}, [], {}, {})
+    taus.write(file)
 
     def forward(*args: object, **kwargs: object) -> torch.Tensor:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loaded[0], "forward", forward)
     assert calibrate(*RATE).exit_code == 130
-    assert file.read_text() == "before"
+    assert LayerTaus.load(file) == taus
+
+
+@pytest.mark.usefixtures("unasked")
+@pytest.mark.parametrize("content", ["", "notes", '{"format": 1, "key": "x"}'])
+def test_a_file_of_something_else_is_refused_and_kept(calibrate: Calibrate, file: Path, content: str) -> None:
+    file.parent.mkdir()
+    file.write_text(content)
+    refused(calibrate(*RATE), f"{file} is there already and holds no calibration. Give another --output.")
+    assert file.read_text() == content
+
+
+def test_what_is_held_out_comes_from_a_part_of_its_own(
+    calibrate: Calibrate, haystack: Haystack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, drawn = haystack.split(1 / 4), dict[str, int]()
+    monkeypatch.setattr(Haystack, "split", lambda *_: split)
+    prose = Haystack.prose
+
+    def counted(part: Haystack, *args: Any) -> list[int]:
+        drawn[part.name] = drawn.get(part.name, 0) + 1
+        return prose(part, *args)
+
+    monkeypatch.setattr(Haystack, "prose", counted)
+    told = json.loads(calibrate(*RATE, "--samples", "5", "--context", "8", "--steps", "2", "--json").stdout)
+    assert drawn == {"pydoc_data.topics (beginning)": 4, "pydoc_data.topics (end)": 1}
+    assert (told["settings"]["samples"], told["settings"]["held_out"]) == (4, 1)

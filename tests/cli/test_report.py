@@ -81,6 +81,8 @@ def test_where_nothing_can_be_written_it_says_so(run: Run, folder: Path) -> None
     result = run("report", str(folder), "--output", str(folder))
     assert result.exit_code == 1 and not result.stdout
     assert result.stderr == f"error: {folder} cannot be written: Is a directory. Give another --output.\n"
+    result = run("report", str(folder), "--markdown", str(folder))
+    assert result.stderr == f"error: {folder} cannot be written: Is a directory. Give another --markdown.\n"
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -1,14 +1,17 @@
 """Calibration of tau: the target is reached on what was sampled, and told for what was held out."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import louiskv.evaluation.calibrate as measuring
 from louiskv import LouisKV, SettingsError, attach
 from louiskv.cache import passing
 from louiskv.evaluation.calibrate import GRID, Target, calibrate
-from louiskv.evaluation.probe import probe
+from louiskv.evaluation.probe import Probe, probe
 from louiskv.evaluation.replay import take_in
 from louiskv.taus import LayerTaus
 from tests.families import prompt, tiny
@@ -25,7 +28,7 @@ def texts(samples: int = 8) -> torch.Tensor:
 
 def test_a_rate_is_reached_by_each_layer_and_by_one_tau_for_all() -> None:
     model, samples = tiny("llama"), texts()
-    taus = calibrate(model, samples, LENGTH, Target(rate=0.3), EVERYTHING, batch_size=4)
+    taus = calibrate(model, samples[2:], samples[:2], LENGTH, Target(rate=0.3), EVERYTHING, batch_size=4)
     used = samples[2:]
     taken = take_in(model, used[:, :LENGTH], torch.ones(6, LENGTH, dtype=torch.bool))
     seen = probe(model, taken, used[:, LENGTH:], [])
@@ -43,7 +46,7 @@ def test_a_rate_is_reached_by_each_layer_and_by_one_tau_for_all() -> None:
 
 def test_what_is_told_of_held_out_texts_is_what_a_model_does_there(tmp_path: Path) -> None:
     model, samples = tiny("llama"), texts()
-    taus = calibrate(model, samples, LENGTH, Target(rate=0.5), EVERYTHING)
+    taus = calibrate(model, samples[2:], samples[:2], LENGTH, Target(rate=0.5), EVERYTHING)
     taus.write(tmp_path / "tau.json")
     assert LayerTaus.load(tmp_path / "tau.json") == taus
     method = LouisKV(budget=400, dense_layers=1, calibration=str(tmp_path / "tau.json"))
@@ -59,7 +62,7 @@ def test_what_is_told_of_held_out_texts_is_what_a_model_does_there(tmp_path: Pat
 def test_an_error_is_reached_where_it_can_be() -> None:
     model, samples = tiny("llama"), texts(4)
     strict, loose, middle = (
-        calibrate(model, samples, LENGTH, Target(error=error), SMALL) for error in (0.0, 1.0, 0.45)
+        calibrate(model, samples[1:], samples[:1], LENGTH, Target(error=error), SMALL) for error in (0.0, 1.0, 0.45)
     )
     assert strict.tau == [None, 1.0, 1.0, 1.0] and strict.global_tau == 1.0
     assert loose.tau == [None, -1.0, -1.0, -1.0] and loose.global_tau == -1.0
@@ -73,11 +76,21 @@ def test_an_error_is_reached_where_it_can_be() -> None:
         assert tau == min(reached, default=1.0)
 
 
+def test_the_cosine_of_two_equal_queries_may_be_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounded(*args: Any, **options: Any) -> Probe:
+        seen = probe(*args, **options)
+        return replace(seen, cosine=torch.full_like(seen.cosine, 1 + 1e-6))
+
+    monkeypatch.setattr(measuring, "probe", rounded)
+    taus = calibrate(tiny("llama"), texts(1), texts(1), LENGTH, Target(rate=1.0), SMALL)
+    assert taus.tau[1:] == [1.0] * 3 and taus.global_tau == 1.0
+
+
 def test_progress_counts_to_the_end() -> None:
     seen: list[tuple[int, int]] = []
-    calibrate(
-        tiny("llama"), texts(5), LENGTH, Target(rate=0.3), SMALL, batch_size=2, progress=lambda *at: seen.append(at)
-    )
+    model, samples = tiny("llama"), texts(5)
+    parts = samples[1:], samples[:1]
+    calibrate(model, *parts, LENGTH, Target(rate=0.3), SMALL, batch_size=2, progress=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == list(range(1, 3 * STEPS + 1))
     assert {total for _, total in seen} == {3 * STEPS}
 
@@ -92,7 +105,9 @@ def test_a_target_is_one_number(target: dict[str, float]) -> None:
 
 def test_too_few_samples_or_steps_are_refused() -> None:
     model = tiny("llama")
-    with pytest.raises(SettingsError, match="samples=3"):
-        calibrate(model, texts(3), LENGTH, Target(rate=0.3))
+    with pytest.raises(SettingsError, match="samples of texts=0"):
+        calibrate(model, texts(1)[:0], texts(1), LENGTH, Target(rate=0.3))
+    with pytest.raises(SettingsError, match="samples of held_out=0"):
+        calibrate(model, texts(1), texts(1)[:0], LENGTH, Target(rate=0.3))
     with pytest.raises(SettingsError, match="steps=1"):
-        calibrate(model, texts(4), LENGTH + STEPS - 1, Target(rate=0.3))
+        calibrate(model, texts(1), texts(1), LENGTH + STEPS - 1, Target(rate=0.3))

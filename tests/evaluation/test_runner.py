@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from louiskv import METHODS, ClusterKV, Full, LouisKV, Quest, RazorAttention, SettingsError, attach, models
 from louiskv.cache import passing
 from louiskv.contestants import Contestant, contestants
-from louiskv.evaluation.asking import ask
+from louiskv.evaluation.asking import agreement, ask
 from louiskv.evaluation.batches import Steps, answer, padded
 from louiskv.evaluation.feeding import feed
 from louiskv.evaluation.fidelity import compare, refer
@@ -155,6 +155,24 @@ def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_pat
     rows = summarise(second)
     assert [(row.name, row.budget) for row in rows] == [("full", None), ("louiskv", 64)]
     assert rows[0].scores.keys() == {"passkey", "multikey"} and rows[1].kl == little["kl"]
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        ([1, 2, 3, 4], 1),
+        ([1, 2, 9, 4], 0.5),
+        ([1, 2], 0.5),
+        ([], 0),
+        # Full attention ended here.
+        ([1, 2, 3, 4, 5], 0.8),
+        ([1, 2, 3, 4, 5, 6, 7], 0.8),
+        ([1, 2, 9, 4, 5], 0.5),
+    ],
+)
+def test_agreement_ends_at_the_first_difference(said: list[int], share: float) -> None:
+    assert agreement(said, [1, 2, 3, 4]) == share
+    assert (agreement([], []), agreement(said, [])) == (1, float(not said))
 
 
 def test_what_the_model_has_no_positions_for_is_refused(real: tuple[Any, Any, Haystack], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from louiskv import SettingsError, models
 from louiskv.evaluation.tasks import TASKS, Sample
 from louiskv.evaluation.tasks.ledger import FEWEST
-from louiskv.evaluation.tasks.reading import PASSAGE, QUESTIONS
+from louiskv.evaluation.tasks.reading import ASKED, PASSAGE, QUESTIONS
 from louiskv.evaluation.tasks.records import FIELDS, Records
 from louiskv.evaluation.texts import Haystack
 
@@ -47,10 +47,24 @@ def test_what_is_asked_for_stands_in_the_document(haystack: Haystack, name: str)
         assert all(answer in sample.document for answer in sample.answers)
 
 
-def test_the_passages_have_their_answers() -> None:
-    for question in QUESTIONS:
-        passage = " ".join(topics[question.topic].strip()[:PASSAGE].split())
-        assert question.answer in passage, question
+def test_nothing_is_asked_that_is_not_answered() -> None:
+    # In the documentation of another version of Python some may be missing.
+    assert len(ASKED) > 0.7 * len(QUESTIONS)
+    for question in ASKED:
+        text = " ".join(topics[question.topic].strip()[:PASSAGE].split())
+        assert question.answer in text, question
+
+
+def test_samples_of_one_evaluation_ask_different_questions(haystack: Haystack) -> None:
+    numbers = range(len(ASKED) + 2)
+    asked = [TASKS["reading"].numbered(number, haystack, 800, "0 reading 800").question for number in numbers]
+    assert len(set(asked)) == len(ASKED) and asked[-2:] == asked[:2]
+    assert TASKS["reading"].numbered(0, haystack, 800, "1 reading 800").question != asked[0]
+
+
+def test_scenarios() -> None:
+    told = {name: task.scenario for name, task in TASKS.items() if task.scenario != "long input"}
+    assert told == {"ledger": "long output", "ledger_behind_text": "long both"}
 
 
 def test_common_words_are_the_most_frequent(haystack: Haystack) -> None:
@@ -107,6 +121,23 @@ def test_a_haystack_of_ones_own(tmp_path: Path) -> None:
         Haystack.of(tokenizer, path)
     with pytest.raises(SettingsError, match="missing.txt cannot be read"):
         Haystack.of(tokenizer, tmp_path / "missing.txt")
+
+
+def test_a_text_of_one_long_paragraph_is_refused() -> None:
+    haystack = Haystack("One long paragraph. " * 400, models.load_tokenizer(), "long.txt")
+    with pytest.raises(SettingsError, match=r"long.txt has only 0 tokens in paragraphs that fit into \d+: put empty"):
+        TASKS["passkey"].sample(haystack, 1000, random.Random(0))
+
+
+def test_a_text_is_split_into_parts_that_have_nothing_in_common(haystack: Haystack) -> None:
+    beginning, end = haystack.split(1 / 4)
+    # Topics repeat what other topics say.
+    assert not set(beginning.paragraphs) & set(end.paragraphs)
+    assert beginning.paragraphs == haystack.paragraphs[: len(beginning.paragraphs)]
+    total, first, last = (sum(part.counts) for part in (haystack, beginning, end))
+    assert 0.74 * total < first <= 0.75 * total and 0.2 * total < last <= 0.25 * total
+    with pytest.raises(SettingsError, match=r"The text pydoc_data.topics \(end\) has \d+ tokens, but 50000 are needed"):
+        end.prose(50000, random.Random(0))
 
 
 @pytest.mark.parametrize("name", ["passkey", "common_words", "ledger", "records"])

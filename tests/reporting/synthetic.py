@@ -74,6 +74,8 @@ class Hat:
     def task(self, method: str, budget: int | None, task: str = "passkey", context: int = 512, **more: Any) -> Record:
         figures = {
             "task": task,
+            "task_settings": task,
+            "text_hash": "text",
             "context": context,
             "seed": 0,
             "samples": [0, 1, 2, 3],
@@ -131,6 +133,7 @@ class Hat:
         spent = {"selection": 1.0, "fetch": 2.0, "attention": 0.5, "ahead": 0.0}
         time = self.number(10, 20) + (context * batch * 0.004 if budget is None else 2)
         figures = {
+            "run": "2026",
             "impl": None,
             "context": context,
             "batch": batch,
@@ -152,6 +155,7 @@ class Hat:
     def prefill(self, method: str, budget: int | None, context: int) -> Record:
         time = context * self.number(0.001, 0.002)
         figures = {
+            "run": "2026",
             "impl": None,
             "context": context,
             "rounds": 3,

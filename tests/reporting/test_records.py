@@ -12,7 +12,8 @@ from louiskv.evaluation.summary import summarise
 from louiskv.methods import METHODS
 from louiskv.reporting.accuracy import front
 from louiskv.reporting.comparing import between
-from louiskv.reporting.content import Fold
+from louiskv.reporting.content import Figure, Fold
+from louiskv.reporting.inside import inside
 from louiskv.reporting.intervals import interval
 from louiskv.reporting.records import Found, by_budget, by_model, comparable, find, short, told_apart
 from louiskv.reporting.scores import curve
@@ -34,6 +35,16 @@ def test_each_record_is_read_once_and_other_files_are_left_out(tmp_path: Path) -
     assert found.left_out == ["empty.jsonl", "heads.json", "notes.json", "prompts.jsonl"]
     assert found.files == ["copy.jsonl", "fidelity.jsonl", "task.jsonl", "tau.json"]
     assert list(found.taus) == ["tau.json"]
+
+
+def test_a_sample_counts_once_however_it_was_put_into_batches() -> None:
+    hat = Hat()
+    four = hat.task("louiskv", 128, scores=[1, 1, 1, 0], fetched_per_token=10.0)
+    two = hat.task("louiskv", 128, samples=[4, 5], scores=[0, 0], agreement=[0, 0], fetched_per_token=40.0)
+    again = hat.task("louiskv", 128, samples=[2, 3], scores=[1, 0], agreement=[0, 0], fetched_per_token=10.0)
+    (row,) = summarise([four, two])
+    assert row.samples == {"passkey": [1, 1, 1, 0, 0, 0]} and row.fetched == 20
+    assert summarise([four, two, again])[0].samples == row.samples
 
 
 def test_a_file_that_is_still_written_stays_as_it_is(tmp_path: Path) -> None:
@@ -87,6 +98,10 @@ def test_settings_are_named_where_they_differ() -> None:
     names = [(record["base"], record["method"]) for record in told_apart(records)]
     assert names == [("louiskv", "louiskv tau=0.5"), ("louiskv", "louiskv tau=0.8"), ("quest", "quest")]
 
+    each_layer = [{**records[0], "settings": {"tau": repr(tuple([tau] * 30))}} for tau in (0.875, 0.75)]
+    names = [record["method"] for record in told_apart([records[0], *each_layer])]
+    assert len(set(names)) == 3 and all(len(name) == len("louiskv tau=#123456") for name in names[1:])
+
 
 def test_methods_without_a_budget_stand_at_each() -> None:
     hat = Hat()
@@ -131,6 +146,24 @@ def test_each_machine_has_its_own_times() -> None:
         "cpu; some processor; threads: 1",
         "some GPU; some processor; threads: 1",
     ]
+
+
+def test_only_methods_of_one_run_took_turns() -> None:
+    hat = Hat()
+    both = [{**hat.decode(name, 128, 1024), "base": name, "label": f"{name} 128"} for name in ("louiskv", "quest")]
+    other = {**both[1], "run": "2027"}
+    for records, turns in ((both, True), ([both[0], other], False)):
+        section = speed(by_model(Found(records=records))[0])
+        assert section is not None and ("took turns" in section.text) == turns
+
+
+def test_maps_name_the_layers_that_are_managed() -> None:
+    record = {**Hat().probe("louiskv", 128), "base": "louiskv", "label": "louiskv 128", "layers": [5, 11, 17, 23]}
+    section = inside(by_model(Found(records=[record]))[0])
+    assert section is not None
+    maps = {part.title.partition(":")[0]: part.parts for part in section.parts if isinstance(part, Fold)}
+    (drawn,) = maps["Recall by layer and KV head"]
+    assert isinstance(drawn, Figure) and all(f">{layer}</text>" in drawn.svg for layer in record["layers"])
 
 
 def test_means_are_over_all_samples() -> None:

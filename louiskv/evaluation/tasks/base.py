@@ -40,12 +40,15 @@ class Task(ABC):
     """A kind of question.
 
     Attributes:
-        scenario: long input, long output, or long both.
         tells: What it asks for, in one line.
     """
 
-    scenario: ClassVar[str] = "long input"
     tells: ClassVar[str]
+
+    @property
+    def scenario(self) -> str:
+        """Long input, long output, or long both."""
+        return "long input"
 
     @abstractmethod
     def sample(self, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:

@@ -25,12 +25,16 @@ class Ledger(Task):
         earliest: The line asked for lies in this share of the ledger, from its beginning.
     """
 
-    scenario: ClassVar[str] = "long output"
     tells: ClassVar[str] = "an early line of a long ledger that the model has written"
 
     behind_text: bool = False
     share: float = 0.1
     earliest: float = 0.5
+
+    @property
+    def scenario(self) -> str:
+        """Long both, if there is a text."""
+        return "long both" if self.behind_text else "long output"
 
     def sample(self, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
         """Write lines until their share is used up."""

@@ -40,10 +40,18 @@ QUESTIONS = (
     Question("while", "What does a break statement in the first suite of a while loop not execute?", "else"),
     Question("with", "Which method of a context manager is invoked when the suite begins?", "__enter__"),
     Question("yield", "What kind of function is defined by using yield in it?", "generator"),
-    Question("context-managers", "Which statement normally invokes context managers?", "with"),
 )  # fmt: skip
 # Characters of a topic that are put into the document: the answers stand there.
 PASSAGE = 2500
+
+
+def passage(question: Question) -> str:
+    """What is put into the document; empty if this version of Python has no such topic."""
+    return str(topics.get(question.topic, "")).strip()[:PASSAGE]
+
+
+# Versions of Python differ in what they document: nothing is asked that is not answered.
+ASKED = tuple(each for each in QUESTIONS if each.answer in " ".join(passage(each).split()))
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,18 @@ class Reading(Task):
 
     tells: ClassVar[str] = "questions about real text, one passage of many"
 
+    def numbered(self, number: int, haystack: Haystack, num_tokens: int, seed: str) -> Sample:
+        """Sample `number`: those of one evaluation ask different questions, as far as there are so many."""
+        order = random.Random(seed).sample(ASKED, len(ASKED))
+        return _about(order[number % len(order)], haystack, num_tokens, random.Random(f"{seed} {number}"))
+
     def sample(self, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
-        """Hide the passage."""
-        asked = seed.choice(QUESTIONS)
-        question = f"{asked.text} Answer in a few words, from the text above."
-        passage = topics[asked.topic].strip()[:PASSAGE]
-        document = haystack.around([passage], question, num_tokens, seed)
-        return Sample(
-            document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is"
-        )
+        """Hide the passage of any question."""
+        return _about(seed.choice(ASKED), haystack, num_tokens, seed)
+
+
+def _about(asked: Question, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
+    """A question, and its passage somewhere in the text."""
+    question = f"{asked.text} Answer in a few words, from the text above."
+    document = haystack.around([passage(asked)], question, num_tokens, seed)
+    return Sample(document, question, (asked.answer,), max_new_tokens=24, prefix="According to the text, the answer is")

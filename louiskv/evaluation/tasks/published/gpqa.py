@@ -35,8 +35,12 @@ class Choice:
 class GPQA(Published[Choice]):
     """Questions with four choices, whose order the seed decides."""
 
-    scenario: ClassVar[str] = "long output"
     tells: ClassVar[str] = "questions of science with four choices from their file, by the letter of the answer"
+
+    @property
+    def scenario(self) -> str:
+        """Long output."""
+        return "long output"
 
     def asked(self, record: Choice, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
         """The question and its choices, shuffled."""

@@ -26,8 +26,12 @@ class Problem:
 class Mathematics(Published[Problem]):
     r"""Problems whose answer is to stand in \boxed{}."""
 
-    scenario: ClassVar[str] = "long output"
     tells: ClassVar[str] = "mathematical problems from their file, by the answer in the last box"
+
+    @property
+    def scenario(self) -> str:
+        """Long output."""
+        return "long output"
 
     def asked(self, record: Problem, haystack: Haystack, num_tokens: int, seed: random.Random) -> Sample:
         """The problem, and where to put its answer."""
