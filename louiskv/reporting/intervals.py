@@ -8,7 +8,7 @@ RESAMPLES = 2000
 # What a table says of it.
 TELLS = (
     "In brackets: the 95 % interval of the mean over samples, by a percentile bootstrap with 2,000 resamples within "
-    "each task."
+    "each task. It knows no more than the samples: where few of them all agree, it is too narrow."
 )
 
 

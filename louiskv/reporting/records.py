@@ -14,7 +14,10 @@ from louiskv.taus import LayerTaus
 Record = dict[str, Any]
 
 # What tells runs of a method apart, by kind.
-RUNS = {"task": ("task", "context", "seed", "samples"), "fidelity": ("prompt", "steps", "texts", "seed")}
+RUNS = {
+    "task": ("text_hash", "task", "context", "seed", "samples"),
+    "fidelity": ("text_hash", "prompt", "steps", "texts", "seed"),
+}
 # What every record tells of itself.
 IDENTITY = ("kind", "model", "model_hash", "dtype", "method", "budget", "settings", "group", "family", "provenance")
 # Most letters of a setting in the name of a method.
