@@ -273,6 +273,8 @@ def test_missing_files_and_packages_say_so(tmp_path: Path, monkeypatch: pytest.M
         published([("math500", tmp_path / "nothing.jsonl")])
     with pytest.raises(SettingsError, match="holds no .jsonl files. LongBench has"):
         published([("longbench", tmp_path)])
+    with pytest.raises(SettingsError, match="nowhere is not there. LongBench has"):
+        published([("longbench", tmp_path / "nowhere")])
     path = lines(tmp_path / "m.jsonl", {"problem": "Halve 1.", "answer": "0.5"})
     with pytest.raises(SettingsError, match="The task math500 is in .* and in another file as well"):
         published([("math500", path), ("math500", path)])

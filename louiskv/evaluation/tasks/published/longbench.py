@@ -207,7 +207,7 @@ def longbench(path: Path) -> dict[str, LongBench]:
     """
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl")) or sorted((path / "data").glob("*.jsonl"))
     if not files:
-        raise SettingsError(f"{path} holds no .jsonl files. {EXPECTED}")
+        raise SettingsError(f"{path} {'holds no .jsonl files' if path.exists() else 'is not there'}. {EXPECTED}")
     return {f"longbench_{file.stem}": _read(file) for file in files}
 
 
