@@ -14,7 +14,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import pairs, table, tables
+from louiskv.cli.tables import pairs, tables
 from louiskv.contestants import contestants
 from louiskv.errors import SettingsError
 from louiskv.evaluation.asking import ask
@@ -196,10 +196,7 @@ def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
         for part, among in parts.items():
             rows = summarise(record for record in among if record["group"] == group or record["method"] == "full")
             title = part if group is None else f"{part}, by {group}"
-            if among[0]["kind"] == "task":
-                yield from _scores(title, rows, width)
-            else:
-                yield _fidelity(title, rows)
+            yield from (_scores if among[0]["kind"] == "task" else _fidelity)(title, rows, width)
 
 
 def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
@@ -220,10 +217,10 @@ def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
     return tables(columns, cells, width)
 
 
-def _fidelity(title: str, rows: list[Row]) -> Table:
-    fidelity = table(title, "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device")
-    for row in rows:
-        fidelity.add_row(
+def _fidelity(title: str, rows: list[Row], width: int) -> Iterator[Table]:
+    columns = [title, "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device"]
+    cells = [
+        [
             row.name,
             row.budget_text,
             f"{row.kl:.4f}",
@@ -232,5 +229,7 @@ def _fidelity(title: str, rows: list[Row]) -> Table:
             format_bytes(row.fed_fetched),
             f"{row.fed_rate:.2f}",
             f"{row.fed_device:.1%}",
-        )
-    return fidelity
+        ]
+        for row in rows
+    ]
+    return tables(columns, cells, width)

@@ -1,7 +1,7 @@
 """`louiskv probe`: what methods attend to beside full attention, in every layer and KV head."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import table
+from louiskv.cli.tables import tables
 from louiskv.contestants import contestants
 from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.probing import look
@@ -75,37 +75,40 @@ def look_inside(
         print(json.dumps(found))
         return
     shown = Console()
-    for each in _tables(found):
+    for each in _tables(found, shown.width):
         shown.print(each)
     shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
 
 
-def _tables(records: list[dict[str, Any]]) -> Iterable[Table]:
+def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
     """Means of each method, and its error in each layer."""
-    means = table(
-        "method", "budget", "context", "recall", "error", "overlap", "retrievals", "fetched a token", "device"
-    )
+    columns = ["method", "budget", "context", "recall", "error", "overlap", "retrievals", "fetched a token", "device"]
+    rows = []
+    for record in records:
+        device = (record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"]
+        inside = [_mean(figure for row in record[name] for figure in row) for name in ("recall", "error", "overlap")]
+        rows.append(
+            [
+                record["method"],
+                "-" if record["budget"] is None else str(record["budget"]),
+                str(record["prompt"]),
+                *map(_number, inside),
+                f"{record['retrieval_rate']:.2f}",
+                format_bytes(record["fetched_per_token"]),
+                f"{device:.1%}",
+            ]
+        )
+    yield from tables(columns, rows, width, kept=3)
     contexts = {record["prompt"] for record in records}
     names = [
         (record["method"], record["budget"], record["prompt"] if len(contexts) > 1 else None) for record in records
     ]
-    layers = table("error by layer", *(" ".join(str(part) for part in name if part is not None) for name in names))
-    for record in records:
-        device = (record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"]
-        inside = [_mean(figure for row in record[name] for figure in row) for name in ("recall", "error", "overlap")]
-        means.add_row(
-            record["method"],
-            "-" if record["budget"] is None else str(record["budget"]),
-            str(record["prompt"]),
-            *map(_number, inside),
-            f"{record['retrieval_rate']:.2f}",
-            format_bytes(record["fetched_per_token"]),
-            f"{device:.1%}",
-        )
-    yield means
-    for place, layer in enumerate(records[0]["layers"]):
-        layers.add_row(str(layer), *(_number(_mean(record["error"][place])) for record in records))
-    yield layers
+    by_layer = [
+        [str(layer), *(_number(_mean(record["error"][place])) for record in records)]
+        for place, layer in enumerate(records[0]["layers"])
+    ]
+    heads = [" ".join(str(part) for part in name if part is not None) for name in names]
+    yield from tables(["error by layer", *heads], by_layer, width, kept=1)
 
 
 def _mean(figures: Iterable[float | None]) -> float | None:

@@ -1,6 +1,7 @@
 """How figures look in a terminal."""
 
 from collections.abc import Iterator, Sequence
+from textwrap import wrap
 
 from rich import box
 from rich.console import Console
@@ -28,7 +29,13 @@ def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, ke
         end = start + 1
         while end < len(columns) and sum(widths[start : end + 1]) <= room:
             end += 1
-        made = table(*columns[:kept], *columns[start:end])
+        made, spare = table(), room - sum(widths[start:end])
+        for place in (*range(kept), *range(start, end)):
+            # Wrapped here and not by the table, which would also break figures to find room for a name.
+            more = max(0, min(spare, len(columns[place]) + 3 - widths[place])) if place >= kept else 0
+            spare -= more
+            head = "\n".join(wrap(columns[place], widths[place] - 3 + more)) if place else columns[place]
+            made.add_column(head, justify="left" if place == 0 else "right", no_wrap=True)
         for row in rows:
             made.add_row(*row[:kept], *row[start:end])
         yield made

@@ -59,7 +59,7 @@ def test_what_methods_attend_to_is_told_and_nothing_runs_twice(look: Look, file:
     told = look()
     assert told.exit_code == 0 and not told.stderr
     assert "recall" in told.stdout and "error by layer" in told.stdout and "2 results in" in told.stdout
-    assert told.stdout.count("louiskv") == 2 == told.stdout.count("snapkv")
+    assert told.stdout.count("louiskv") == told.stdout.count("snapkv") >= 2
     assert look().stdout == told.stdout and file.read_bytes() == content
 
 
@@ -104,7 +104,7 @@ def test_all_methods_but_the_lossless_ones_are_probed(run: Run, file: Path, monk
         return []
 
     monkeypatch.setattr(probe, "look", looking)
-    monkeypatch.setattr(probe, "_tables", lambda _: [])
+    monkeypatch.setattr(probe, "_tables", lambda *_: [])
     assert run("probe", "--output", str(file)).exit_code == 0
     assert [each.name for each in seen] == [name for name in METHODS if name not in ("full", "full_offloaded")]
 

@@ -35,4 +35,16 @@ def test_names_of_columns_wrap_before_a_table_is_cut() -> None:
     console = Console(width=36)
     with console.capture() as printed:
         console.print(made)
-    assert "a token   as full" in printed.get()
+    assert "token   full" in printed.get()
+
+
+def test_no_figure_is_broken_where_there_is_hardly_room() -> None:
+    columns = ["method", "budget", "retrievals", "fetched a token"]
+    rows = [["louiskv", "64", "0.85", "543.2 KiB"]]
+    for width in range(20, 60):
+        console = Console(width=width)
+        with console.capture() as printed:
+            for made in tables(columns, rows, width):
+                console.print(made)
+        assert "543.2 KiB" in printed.get() or width < 32
+        assert "retrievals" in printed.get() or width < 32
