@@ -57,11 +57,11 @@ results: setup
 	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --task fidelity --prompt 2048 --steps 128
 	$(call RUN,probe,probe.jsonl) --budget 256 --context 2048 --steps 128
 	$(call RUN,calibrate,tau.json) --rate 0.25 --budget 256
-	$(call RUN,bench decode,bench.jsonl) $(CONTESTANTS:%=--method %) --context 2048 --context 8192 --context 32768
+	$(call RUN,bench decode,bench.jsonl) $(CONTESTANTS:%=--method %) --context 2048 --context 8192 --context 32768 --steps 32
 	$(call RUN,bench decode,bench.jsonl) --context 131072 --steps 16
 	$(call RUN,bench decode,bench.jsonl) --context 2048 --batch 4 --batch 8 --steps 32
 	$(call RUN,bench prefill,bench.jsonl) --context 2048 --context 6000
-	$(call RUN,bench ladder,bench.jsonl)
+	$(call RUN,bench ladder,bench.jsonl) --steps 32
 	$(BIN)/louiskv report $(RESULTS) --markdown $(RESULTS)/tables.md
 
 clean:

@@ -223,7 +223,8 @@ def _fidelity(title: str, rows: list[Row], width: int) -> Iterator[Table]:
         [
             row.name,
             row.budget_text,
-            f"{row.kl:.4f}",
+            # No -0.0000: rounding may leave a divergence just under 0.
+            f"{round(row.kl or 0.0, 4) + 0.0:.4f}",
             f"{row.top1:.1%}",
             f"{row.nll:+.4f}",
             format_bytes(row.fed_fetched),
