@@ -89,6 +89,7 @@ class Hat:
         lossless = method in ("full", "full_offloaded")
         size = 0.0 if lossless else self.number(0.01, 1) * 100 / (budget or 100)
         figures = {
+            "text_hash": "text",
             "prompt": prompt,
             "steps": STEPS,
             "texts": 1,
