@@ -1,6 +1,5 @@
 """`louiskv bench`: decoding and prefill, methods side by side in one run."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -13,12 +12,13 @@ from rich.console import Console
 from louiskv.bench import ladder as ladders
 from louiskv.bench.decode import Sweep, bench_decode
 from louiskv.bench.prefill import bench_prefill
-from louiskv.bench.runner import Bench, Entry, Record
+from louiskv.bench.runner import Bench, Entry
 from louiskv.cli.bench_tables import print_decode, print_prefill
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.prompts import check_fits, room
+from louiskv.cli.tables import print_records
 from louiskv.contestants import Contestant, contestants
 from louiskv.results import Results
 
@@ -83,7 +83,7 @@ def decode(
     entries = [*([Entry(impl=model.impl)] if sdpa else []), *_entries(loaded, field, model.impl, console)]
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, entries))
-    _show(found, print_decode, output, as_json)
+    print_records(found, print_decode, output, as_json)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def ladder(
     with progress_bar(console) as advance:
         found = list(bench_decode(Bench(loaded, tokenizer, results, advance), sweep, parts, units))
     refused = {} if why is None else {ladders.FAST_KERNELS: why}
-    _show(found, partial(print_decode, refused=refused), output, as_json)
+    print_records(found, partial(print_decode, refused=refused), output, as_json)
 
 
 @app.command("prefill")
@@ -141,7 +141,7 @@ def time_prefill(
     with progress_bar(console) as advance:
         bench = Bench(loaded, tokenizer, results, advance)
         found = list(bench_prefill(bench, tuple(context), rounds, entries))
-    _show(found, print_prefill, output, as_json)
+    print_records(found, print_prefill, output, as_json)
 
 
 def _sweep(quick: bool, own: dict[str, Any] | None = None, **given: Any) -> Sweep:
@@ -164,12 +164,3 @@ def _field(names: Iterable[str], settings: dict[str, Any]) -> list[Contestant]:
 
 def _entries(model: Any, field: Iterable[Contestant], impl: str | None, console: Console) -> list[Entry]:
     return [Entry(replace(each, method=ready(model, each.method, console)), impl) for each in field]
-
-
-def _show(found: list[Record], show: Any, output: Path, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(found))
-        return
-    shown = Console()
-    show(shown, found)
-    shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")

@@ -1,6 +1,5 @@
 """`louiskv eval`: how good the methods are, on tasks and beside full attention."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -14,7 +13,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import pairs, tables
+from louiskv.cli.tables import pairs, print_records, tables
 from louiskv.contestants import contestants
 from louiskv.errors import SettingsError
 from louiskv.evaluation.asking import ask
@@ -164,13 +163,7 @@ def evaluate(
         # Both draw all that they ask before the first run.
         runs = ask(evaluation, asked, field), feed(evaluation, fed, field) if fed else ()
         found = list(chain(*runs))
-    if as_json:
-        print(json.dumps(found))
-        return
-    shown = Console()
-    for each in _tables(found, shown.width):
-        shown.print(each)
-    shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
+    print_records(found, _show, output, as_json)
 
 
 def _published(data: list[str], max_new_tokens: int | None) -> dict[str, Task]:
@@ -184,6 +177,11 @@ def _published(data: list[str], max_new_tokens: int | None) -> dict[str, Task]:
             raise SettingsError(f"--data {each} is not allowed: give NAME=PATH, such as math500=test.jsonl.")
         given.append((name, Path(path).expanduser()))
     return dict(published(given, max_new_tokens))
+
+
+def _show(console: Console, records: list[dict[str, Any]]) -> None:
+    for each in _tables(records, console.width):
+        console.print(each)
 
 
 def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:

@@ -1,6 +1,5 @@
 """`louiskv probe`: what methods attend to beside full attention, in every layer and KV head."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import tables
+from louiskv.cli.tables import print_records, tables
 from louiskv.contestants import contestants
 from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.probing import look
@@ -71,13 +70,12 @@ def look_inside(
     with progress_bar(console, len(field) * len(fed.prompts)) as advance:
         evaluation = Evaluation(loaded, tokenizer, haystack, results, advance, impl=model.impl)
         found = list(look(evaluation, fed, field, layer, head))
-    if as_json:
-        print(json.dumps(found))
-        return
-    shown = Console()
-    for each in _tables(found, shown.width):
-        shown.print(each)
-    shown.print(f"{len(found)} results in {output}", highlight=False, style="dim")
+    print_records(found, _show, output, as_json)
+
+
+def _show(console: Console, records: list[dict[str, Any]]) -> None:
+    for each in _tables(records, console.width):
+        console.print(each)
 
 
 def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:

@@ -1,7 +1,10 @@
 """How figures look in a terminal."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -50,6 +53,18 @@ def pairs(rows: list[tuple[str, str]]) -> Table:
     for name, text in rows:
         made.add_row(name, text)
     return made
+
+
+def print_records(
+    records: list[dict[str, Any]], show: Callable[[Console, list[dict[str, Any]]], None], output: Path, as_json: bool
+) -> None:
+    """Print what a call found as one JSON list, or as `show` shows it and where it lies."""
+    if as_json:
+        print(json.dumps(records))
+        return
+    console = Console()
+    show(console, records)
+    console.print(f"{len(records)} results in {output}", highlight=False, style="dim")
 
 
 def print_report(console: Console, report: Report, *more: tuple[str, str]) -> None:
