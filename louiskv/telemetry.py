@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "attention", "ahead")
+PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "estimate", "attention", "ahead")
 
 
 # What is selected in the background is timed there; for all clocks, so that they can be copied.

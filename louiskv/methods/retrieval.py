@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part
+from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part, check_range
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
 from louiskv.methods.per_query_head import PerQueryHead
@@ -16,7 +16,7 @@ from louiskv.units.clusters import Clusters
 from louiskv.units.index import TABLE_BYTES
 from louiskv.units.pages import Pages
 from louiskv.units.segments import Segments
-from louiskv.units.summaries import MeanKey, OneBit, Summary
+from louiskv.units.summaries import MeanKey, OneBit, Sketch, Summary
 from louiskv.units.tokens import Tokens
 
 STORES = ("host", "device")
@@ -53,6 +53,12 @@ class Retrieval(Method):
     store: str = setting("host", "where all keys and values lie: host or device")
     recent_units: int = setting(0, "newest units that every selection takes")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
+    hold: float = setting(0.0, "nats by which another must beat what is resident, to take its place")
+    oversample: int = setting(
+        0, "tokens of the best units that are looked at for each that is taken; 0 takes units whole"
+    )
+    estimate: bool = setting(False, "whether what is not resident is attended to by its summaries")
+    max_estimated: int | None = setting(None, "units that are estimated at the most; none for all")
     per_query_head: bool = setting(False, "whether each query head keeps a copy of keys and values, to select alone")
 
     def __post_init__(self) -> None:
@@ -96,6 +102,7 @@ class Retrieval(Method):
                 f"budget={self.budget} leaves no room to retrieve: it must be at least {least}, for sink={self.sink}, "
                 f"window={self.window + recent} and {self._taken_by} to choose. Raise the budget or lower the others."
             )
+        self._check_sketch()
         if isinstance(self.summary, OneBit):
             wanted = Tokens(self.summary.group_size)
             if self.units != wanted or self._output != wanted:
@@ -103,6 +110,27 @@ class Retrieval(Method):
                     f"{self.summary} summarises single tokens in groups: with units={self.units} it needs "
                     f"units={wanted}, for the output as well."
                 )
+
+    def _check_sketch(self) -> None:
+        check_range("hold", self.hold, 0, 100)
+        check_count("oversample", self.oversample, 0)
+        if self.max_estimated is not None:
+            check_count("max_estimated", self.max_estimated, 1)
+        if not self.oversample and not self.estimate:
+            return
+        sketch = self.summary if isinstance(self.summary, Sketch) else None
+        if sketch is None or (self.oversample and not sketch.token_bits):
+            raise SettingsError(
+                f"oversample={self.oversample} and estimate={self.estimate} need what {self.summary} does not keep: "
+                f"give summary=Sketch(token_bits={self.oversample > 0}), or oversample=0 and estimate=False."
+            )
+        if not self.scaled:
+            raise SettingsError("scaled=False is not allowed with oversample or estimate: they compare with logits.")
+        if self.oversample and self.recent_units:
+            raise SettingsError(
+                f"recent_units={self.recent_units} takes whole units, and oversample={self.oversample} single tokens: "
+                "set one of them to 0."
+            )
 
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
         """Full attention in the first layers, retrieval in the others."""
@@ -121,10 +149,11 @@ class Retrieval(Method):
         in_units = max(0, num_tokens - self.sink - self.window)
         pool, on_host = shape.pool_bytes(in_units), self.store == "host"
         slots = self.sink + self.window + parts.num_retrieved + parts.num_spare
-        unit_bytes = self.summary.unit_bytes(shape.key_dim, shape.item_size) + TABLE_BYTES
+        unit_bytes = self.summary.unit_bytes(shape.key_dim, shape.value_dim, shape.item_size) + TABLE_BYTES
+        token_bytes = self.summary.token_bytes(shape.key_dim)
         return Footprint(
             resident=slots * shape.token_bytes + (0 if on_host else pool),
-            index=round(self.units.num_units(in_units) * shape.num_kv_heads * unit_bytes),
+            index=round(shape.num_kv_heads * (self.units.num_units(in_units) * unit_bytes + in_units * token_bytes)),
             host=pool if on_host else 0,
             retrieval=min(in_units, parts.num_retrieved) * shape.token_bytes if on_host else 0,
         )
@@ -161,4 +190,8 @@ class Retrieval(Method):
             trigger=self.trigger,
             store=self.store,
             recent_units=self.recent_units,
+            hold=self.hold,
+            oversample=self.oversample,
+            estimate=self.estimate,
+            max_estimated=self.max_estimated,
         )

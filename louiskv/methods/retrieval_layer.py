@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.look import Look
+from louiskv.methods.selecting import select_inside, select_whole
 from louiskv.ops.attention import decode_attention, merge_attention, partial_attention
 from louiskv.ops.ragged import left_aligned, take_rows
-from louiskv.ops.selection import assign_slots, score_units, select_units
+from louiskv.ops.selection import assign_slots
 from louiskv.store.background import Background
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
@@ -52,23 +54,25 @@ class Parts:
     trigger: Trigger
     store: str
     recent_units: int
+    hold: float
+    oversample: int
+    estimate: bool
+    max_estimated: int | None
 
 
 class Change(NamedTuple):
     """A selection on its way into the slots.
 
     Attributes:
-        take: [N, U] tokens of each unit that are resident from then on.
-        unit: [N, S] unit of the token in each slot.
-        rank: [N, S] its rank in that unit.
+        where: [N] rows that have selected.
+        place: [N, S] place in the pool of the token in each slot.
         row: [J] rows of the missing tokens.
         slot: [J] their slots.
         rows: [J, Dk + Dv] what they are.
     """
 
-    take: Tensor
-    unit: Tensor
-    rank: Tensor
+    where: Tensor
+    place: Tensor
     row: Tensor
     slot: Tensor
     rows: Tensor
@@ -163,11 +167,17 @@ class RetrievalLayer(KVLayer):
             keys = take_rows(rows, source)[..., :key_dim]
             order, sizes = self.parts.units.group(keys, counts, self.impl)
             rows = take_rows(rows, source.gather(1, order))
-            summaries = self.parts.summary.build(rows[..., :key_dim], sizes)
+            summary = self._summarise(rows, sizes)
         with clock.time("offload", rows.device):
             begin = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
             offsets = begin.to(sizes.device)[:, None] + sizes.cumsum(1) - sizes
-            self.index.append(offsets, sizes, summaries)
+            self.index.append(offsets, sizes, *summary)
+
+    def _summarise(self, rows: Tensor, sizes: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """What the index keeps of units of these sizes [N, U], and of their tokens [N, T, Dk + Dv]."""
+        keys, values = rows[..., : self.resident.key_dim], rows[..., self.resident.key_dim :]
+        summaries = self.parts.summary.build(keys, values, sizes)
+        return summaries, self.parts.summary.details(keys, sizes, summaries)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence; where the window is full, its oldest run leaves first."""
@@ -180,21 +190,27 @@ class RetrievalLayer(KVLayer):
         self.steps_to_full -= 1
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
-        """Retrieve where the trigger fires, then attend to what is resident."""
-        clock, grouped = self.telemetry.clock, self.group(query)
+        """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""
+        clock, grouped, parts = self.telemetry.clock, self.group(query), self.parts
+        scaling = options.scaling if parts.scaled else 1.0
+        look = Look(self.index, parts.summary, grouped, scaling, parts.reduce, self.impl)
         with clock.time("selection", query.device):
-            fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads)
+            fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
             self._record(fired)
             fire = fired.flatten()
             # On a GPU this waits for the device; the kernels that test `fire` themselves do not.
             retrieve = bool(fire.any())
             if retrieve:
                 self.cuts.cut(fire, self.resident.lengths - 1)
-        if self.index.sizes.shape[1] > 0:
+        rest = None
+        if self._has_units:
             if retrieve:
-                self._retrieve(grouped, fire, options.scaling)
-            if self.parts.trigger.late:
-                self.ahead.start(partial(self._prepare, grouped, options.scaling))
+                self._retrieve(look, fire)
+            if self.trigger.ahead is not None and bool(self.trigger.ahead.any()):
+                self._start_ahead(look, self.trigger.ahead.flatten())
+            if parts.estimate:
+                with clock.time("estimate", query.device):
+                    rest = look.rest(parts.max_estimated)
         with clock.time("attention", query.device):
             out = decode_attention(
                 grouped,
@@ -204,53 +220,45 @@ class RetrievalLayer(KVLayer):
                 scaling=options.scaling,
                 softcap=options.softcap,
                 attention_sinks=options.sinks_by_row(self.batch_size, self.num_kv_heads),
+                rest=rest,
                 impl=self.impl,
             )
         return out.view(self.batch_size, -1, 1, out.shape[-1])
 
-    def _retrieve(self, query: Tensor, fire: Tensor, scaling: float) -> None:
+    @property
+    def _has_units(self) -> bool:
+        return self.index.sizes.shape[1] > 0
+
+    def _retrieve(self, look: Look, fire: Tensor) -> None:
         """Select again where `fire` [N] says so, and fetch what is missing."""
-        with self.telemetry.clock.time("selection", query.device):
-            take = torch.where(fire[:, None], self._select(query, scaling), self.index.resident)
-            self._count(take, fire)
-            change = self._change(take)
-        with self.telemetry.clock.time("fetch", query.device):
+        with self.telemetry.clock.time("selection", look.query.device):
+            change = self._change(look, fire)
+        with self.telemetry.clock.time("fetch", look.query.device):
             self._apply(change())
 
-    def _prepare(self, query: Tensor, scaling: float) -> Change:
-        """Select and fetch for the next step, changing nothing yet."""
-        with self.telemetry.clock.time("ahead", query.device):
-            return self._change(self._select(query, scaling))()
+    def _start_ahead(self, look: Look, where: Tensor) -> None:
+        """Select and fetch for the next step in the background, changing nothing yet."""
+        # What this step needs too must not be computed on another stream.
+        _ = look.scores, look.logits
+
+        def prepare() -> Change:
+            with self.telemetry.clock.time("ahead", look.query.device):
+                return self._change(look, where)()
+
+        self.ahead.start(prepare)
 
     def _land(self) -> None:
         """Put what was fetched ahead into its slots."""
         if self._begun and self.ahead.busy:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                change = self.ahead.collect()
-                self._count(change.take, torch.ones_like(change.take[:, 0], dtype=torch.bool))
-                self._apply(change)
+                self._apply(self.ahead.collect())
 
-    def _select(self, query: Tensor, scaling: float) -> Tensor:
-        """[N, U] tokens of each unit that the queries [N, G, D] choose."""
-        index, parts = self.index, self.parts
-        scores = score_units(
-            query,
-            index.summaries,
-            index.sizes,
-            kind=parts.summary.kind,
-            reduce=parts.reduce,
-            scaling=scaling if parts.scaled else 1.0,
-            impl=self.impl,
-        )
-        if parts.recent_units:
-            age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
-            scores = scores.masked_fill((age > 0) & (age <= parts.recent_units), torch.inf)
-        return select_units(scores, index.sizes, self._room(), impl=self.impl)
-
-    def _count(self, take: Tensor, fire: Tensor) -> None:
-        """Count what the rows that `fire` [N] take, and what of it is resident already."""
-        self.telemetry.selected_tokens += int((take * fire[:, None]).sum())
-        self.telemetry.hit_tokens += int((take.minimum(self.index.resident) * fire[:, None]).sum())
+    def _select(self, look: Look) -> Tensor:
+        """[N, S] places in the pool of the tokens that the queries choose, -1 for none."""
+        parts, slot_place, room = self.parts, self.resident.slot_place, self._room()
+        if parts.oversample:
+            return select_inside(look, room, slot_place, parts.hold, parts.oversample)
+        return select_whole(look, room, slot_place, parts.hold, parts.recent_units)
 
     def _room(self) -> Tensor:
         """[N] tokens that may be retrieved: what the window leaves of the budget until the trigger fires again."""
@@ -261,23 +269,33 @@ class RetrievalLayer(KVLayer):
         room = parts.budget - parts.num_sinks - (in_window + gap - 1).clamp(max=parts.window)
         return (room // parts.taken_by * parts.taken_by).clamp(max=parts.num_retrieved)
 
-    def _change(self, take: Tensor) -> "partial[Change]":
-        """What must change in the slots so that `take` [N, U] is resident; calling it fetches what is missing."""
-        index, resident = self.index, self.resident
-        slots = (resident.slot_unit, resident.slot_rank)
-        unit, rank, missing = assign_slots(*slots, index.resident, take, impl=self.impl)
+    def _change(self, look: Look, where: Tensor) -> "partial[Change]":
+        """What must change in the slots for a new selection in rows `where` [N]; calling it fetches what is missing."""
+        before = self.resident.slot_place
+        wanted = torch.where(where[:, None], self._select(look), before)
+        place, missing = assign_slots(before, wanted, impl=self.impl)
         row, slot = missing.nonzero(as_tuple=True)
-        place = index.offsets[row, unit[row, slot].long()] + rank[row, slot]
 
         def fetch() -> Change:
-            return Change(take, unit, rank, row, slot, self.transfer.gather(self.pool, row, place))
+            return Change(where, place, row, slot, self.transfer.gather(self.pool, row, place[row, slot]))
 
         return partial(fetch)
 
     def _apply(self, change: Change) -> None:
-        self.resident.fill_retrieved(change.row, change.slot, change.rows)
-        self.resident.assign(change.unit, change.rank)
-        self.index.resident = change.take
+        self._count(change)
+        self._fill(change.place, change.row, change.slot, change.rows)
+
+    def _count(self, change: Change) -> None:
+        """Count what a selection took, and what of it was resident already."""
+        selected = int(((change.place >= 0) & change.where[:, None]).sum())
+        self.telemetry.selected_tokens += selected
+        self.telemetry.hit_tokens += selected - len(change.row)
+
+    def _fill(self, place: Tensor, row: Tensor, slot: Tensor, rows: Tensor) -> None:
+        """Put tokens [J, Dk + Dv] into slots [J] of rows [J]; from then on those of the places [N, S] are resident."""
+        self.resident.fill_retrieved(row, slot, rows)
+        self.resident.assign(place)
+        self.index.count_resident(place)
 
     def _offload_oldest(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free."""
@@ -289,19 +307,18 @@ class RetrievalLayer(KVLayer):
         order, sizes = parts.output.group(rows[..., :key_dim], counts, self.impl)
         rows, positions = take_rows(rows, order), positions.gather(1, order)
         begin = self.transfer.offload(self.pool, rows, positions, counts).to(start.device)
-        before = sizes.cumsum(1) - sizes
-        added = index.append(begin[:, None] + before, sizes, parts.summary.build(rows[..., :key_dim], sizes))
+        index.append(begin[:, None] + sizes.cumsum(1) - sizes, sizes, *self._summarise(rows, sizes))
         self.telemetry.count_segments(sizes)
         resident.advance(resident.lengths, start + counts)
 
-        room = (self._room() + parts.num_spare - index.resident.sum(1)).clamp(min=0)
-        stays = (room[:, None] - before).clamp(min=0).minimum(sizes).to(torch.int32)
-        unit = added[:, None] + torch.arange(sizes.shape[1], device=start.device)
-        take = index.resident.scatter_add(1, unit.clamp(max=index.sizes.shape[1] - 1), stays)
-        unit, rank, missing = assign_slots(resident.slot_unit, resident.slot_rank, index.resident, take, impl=self.impl)
-        row, slot = missing.nonzero(as_tuple=True)
-        place = before[row, unit[row, slot].long() - added[row]] + rank[row, slot]
-        self._apply(Change(take, unit, rank, row, slot, rows[row, place]))
+        room = self._room() + parts.num_spare - (resident.slot_place >= 0).sum(1)
+        token = torch.arange(rows.shape[1], device=start.device)
+        stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
+        place, new = assign_slots(
+            resident.slot_place, torch.cat([resident.slot_place.long(), stays], dim=1), impl=self.impl
+        )
+        row, slot = new.nonzero(as_tuple=True)
+        self._fill(place, row, slot, rows[row, place[row, slot] - begin[row]])
         self.steps_to_full = int(resident.window_room().min())
 
     def _record(self, fired: Tensor) -> None:
@@ -360,9 +377,14 @@ class RetrievalLayer(KVLayer):
         sizes = sizes.gather(1, occupied)
         device = resident.rows.device
         self.index = UnitIndex(len(end), self.parts.summary.strides, device)
-        summaries = self.parts.summary.build(pool.rows[..., : resident.key_dim], sizes)
+        summaries, details = self._summarise(pool.rows, sizes)
         offsets = (sizes.cumsum(1) - sizes).to(device)
-        self.index.append(offsets, sizes.to(device), tuple(part.to(device) for part in summaries))
+        self.index.append(
+            offsets,
+            sizes.to(device),
+            tuple(part.to(device) for part in summaries),
+            None if details is None else details.to(device),
+        )
         resident.forget_retrieved()
 
     def select_batch(self, index: Tensor) -> None:
@@ -393,14 +415,14 @@ class RetrievalLayer(KVLayer):
 
     def attended_positions(self) -> Tensor:
         """What lies in the slots; a selection on its way is not there yet."""
-        resident, index, pool = self.resident, self.index, self.pool
+        resident, pool = self.resident, self.pool
         always = resident.positions()
-        if index.sizes.shape[1] == 0:
+        if not self._has_units:
             return always
         self.transfer.settle()
-        place = index.offsets.gather(1, resident.slot_unit.clamp(min=0).long()) + resident.slot_rank
+        place = resident.slot_place.clamp(min=0).long()
         held = pool.positions.gather(1, place.to(pool.device)).to(always)
-        return torch.cat([always, held.where(resident.slot_unit >= 0, -1)], dim=1)
+        return torch.cat([always, held.where(resident.slot_place >= 0, -1)], dim=1)
 
     @property
     def traffic(self) -> Traffic:
@@ -420,10 +442,14 @@ class RetrievalLayer(KVLayer):
         assert bool((index.offsets.cpu() == sizes.cumsum(1) - sizes)[held].all())
         assert bool((sizes.sum(1) == pool_lengths).all())
         if index.summaries:
-            built = self.parts.summary.build(rows[..., : resident.key_dim], sizes)
+            built, details = self._summarise(rows, sizes)
             for part, expected, stride in zip(index.summaries, built, index.strides, strict=True):
                 used = torch.arange(part.shape[1]) < (counts // stride)[:, None]
                 torch.testing.assert_close(part.cpu()[used], expected[used])
+            if index.details is not None and details is not None:
+                used = torch.arange(details.shape[1]) < pool_lengths[:, None]
+                held_details = index.details.cpu()[:, : details.shape[1]]
+                assert torch.equal(held_details[used], details[used])
 
         length, start = resident.lengths.cpu(), resident.window_start.cpu()
         assert bool(((length - start) <= self.parts.window).all())
@@ -433,11 +459,15 @@ class RetrievalLayer(KVLayer):
             places = torch.cat([sinks, window, positions[each, : int(pool_lengths[each])].long()])
             assert places.sort().values.tolist() == list(range(int(length[each])))
 
-        row, slot = (resident.slot_unit >= 0).nonzero(as_tuple=True)
-        unit, rank = resident.slot_unit[row, slot].long(), resident.slot_rank[row, slot]
-        assert bool((rank < index.resident[row, unit]).all())
-        distinct = torch.stack([row, unit, rank.long()]).unique(dim=1).shape[1]
-        assert int(index.resident.sum()) == len(row) == distinct
-        expected = pool.take(row, index.offsets[row, unit] + rank).cpu()
+        row, slot = (resident.slot_place >= 0).nonzero(as_tuple=True)
+        place = resident.slot_place[row, slot].long()
+        assert bool((place < pool_lengths.to(place.device)[row]).all())
+        assert torch.stack([row, place]).unique(dim=1).shape[1] == len(row)
+        counted = torch.zeros_like(index.sizes)
+        if len(row):
+            unit = index.unit_of(resident.slot_place.clamp(min=0))[row, slot]
+            counted.index_put_((row, unit), torch.ones_like(unit, dtype=counted.dtype), accumulate=True)
+        assert torch.equal(index.resident, counted)
+        expected = pool.take(row, place).cpu()
         retrieved = resident.rows[:, self.parts.num_sinks + self.parts.window :]
         torch.testing.assert_close(retrieved[row, slot].cpu(), expected, rtol=0, atol=0)

@@ -4,11 +4,13 @@ from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PART
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
-from louiskv.ops.selection import ASSIGN_SLOTS, SCORE_UNITS, SELECT_UNITS
+from louiskv.ops.selection import AGREE, ASSIGN_SLOTS, SCORE_TOKENS, SELECT_UNITS, UNIT_LOGITS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
-    "score_units": SCORE_UNITS,
+    "unit_logits": UNIT_LOGITS,
+    "agree": AGREE,
+    "score_tokens": SCORE_TOKENS,
     "select_units": SELECT_UNITS,
     "assign_slots": ASSIGN_SLOTS,
     "decode_attention": DECODE_ATTENTION,

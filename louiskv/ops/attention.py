@@ -4,6 +4,8 @@ Layouts: N = batch x KV heads, G = query heads of one query group. Scores are co
 then biased; the softmax runs in float32.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,22 @@ from louiskv.ops.dispatch import Implementation, choose
 
 # Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB).
 MAX_SCORES = 64 * 1024 * 1024
+
+
+class Rest(NamedTuple):
+    """Entries that stand for many tokens each: units of which only summaries are at hand.
+
+    Attributes:
+        logits: [N, G, E] float32 of the mean key, scaled and not capped.
+        bias: [N, 1, E] float32, logarithm of the number of tokens; -inf closes an entry.
+        values: [N, E, Dv] mean values, or codes of them.
+        steps: [N, 1, E] by which the values are multiplied.
+    """
+
+    logits: Tensor
+    bias: Tensor
+    values: Tensor
+    steps: Tensor
 
 
 def decode_attention(
@@ -22,9 +40,10 @@ def decode_attention(
     scaling: float,
     softcap: float | None = None,
     attention_sinks: Tensor | None = None,
+    rest: Rest | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Attend with one query token over a set of slots.
+    """Attend with one query token over a set of slots, and to the rest by estimate, in one softmax.
 
     Args:
         query: [N, G, D].
@@ -34,6 +53,7 @@ def decode_attention(
         scaling: Factor of the logits.
         softcap: Logits become `softcap * tanh(logit / softcap)` if given (Gemma 2).
         attention_sinks: [N, G], a learned logit of each query head that takes mass and gives no value (GPT-OSS).
+        rest: What is attended to beside the slots, None for nothing.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -43,7 +63,7 @@ def decode_attention(
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("decode_attention", DECODE_ATTENTION, impl, query.device)
-    out: Tensor = function(query, keys, values, bias, scaling, softcap, attention_sinks)
+    out: Tensor = function(query, keys, values, bias, scaling, softcap, attention_sinks, rest)
     return out
 
 
@@ -55,7 +75,9 @@ def _decode_attention(
     scaling: float,
     softcap: float | None,
     attention_sinks: Tensor | None,
+    rest: Rest | None,
 ) -> Tensor:
+    num_slots = keys.shape[1]
     if bias is None or softcap is not None:
         scores = torch.bmm(query * scaling, keys.transpose(1, 2))
         if softcap is not None:
@@ -64,10 +86,17 @@ def _decode_attention(
             scores = scores + bias
     else:
         scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=scaling)
+    if rest is not None:
+        logits = rest.logits if softcap is None else softcap * torch.tanh(rest.logits / softcap)
+        scores = torch.cat([scores.float(), logits + rest.bias], dim=-1)
     if attention_sinks is not None:
         scores = torch.cat([scores, attention_sinks.to(scores.dtype)[..., None]], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.bmm(weights[..., : keys.shape[1]], values)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    out = torch.bmm(weights[..., :num_slots].to(query.dtype), values)
+    if rest is None:
+        return out
+    estimated = weights[..., num_slots : num_slots + rest.values.shape[1]] * rest.steps
+    return out + torch.bmm(estimated.to(query.dtype), rest.values.to(query.dtype))
 
 
 def partial_attention(

@@ -17,3 +17,14 @@ def unpack_bits(packed: Tensor, num_bits: int) -> Tensor:
     shift = torch.arange(8, device=packed.device, dtype=torch.uint8)
     bits = (packed[..., None] >> shift) & 1
     return bits.flatten(-2)[..., :num_bits].bool()
+
+
+def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows [..., D] to codes in 8 bits, symmetric about 0: a row is about `codes * step`.
+
+    Returns:
+        Codes [..., D] int8 and steps [...] float16; zeros for a row of zeros.
+    """
+    steps = (rows.float().abs().amax(-1) / 127).half()
+    codes = (rows.float() / steps.float().clamp(min=torch.finfo(torch.float16).tiny)[..., None]).round()
+    return codes.clamp(-127, 127).to(torch.int8), steps

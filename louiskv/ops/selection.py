@@ -8,9 +8,77 @@ from torch import Tensor
 
 from louiskv.ops.dispatch import Implementation, choose
 from louiskv.ops.quantize import unpack_bits
+from louiskv.ops.ragged import left_aligned, take_rows
 
 # How the query heads of a group agree on one score for a unit.
 REDUCES = ("softmax_mean", "softmax_max", "logit_mean", "logit_max", "query_mean")
+
+
+def unit_logits(
+    query: Tensor, summaries: tuple[Tensor, ...], *, kind: str = "dot", scaling: float, impl: str | None = None
+) -> Tensor:
+    """Estimate the logit that each query head gives to a token of each unit.
+
+    By `kind` it is
+    - "dot": `scaling q.c`, c its mean key;
+    - "sketch": the same, c in few bits;
+    - "bound": `scaling sum_j max(q_j high_j, q_j low_j)`, the most that a key in the box could reach (Quest);
+    - "one_bit": `scaling q.k`, k the key of one token in one bit a channel (FIER).
+
+    Args:
+        query: [N, G, D].
+        summaries: By `kind`: means [N, U, D]; codes of mean keys [N, U, D] and values [N, U, Dv] with steps [N, U, 3];
+            boxes [N, U, 2 D], high before low; bits [N, U, ceil(D / 8)] with scales and middles [N, U / g, 2 D] of
+            groups of g units.
+        kind: What the summaries are.
+        scaling: Factor of the logits.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, G, U] float32; anything for a unit without tokens.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("unit_logits", UNIT_LOGITS, impl, query.device)
+    logits: Tensor = function(query, summaries, kind, scaling)
+    return logits
+
+
+def _unit_logits(query: Tensor, summaries: tuple[Tensor, ...], kind: str, scaling: float) -> Tensor:
+    return _LOGITS[kind](query * scaling, *summaries).float()
+
+
+def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None) -> Tensor:
+    """Let the heads of a query group agree on one score for each unit, so that they choose one set.
+
+    The score is, by `reduce`, the logarithm of the mean or the maximum over the heads of the softmax over units (mean:
+    the group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or the mean or maximum of the logits. As
+    a logarithm even a share too small for a float still has its place in the order.
+
+    Args:
+        logits: [N, G, U].
+        sizes: [N, U] tokens of each unit; 0 where there is none.
+        reduce: Of REDUCES; "query_mean" has one head left, the mean query.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, U] float32; a unit of size 0 scores -inf.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("agree", AGREE, impl, logits.device)
+    scores: Tensor = function(logits, sizes, reduce)
+    return scores
+
+
+def _agree(logits: Tensor, sizes: Tensor, reduce: str) -> Tensor:
+    logits = logits.masked_fill((sizes == 0)[:, None], -torch.inf)
+    if not reduce.startswith("softmax"):
+        return logits.amax(1) if reduce.endswith("max") else logits.mean(1)
+    shares = logits - logits.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+    return shares.amax(1) if reduce.endswith("max") else shares.logsumexp(1) - math.log(logits.shape[1])
 
 
 def score_units(
@@ -23,48 +91,56 @@ def score_units(
     scaling: float,
     impl: str | None = None,
 ) -> Tensor:
-    """Score units for a whole query group, so that it agrees on one set.
+    """Score units [N, U] for a whole query group: `unit_logits`, then `agree`."""
+    if reduce == "query_mean":
+        query = query.mean(1, keepdim=True)
+    return agree(unit_logits(query, summaries, kind=kind, scaling=scaling, impl=impl), sizes, reduce, impl=impl)
 
-    The logit of a unit is, by `kind`,
-    - "dot": `scaling q.c`, c its mean key;
-    - "bound": `scaling sum_j max(q_j high_j, q_j low_j)`, the most that a key in the box could reach (Quest);
-    - "one_bit": `scaling q.k`, k the key of one token in one bit a channel (FIER).
-    The score is, by `reduce`, the logarithm of the mean or the maximum over the heads of the softmax over units (mean:
-    the group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or the mean or maximum of the logits, or
-    the logit of the mean query. As a logarithm even a share too small for a float still has its place in the order.
+
+def score_tokens(
+    query: Tensor,
+    shares: Tensor,
+    bits: Tensor,
+    steps: Tensor,
+    unit: Tensor,
+    place: Tensor,
+    *,
+    scaling: float,
+    impl: str | None = None,
+) -> Tensor:
+    """Score single tokens: what their unit's mean key says, and one bit a channel of what each key is off it.
+
+    The key of a token is estimated as `c + s sign(k - c)`, c its unit's mean key and s the unit's step.
 
     Args:
         query: [N, G, D].
-        summaries: By `kind`: means [N, U, D]; boxes [N, U, 2 D], high before low; bits [N, U, ceil(D / 8)] with scales
-            and middles [N, U / g, 2 D] of groups of g units.
-        sizes: [N, U] tokens of each unit; 0 where there is none.
-        kind: What the summaries are.
-        reduce: How the group agrees.
+        shares: [N, G, U] logarithm of the share of attention that each head gives to one token of each unit.
+        bits: [N, T, ceil(D / 8)] signs of all tokens, in their places.
+        steps: [N, U].
+        unit: [N, W] units of the tokens to score.
+        place: [N, W] their places.
         scaling: Factor of the logits.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, U] float32; a unit of size 0 scores -inf.
+        [N, W] float32, logarithm of the mean share over the heads.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("score_units", SCORE_UNITS, impl, query.device)
-    scores: Tensor = function(query, summaries, sizes, kind, reduce, scaling)
+    function = choose("score_tokens", SCORE_TOKENS, impl, query.device)
+    scores: Tensor = function(query, shares, bits, steps, unit, place, scaling)
     return scores
 
 
-def _score_units(
-    query: Tensor, summaries: tuple[Tensor, ...], sizes: Tensor, kind: str, reduce: str, scaling: float
+def _score_tokens(
+    query: Tensor, shares: Tensor, bits: Tensor, steps: Tensor, unit: Tensor, place: Tensor, scaling: float
 ) -> Tensor:
-    if reduce == "query_mean":
-        query = query.mean(1, keepdim=True)
-    logits = _LOGITS[kind](query * scaling, *summaries)
-    logits = logits.float().masked_fill((sizes == 0)[:, None], -torch.inf)
-    if not reduce.startswith("softmax"):
-        return logits.amax(1) if reduce.endswith("max") else logits.mean(1)
-    shares = logits - logits.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    return shares.amax(1) if reduce.endswith("max") else shares.logsumexp(1) - math.log(query.shape[1])
+    heads = query.shape[1]
+    signs = unpack_bits(take_rows(bits, place), query.shape[-1]).to(query.dtype) * 2 - 1
+    off = torch.bmm(query * scaling, signs.transpose(1, 2)).float() * steps.gather(1, unit)[:, None]
+    shares = shares.gather(2, unit[:, None].expand(-1, heads, -1)) + off
+    return shares.logsumexp(1) - math.log(heads)
 
 
 def _dot(query: Tensor, means: Tensor) -> Tensor:
@@ -89,7 +165,12 @@ def _one_bit(query: Tensor, bits: Tensor, scales: Tensor) -> Tensor:
     return torch.bmm(query, (signs * spread).transpose(1, 2)) + moved
 
 
-_LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit}
+def _sketch(query: Tensor, codes: Tensor, _values: Tensor, steps: Tensor) -> Tensor:
+    # The codes are whole numbers up to 127, which every dtype holds.
+    return torch.bmm(query, codes.to(query.dtype).transpose(1, 2)).float() * steps[:, None, :, 0]
+
+
+_LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit, "sketch": _sketch}
 
 
 def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, *, impl: str | None = None) -> Tensor:
@@ -121,47 +202,62 @@ def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int) -> Tensor
     return torch.zeros_like(sizes).scatter_(1, order, take.to(sizes.dtype))
 
 
-def assign_slots(
-    slot_unit: Tensor, slot_rank: Tensor, have: Tensor, take: Tensor, *, impl: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Change what the slots hold from one selection to the next, moving nothing that both contain.
-
-    Of each unit a prefix is resident: ranks 0 to `have - 1` before, 0 to `take - 1` after.
+def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Places of the first tokens of units.
 
     Args:
-        slot_unit: [N, S] unit of the token in each slot, -1 where the slot is empty.
-        slot_rank: [N, S] rank of that token in its unit.
-        have: [N, U] tokens resident of each unit.
-        take: [N, U] tokens wanted of each unit; rows sum to at most S.
+        take: [N, U] how many of each unit.
+        offsets: [N, U] where each unit begins.
+        width: Most places of a row; what is beyond is left out.
+
+    Returns:
+        [N, width] places, -1 behind the last of a row, and [N, width] the units they belong to.
+    """
+    through = take.cumsum(1)
+    ordinal = torch.arange(width, device=take.device).expand(len(take), -1).contiguous()
+    unit = torch.searchsorted(through, ordinal, right=True).clamp(max=take.shape[1] - 1)
+    place = offsets.gather(1, unit) + ordinal - (through - take).gather(1, unit)
+    return place.where(ordinal < through[:, -1:], -1), unit
+
+
+def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
+    """Change what the slots hold from one selection to the next, moving nothing that both contain.
+
+    Args:
+        slot_place: [N, S] place of the token in each slot, -1 where the slot is empty.
+        wanted: [N, W] places wanted, each once, in any order, -1 for none; at most S of each row.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        New `slot_unit`, new `slot_rank`, and [N, S] True where a slot must be filled from the host.
+        New `slot_place`, and [N, S] True where a slot must be filled from the pool.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("assign_slots", ASSIGN_SLOTS, impl, slot_unit.device)
-    unit, rank, fetched = function(slot_unit, slot_rank, have, take)
-    return unit, rank, fetched
+    function = choose("assign_slots", ASSIGN_SLOTS, impl, slot_place.device)
+    place, missing = function(slot_place, wanted)
+    return place, missing
 
 
-def _assign_slots(slot_unit: Tensor, slot_rank: Tensor, have: Tensor, take: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    unit_of_slot = slot_unit.clamp(min=0).long()
-    kept = (slot_unit >= 0) & (slot_rank < take.gather(1, unit_of_slot))
-    missing = (take - have).clamp(min=0)
-    through = missing.cumsum(1)
+def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    nowhere = torch.iinfo(wanted.dtype).max
+    ordered = wanted.masked_fill(wanted < 0, nowhere).sort(dim=1).values
+    last = ordered.shape[1] - 1
+    at = torch.searchsorted(ordered, slot_place.to(ordered.dtype)).clamp(max=last)
+    kept = (slot_place >= 0) & (ordered.gather(1, at) == slot_place)
+    # Slots that keep nothing write into a column of their own.
+    here = torch.zeros(len(ordered), last + 2, dtype=torch.bool, device=ordered.device)
+    here = here.scatter_(1, at.where(kept, last + 1), True)[:, :-1]
+    missing = ~here & (ordered != nowhere)
+    first_missing, num_missing = left_aligned(missing)
     ordinal = (~kept).cumsum(1) - 1
-    fetched = ~kept & (ordinal < through[:, -1:])
-    unit = torch.searchsorted(through, ordinal, right=True).clamp(max=take.shape[1] - 1)
-    first_missing = take.minimum(have).gather(1, unit)
-    rank = first_missing + ordinal - (through - missing).gather(1, unit)
-    empty = torch.full_like(slot_unit, -1)
-    new_unit = torch.where(fetched, unit.to(slot_unit.dtype), torch.where(kept, slot_unit, empty))
-    new_rank = torch.where(fetched, rank.to(slot_rank.dtype), slot_rank)
-    return new_unit, new_rank, fetched
+    filled = ~kept & (ordinal < num_missing[:, None])
+    fetched = ordered.gather(1, first_missing.gather(1, ordinal.clamp(0, last)))
+    return torch.where(filled, fetched.to(slot_place.dtype), slot_place.masked_fill(~kept, -1)), filled
 
 
-SCORE_UNITS = (Implementation("torch", _score_units),)
+UNIT_LOGITS = (Implementation("torch", _unit_logits),)
+AGREE = (Implementation("torch", _agree),)
+SCORE_TOKENS = (Implementation("torch", _score_tokens),)
 SELECT_UNITS = (Implementation("torch", _select_units),)
 ASSIGN_SLOTS = (Implementation("torch", _assign_slots),)

@@ -15,8 +15,7 @@ class ResidentSet:
         bias: [N, 1, L], 0 where a slot is occupied and -inf where it is empty.
         lengths: [N] int64, tokens seen by each row.
         window_start: [N] int64, position of the oldest token in the window (num_sinks at the least).
-        slot_unit: [N, num_retrieved] int32, unit of the token in each retrieved slot, -1 where empty.
-        slot_rank: [N, num_retrieved] int32, its rank in that unit.
+        slot_place: [N, num_retrieved] int32, place in the pool of the token in each retrieved slot, -1 where empty.
     """
 
     def __init__(
@@ -37,8 +36,7 @@ class ResidentSet:
         self.bias = torch.full((num_rows, 1, size), -torch.inf, dtype=dtype, device=device)
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.window_start = torch.full_like(self.lengths, num_sinks)
-        self.slot_unit = torch.full((num_rows, num_retrieved), -1, dtype=torch.int32, device=device)
-        self.slot_rank = torch.zeros_like(self.slot_unit)
+        self.slot_place = torch.full((num_rows, num_retrieved), -1, dtype=torch.int32, device=device)
         self.first_slot = torch.arange(num_rows, device=device) * size
 
     @property
@@ -54,7 +52,7 @@ class ResidentSet:
     @property
     def num_bytes(self) -> int:
         """Bytes of device memory this set has allocated."""
-        tensors = (self.rows, self.bias, self.lengths, self.window_start, self.slot_unit, self.slot_rank)
+        tensors = (self.rows, self.bias, self.lengths, self.window_start, self.slot_place)
         return sum(tensor.nbytes for tensor in tensors) + self.first_slot.nbytes
 
     @property
@@ -115,11 +113,11 @@ class ResidentSet:
         zone = self.bias[:, 0, : len(slot)]
         zone.fill_(-torch.inf).masked_fill_(in_sinks | in_window, 0)
 
-    def assign(self, slot_unit: Tensor, slot_rank: Tensor) -> None:
+    def assign(self, slot_place: Tensor) -> None:
         """Write down what the retrieved slots hold from now on."""
-        self.slot_unit, self.slot_rank = slot_unit, slot_rank
+        self.slot_place = slot_place
         zone = self.bias[:, 0, self.num_sinks + self.window :]
-        zone.fill_(-torch.inf).masked_fill_(slot_unit >= 0, 0)
+        zone.fill_(-torch.inf).masked_fill_(slot_place >= 0, 0)
 
     def fill_retrieved(self, row: Tensor, slot: Tensor, rows: Tensor) -> None:
         """Write tokens [J, Dk + Dv] into the retrieved slots [J] of rows [J]."""
@@ -128,11 +126,11 @@ class ResidentSet:
 
     def forget_retrieved(self) -> None:
         """Empty all retrieved slots."""
-        self.assign(torch.full_like(self.slot_unit, -1), self.slot_rank)
+        self.assign(torch.full_like(self.slot_place, -1))
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
         size = self.rows.shape[1]
-        for name in ("rows", "bias", "lengths", "window_start", "slot_unit", "slot_rank"):
+        for name in ("rows", "bias", "lengths", "window_start", "slot_place"):
             setattr(self, name, getattr(self, name).index_select(0, index))
         self.first_slot = torch.arange(len(index), device=self.rows.device) * size

@@ -17,9 +17,11 @@ class UnitIndex:
     Attributes:
         offsets: [N, U] int32, where the unit begins in its row of the pool.
         sizes: [N, U] int32, its tokens; 0 past a row's count.
-        resident: [N, U] int32, how many of its first tokens lie in retrieved slots.
+        resident: [N, U] int32, how many of its tokens lie in retrieved slots.
         summaries: Tensors [N, U / stride, ...], as `Summary.build` makes them; U is a multiple of every stride.
+        details: [N, T, ...] what is kept of each token, as `Summary.details` makes it; None for nothing.
         counts: [N] int64, units of each row.
+        num_tokens: [N] int64, tokens in them.
     """
 
     def __init__(self, num_rows: int, strides: tuple[int, ...], device: torch.device) -> None:
@@ -27,27 +29,32 @@ class UnitIndex:
         self.sizes = torch.zeros_like(self.offsets)
         self.resident = torch.zeros_like(self.offsets)
         self.summaries: tuple[Tensor, ...] = ()
+        self.details: Tensor | None = None
         self.strides = strides
         self.counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.num_tokens = torch.zeros_like(self.counts)
 
     @property
     def summary_bytes(self) -> int:
         """Bytes of device memory that the summaries have allocated: what papers count as their index."""
-        return sum(part.nbytes for part in self.summaries)
+        return sum(part.nbytes for part in self.summaries) + (0 if self.details is None else self.details.nbytes)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of device memory of it all: the summaries, and what says where the units lie."""
-        tables = (self.offsets, self.sizes, self.resident, self.counts)
+        tables = (self.offsets, self.sizes, self.resident, self.counts, self.num_tokens)
         return self.summary_bytes + sum(tensor.nbytes for tensor in tables)
 
-    def append(self, offsets: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...]) -> Tensor:
+    def append(
+        self, offsets: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...], details: Tensor | None = None
+    ) -> Tensor:
         """Add units; of each row those that come before its first size of 0.
 
         Args:
             offsets: [N, u].
             sizes: [N, u], zeros last.
             summaries: Tensors [N, ceil(u / stride), ...].
+            details: [N, t, ...] of their tokens, in the order of the units.
 
         Returns:
             [N] index of the first unit added to each row.
@@ -68,12 +75,34 @@ class UnitIndex:
         append_rows(self.sizes, self.counts, sizes.to(torch.int32), new)
         for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
             append_rows(held, self.counts // stride, part, new // stride)
+        if details is not None:
+            self._append_details(details, sizes.sum(1))
         begin = self.counts
         self.counts = begin + new
+        self.num_tokens = self.num_tokens + sizes.sum(1)
         return begin
+
+    def _append_details(self, details: Tensor, new: Tensor) -> None:
+        held = details.new_zeros(len(details), 0, *details.shape[2:]) if self.details is None else self.details
+        needed = int((self.num_tokens + new).max())
+        if needed > held.shape[1]:
+            held = grown(held, needed if held.shape[1] == 0 else needed + max(16 * GROWTH, needed // 16))
+        append_rows(held, self.num_tokens, details, new)
+        self.details = held
+
+    def unit_of(self, place: Tensor) -> Tensor:
+        """Units [N, S] of the tokens at these places [N, S] of the pool."""
+        return torch.searchsorted(self.sizes.cumsum(1), place.long(), right=True)
+
+    def count_resident(self, place: Tensor) -> None:
+        """Count the tokens of each unit at these places [N, S], -1 for none."""
+        unit = self.unit_of(place.clamp(min=0)).clamp(max=self.sizes.shape[1] - 1)
+        self.resident = torch.zeros_like(self.sizes).scatter_add_(1, unit, (place >= 0).to(self.sizes.dtype))
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
-        for name in ("offsets", "sizes", "resident", "counts"):
+        for name in ("offsets", "sizes", "resident", "counts", "num_tokens"):
             setattr(self, name, getattr(self, name).index_select(0, index))
+        if self.details is not None:
+            self.details = self.details.index_select(0, index)
         self.summaries = tuple(part.index_select(0, index) for part in self.summaries)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
-from louiskv.ops.quantize import pack_bits
-from louiskv.ops.ragged import sum_by_label
+from louiskv.ops.quantize import pack_bits, to_int8
+from louiskv.ops.ragged import sum_by_label, take_rows
 
 
 class Summary(ABC):
     """Settings of a kind of summary.
 
     Attributes:
-        kind: How `score_units` reads it: "dot", "bound" or "one_bit".
+        kind: How `unit_logits` reads it: "dot", "sketch", "bound" or "one_bit".
     """
 
     kind: ClassVar[str]
@@ -27,20 +27,29 @@ class Summary(ABC):
         return (1,)
 
     @abstractmethod
-    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Summarise units.
 
         Args:
             keys: [N, T, D], tokens in the order of their units.
+            values: [N, T, Dv].
             sizes: [N, U], rows summing to at most T, zeros last.
 
         Returns:
             Tensors [N, ceil(U / stride), ...]; what stands for a unit without tokens is finite.
         """
 
+    def details(self, keys: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...]) -> Tensor | None:
+        """What the index keeps of each token beside the summaries of the units: [N, T, ...], None for nothing."""
+        return None
+
     @abstractmethod
-    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Bytes of one unit's summary, keys being of `item_size` bytes a number."""
+
+    def token_bytes(self, key_dim: int) -> int:
+        """Bytes of the details of one token."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,11 @@ class MeanKey(Summary):
 
     kind: ClassVar[str] = "dot"
 
-    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """[N, U, D]."""
-        return (mean_keys(keys, sizes),)
+        return (means(keys, sizes),)
 
-    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """One key."""
         return key_dim * item_size
 
@@ -64,11 +73,11 @@ class MinMax(Summary):
 
     kind: ClassVar[str] = "bound"
 
-    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """[N, U, 2 D]: the greatest, then the least."""
         return (torch.cat(_extremes(keys, sizes), dim=-1),)
 
-    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
         return 2 * key_dim * item_size
 
@@ -82,7 +91,7 @@ class BoundingVolume(Summary):
 
     kind: ClassVar[str] = "bound"
 
-    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """[N, U, 2 D]: `c + r`, then `c - r`."""
         high, low = _extremes(keys, sizes)
         centre = (high.float() + low.float()) / 2
@@ -93,7 +102,7 @@ class BoundingVolume(Summary):
         radius = sums[:, :-1] / sizes.clamp(min=1)[..., None]
         return (torch.cat([centre + radius, centre - radius], dim=-1).to(keys.dtype),)
 
-    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
         return 2 * key_dim * item_size
 
@@ -121,7 +130,7 @@ class OneBit(Summary):
         """Bits for each token, scales for each group."""
         return (1, self.group_size)
 
-    def build(self, keys: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Bits [N, U, ceil(D / 8)] uint8, and [N, ceil(U / group_size), 2 D]: scales, then middles."""
         num_tokens = -(-sizes.shape[1] // self.group_size) * self.group_size
         keys = keys[:, :num_tokens]
@@ -132,23 +141,70 @@ class OneBit(Summary):
         bits = pack_bits((groups >= middle[:, :, None]).flatten(1, 2))
         return bits, torch.cat([scale, middle], dim=-1)
 
-    def unit_bytes(self, key_dim: int, item_size: int) -> float:
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """A bit a channel, and a share of two keys."""
         return -(-key_dim // 8) + 2 * key_dim * item_size / self.group_size
 
 
-def mean_keys(keys: Tensor, sizes: Tensor) -> Tensor:
-    """Mean key of each unit.
+@dataclass(frozen=True)
+class Sketch(Summary):
+    """Mean key and mean value in 8 bits, and one bit a channel of what the key of each token is off the mean.
+
+    The mean value is what a unit that is not resident can be estimated with (RetroInfer, arXiv 2505.02922, has it
+    in full); the bits, of all tokens, choose the best tokens among the best units. A step, for what one bit stands
+    for, is the mean distance of a unit's keys from their mean.
+
+    Attributes:
+        token_bits: Whether there are bits; without them units are chosen whole.
+    """
+
+    kind: ClassVar[str] = "sketch"
+    token_bits: bool = True
+
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Codes [N, U, D] and [N, U, Dv] int8, and steps [N, U, 3] float16: of key, value and bits."""
+        key_codes, key_steps = to_int8(means(keys, sizes))
+        value_codes, value_steps = to_int8(means(values, sizes))
+        unit = unit_of_place(sizes, keys.shape[1])
+        off = self._off(keys, unit, key_codes, key_steps).abs().mean(-1, keepdim=True)
+        sums, _ = sum_by_label(off, unit, sizes.shape[1] + 1)
+        spread = sums[:, :-1, 0] / sizes.clamp(min=1)
+        return key_codes, value_codes, torch.stack([key_steps, value_steps, spread.half()], dim=-1)
+
+    def details(self, keys: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...]) -> Tensor | None:
+        """Signs [N, T, ceil(D / 8)] uint8."""
+        if not self.token_bits:
+            return None
+        codes, _, steps = summaries
+        return pack_bits(self._off(keys, unit_of_place(sizes, keys.shape[1]), codes, steps[..., 0]) >= 0)
+
+    def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
+        """A byte a number, and three steps."""
+        return key_dim + value_dim + 6
+
+    def token_bytes(self, key_dim: int) -> int:
+        """A bit a channel."""
+        return -(-key_dim // 8) if self.token_bits else 0
+
+    def _off(self, keys: Tensor, unit: Tensor, codes: Tensor, steps: Tensor) -> Tensor:
+        """How far keys [N, T, D] are from the mean key of their unit [N, T]; 0 past the last unit."""
+        centre = torch.nn.functional.pad(codes.float() * steps.float()[..., None], (0, 0, 0, 1))
+        off = keys.float() - take_rows(centre, unit)
+        return off.masked_fill((unit == codes.shape[1])[..., None], 0.0)
+
+
+def means(rows: Tensor, sizes: Tensor) -> Tensor:
+    """Mean of each unit.
 
     Args:
-        keys: [N, T, D], tokens in the order of their units.
+        rows: [N, T, D], tokens in the order of their units.
         sizes: [N, U], rows summing to at most T.
 
     Returns:
         [N, U, D]; 0 for a unit without tokens.
     """
-    sums, _ = sum_by_label(keys.float(), unit_of_place(sizes, keys.shape[1]), sizes.shape[1] + 1)
-    return (sums[:, :-1] / sizes.clamp(min=1)[..., None]).to(keys.dtype)
+    sums, _ = sum_by_label(rows.float(), unit_of_place(sizes, rows.shape[1]), sizes.shape[1] + 1)
+    return (sums[:, :-1] / sizes.clamp(min=1)[..., None]).to(rows.dtype)
 
 
 def unit_of_place(sizes: Tensor, num_places: int) -> Tensor:

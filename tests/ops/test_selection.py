@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from louiskv.ops.selection import assign_slots, score_units, select_units
+from louiskv.ops.quantize import pack_bits
+from louiskv.ops.selection import assign_slots, places_of, score_tokens, score_units, select_units
 
 sizes_of_units = st.lists(st.integers(0, 9), min_size=1, max_size=20)
 
@@ -38,30 +39,53 @@ def test_takes_the_best_units_and_exactly_the_budget(sizes: list[int], budget: i
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    sizes=sizes_of_units,
-    num_slots=st.integers(1, 30),
-    seeds=st.lists(st.integers(0, 10**6), min_size=1, max_size=5),
-)
+@given(num_places=st.integers(1, 60), num_slots=st.integers(1, 30), seeds=st.lists(st.integers(0, 10**6), min_size=1))
 def test_slots_follow_the_selection_and_fetch_only_what_is_missing(
-    sizes: list[int], num_slots: int, seeds: list[int]
+    num_places: int, num_slots: int, seeds: list[int]
 ) -> None:
-    unit = torch.full((1, num_slots), -1, dtype=torch.int32)
-    rank = torch.zeros_like(unit)
-    have = torch.zeros(1, len(sizes), dtype=torch.int32)
+    places = torch.full((1, num_slots), -1, dtype=torch.int32)
     for seed in seeds:
-        scores = torch.rand(1, len(sizes), generator=torch.Generator().manual_seed(seed))
-        take = select_units(scores, torch.tensor([sizes], dtype=torch.int32), num_slots)
-        before = {(u, r) for u, r in zip(unit[0].tolist(), rank[0].tolist(), strict=True) if u >= 0}
-        old_unit, old_rank = unit.clone(), rank.clone()
-        unit, rank, fetched = assign_slots(unit, rank, have, take)
-        held = [(u, r) for u, r in zip(unit[0].tolist(), rank[0].tolist(), strict=True) if u >= 0]
-        wanted = {(u, r) for u, count in enumerate(take[0].tolist()) for r in range(count)}
-        assert len(held) == len(set(held)) and set(held) == wanted
-        assert int(fetched.sum()) == len(wanted - before)
-        stays = ~fetched & (unit >= 0)
-        assert torch.equal(unit[stays], old_unit[stays]) and torch.equal(rank[stays], old_rank[stays])
-        have = take
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(num_places, generator=generator)
+        count = int(torch.randint(0, min(num_places, num_slots) + 1, (), generator=generator))
+        wanted = torch.cat([order[:count], torch.full((3,), -1)])
+        wanted = wanted[torch.randperm(len(wanted), generator=generator)][None]
+        before = places
+        places, fetched = assign_slots(before, wanted)
+        held = [place for place in places[0].tolist() if place >= 0]
+        assert len(held) == len(set(held)) and set(held) == set(order[:count].tolist())
+        assert int(fetched.sum()) == len(set(held) - set(before[0].tolist()))
+        stays = ~fetched & (places >= 0)
+        assert torch.equal(places[stays], before[stays])
+
+
+@settings(deadline=None, max_examples=30)
+@given(sizes=sizes_of_units, seed=st.integers(0, 99), width=st.integers(1, 40))
+def test_places_are_the_first_tokens_of_each_unit(sizes: list[int], seed: int, width: int) -> None:
+    held = torch.tensor([sizes], dtype=torch.int32)
+    take = (held * torch.rand(1, len(sizes), generator=torch.Generator().manual_seed(seed))).to(torch.int32)
+    offsets = held.cumsum(1) - held
+    place, unit = places_of(take, offsets, width)
+    expected = [(int(offsets[0, u]) + r, u) for u in range(len(sizes)) for r in range(int(take[0, u]))][:width]
+    got = [pair for pair in zip(place[0].tolist(), unit[0].tolist(), strict=True) if pair[0] >= 0]
+    assert got == expected and place[0, len(expected) :].eq(-1).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(group_size=st.sampled_from([1, 3, 4, 8]), dim=st.integers(1, 20), seed=st.integers(0, 99))
+def test_a_token_scores_by_its_unit_and_its_signs(group_size: int, dim: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(2, group_size, dim, generator=generator)
+    shares, steps = torch.randn(2, group_size, 4, generator=generator), torch.rand(2, 4, generator=generator)
+    signs = torch.rand(2, 9, dim, generator=generator) > 0.5
+    unit, place = torch.randint(0, 4, (2, 5), generator=generator), torch.randint(0, 9, (2, 5), generator=generator)
+    got = score_tokens(query, shares, pack_bits(signs), steps, unit, place, scaling=0.3)
+    for row in range(2):
+        for number in range(5):
+            u, sign = int(unit[row, number]), signs[row, int(place[row, number])].float() * 2 - 1
+            each = [shares[row, h, u] + 0.3 * steps[row, u] * (query[row, h] @ sign) for h in range(group_size)]
+            expected = torch.stack(each).exp().mean().log()
+            torch.testing.assert_close(got[row, number], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bound_without_scaling_may_leave_the_range_of_float16() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from louiskv.units.clusters import Clusters
 from louiskv.units.index import UnitIndex
-from louiskv.units.summaries import mean_keys, unit_of_place
+from louiskv.units.summaries import means, unit_of_place
 
 
 @settings(deadline=None, max_examples=30)
@@ -39,9 +39,9 @@ def test_a_longer_prompt_gets_proportionally_more_clusters() -> None:
 
 def test_summary_is_the_mean_key() -> None:
     keys = torch.randn(2, 7, 3)
-    means = mean_keys(keys, torch.tensor([[3, 4], [2, 0]]))
-    torch.testing.assert_close(means[0], torch.stack([keys[0, :3].mean(0), keys[0, 3:].mean(0)]))
-    torch.testing.assert_close(means[1], torch.stack([keys[1, :2].mean(0), torch.zeros(3)]))
+    got = means(keys, torch.tensor([[3, 4], [2, 0]]))
+    torch.testing.assert_close(got[0], torch.stack([keys[0, :3].mean(0), keys[0, 3:].mean(0)]))
+    torch.testing.assert_close(got[1], torch.stack([keys[1, :2].mean(0), torch.zeros(3)]))
     assert unit_of_place(torch.tensor([[3, 4], [2, 0]]), 7).tolist() == [[0, 0, 0, 1, 1, 1, 1], [0, 0, 2, 2, 2, 2, 2]]
 
 

@@ -1,0 +1,147 @@
+"""Where the query has turned: away from the one before, or from the one that last selected."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import check_count
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
+
+
+@dataclass(frozen=True)
+class Cosine(Trigger):
+    """Retrieve where the query has turned away from the one before: the semantic boundary of LouisKV.
+
+    `r = mean over query heads of cos(q_t, q_{t-1})` for each sequence; fires when `r < tau` (section 4.1 of arXiv
+    2510.11292), and at the first decode step.
+
+    Attributes:
+        tau: The least cosine that counts as the same segment; a tuple has one for each layer of the model.
+        per_head: Take the mean over each query group, and fire for its KV head alone.
+    """
+
+    tau: float | tuple[float, ...] = 0.9
+    per_head: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_layers("tau", self.tau, -1, 1)
+
+    def at_layer(self, layer_index: int) -> "Cosine":
+        """With the tau of that layer."""
+        return replace(self, tau=of_layer("tau", self.tau, layer_index))
+
+    def start(self) -> "CosineState":
+        """Begin to watch one layer.
+
+        Raises:
+            SettingsError: There is a tau for each layer, and it is not known which this is.
+        """
+        return CosineState(the_one("tau", self.tau), self.per_head)
+
+
+class CosineState(TriggerState):
+    """The direction of the last query of each head."""
+
+    def __init__(self, tau: float, per_head: bool) -> None:
+        self.tau, self.per_head = tau, per_head
+        self.previous: Tensor | None = None
+
+    def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
+        """Fire for the sequences, or the KV heads of them, whose query has turned."""
+        direction = torch.nn.functional.normalize(query.float(), dim=-1)
+        previous = torch.full_like(direction, torch.nan) if self.previous is None else self.previous
+        self.previous = direction
+        cosine = (direction * previous).sum(-1)
+        self.similarity = cosine.mean(1)
+        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else self.similarity[:, None]
+        # Not `groups < tau`: without a previous query it is NaN, and must fire.
+        return ~(groups >= self.tau).expand(-1, num_kv_heads)
+
+    def chosen(self, where: Tensor) -> None:
+        """The next query is compared with this one in any case."""
+
+    def reset(self) -> None:
+        """Forget the last query."""
+        self.previous = None
+
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        if self.previous is not None:
+            self.previous = self.previous.index_select(0, index)
+
+
+@dataclass(frozen=True)
+class AnchorCosine(Trigger):
+    """Retrieve for a KV head where its query has turned away from the one that it last selected with.
+
+    Where `Cosine` sees a sudden turn, this sees a slow one as well.
+
+    Attributes:
+        tau: The least cosine, mean over the query group; a tuple has one for each layer of the model.
+        cap: Most steps that a selection serves; None for any number.
+    """
+
+    tau: float | tuple[float, ...] = 0.75
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_layers("tau", self.tau, -1, 1)
+        if self.cap is not None:
+            check_count("cap", self.cap, 1)
+
+    @property
+    def gap(self) -> int | None:
+        """The cap."""
+        return self.cap
+
+    def at_layer(self, layer_index: int) -> "AnchorCosine":
+        """With the tau of that layer."""
+        return replace(self, tau=of_layer("tau", self.tau, layer_index))
+
+    def start(self) -> "AnchorState":
+        """Begin to watch one layer."""
+        return AnchorState(the_one("tau", self.tau), self.cap)
+
+
+class AnchorState(TriggerState):
+    """The direction of the query that each KV head last selected with, and how many steps ago."""
+
+    def __init__(self, tau: float, cap: int | None) -> None:
+        self.tau, self.cap = tau, cap
+        self.anchor: Tensor | None = None
+
+    def turned(self, query: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
+        """Cosine to the anchor [B, Hkv], NaN without one, and where the cap says that it is time."""
+        self._direction = torch.nn.functional.normalize(query.float(), dim=-1).unflatten(1, (num_kv_heads, -1))
+        if self.anchor is None:
+            self.anchor = torch.full_like(self._direction, torch.nan)
+            self.age = torch.zeros(self.anchor.shape[:2], dtype=torch.int64, device=query.device)
+        self.age = self.age + 1
+        due = torch.zeros_like(self.age, dtype=torch.bool) if self.cap is None else self.age >= self.cap
+        return (self._direction * self.anchor).sum(-1).mean(2), due
+
+    def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
+        """Fire for the KV heads whose query has turned."""
+        cosine, due = self.turned(query, num_kv_heads)
+        # Not `cosine < tau`: without an anchor it is NaN, and must fire.
+        fired = ~(cosine >= self.tau) | due
+        self.chosen(fired)
+        return fired
+
+    def chosen(self, where: Tensor) -> None:
+        """Take the last query as the anchor."""
+        assert self.anchor is not None
+        self.anchor = torch.where(where[..., None, None], self._direction, self.anchor)
+        self.age = self.age.masked_fill(where, 0)
+
+    def reset(self) -> None:
+        """Forget the anchor."""
+        self.anchor = None
+
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        if self.anchor is not None:
+            self.anchor, self.age = self.anchor.index_select(0, index), self.age.index_select(0, index)

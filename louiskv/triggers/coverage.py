@@ -1,0 +1,102 @@
+"""Where what is resident no longer covers the attention that it could."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import check_choice, check_count, check_range
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
+from louiskv.triggers.cosine import AnchorState
+
+YARDSTICKS = ("peak", "best")
+
+
+@dataclass(frozen=True)
+class Coverage(Trigger):
+    """Retrieve for a KV head whose resident tokens no longer get the attention that they could.
+
+    Coverage is the share of the attention to all units that the resident tokens get, as the summaries estimate it. It
+    fires where that falls under `rho` times a yardstick: the most it has been since the last selection ("peak"), or
+    what as many tokens of the best units would get now ("best", which costs a selection at each step).
+
+    Attributes:
+        rho: Least share of the yardstick; a tuple has one for each layer of the model.
+        guard: Where the cosine to the query of the last selection is at least this, nothing is estimated.
+        cap: Most steps that a selection serves; None for any number.
+        against: The yardstick.
+    """
+
+    rho: float | tuple[float, ...] = 0.9
+    guard: float = 0.98
+    cap: int | None = None
+    against: str = "peak"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_layers("rho", self.rho, 0, 1)
+        check_range("guard", self.guard, -1, 1)
+        if self.cap is not None:
+            check_count("cap", self.cap, 1)
+        check_choice("against", self.against, YARDSTICKS)
+
+    @property
+    def gap(self) -> int | None:
+        """The cap."""
+        return self.cap
+
+    def at_layer(self, layer_index: int) -> "Coverage":
+        """With the rho of that layer."""
+        return replace(self, rho=of_layer("rho", self.rho, layer_index))
+
+    def start(self) -> "CoverageState":
+        """Begin to watch one layer."""
+        return CoverageState(self, the_one("rho", self.rho))
+
+
+class CoverageState(TriggerState):
+    """The query of the last selection, and the yardstick since then."""
+
+    def __init__(self, settings: Coverage, rho: float) -> None:
+        self.settings, self.rho = settings, rho
+        self.anchor = AnchorState(settings.guard, settings.cap)
+        self.peak: Tensor | None = None
+
+    def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
+        """Fire for the KV heads whose coverage has fallen."""
+        cosine, due = self.anchor.turned(query, num_kv_heads)
+        moved = ~(cosine >= self.settings.guard)
+        fired = cosine.isnan() | due
+        # On a GPU this waits for the device.
+        if bool((moved & ~fired).any()):
+            assert estimate is not None
+            fired = fired | (moved & self._uncovered(estimate, cosine.shape))
+        self.chosen(fired)
+        return fired
+
+    def _uncovered(self, estimate: Estimate, shape: torch.Size) -> Tensor:
+        """[B, Hkv] where the coverage is under its yardstick."""
+        covered = estimate.coverage().view(shape)
+        if self.settings.against == "best":
+            yardstick = estimate.best_coverage().view(shape)
+        else:
+            self.peak = covered if self.peak is None else torch.maximum(self.peak, covered)
+            yardstick = self.peak
+        return covered < self.rho * yardstick
+
+    def chosen(self, where: Tensor) -> None:
+        """Begin anew where KV heads select."""
+        self.anchor.chosen(where)
+        if self.peak is not None:
+            self.peak = self.peak.masked_fill(where, 0)
+
+    def reset(self) -> None:
+        """Forget all."""
+        self.anchor.reset()
+        self.peak = None
+
+    def select_batch(self, index: Tensor) -> None:
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        self.anchor.select_batch(index)
+        if self.peak is not None:
+            self.peak = self.peak.index_select(0, index)

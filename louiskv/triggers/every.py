@@ -1,0 +1,53 @@
+"""At fixed steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from louiskv.errors import check_count
+from louiskv.triggers.base import Estimate, Trigger, TriggerState
+
+
+@dataclass(frozen=True)
+class Every(Trigger):
+    """Retrieve at the first decode step and at every `steps`-th from there."""
+
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_count("steps", self.steps, 1)
+
+    @property
+    def gap(self) -> int | None:
+        """The stride."""
+        return self.steps
+
+    def start(self) -> "EveryState":
+        """Begin to watch one layer."""
+        return EveryState(self.steps)
+
+
+class EveryState(TriggerState):
+    """The number of steps seen."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.seen = 0
+
+    def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
+        """Fire everywhere or nowhere."""
+        fires = self.seen % self.steps == 0
+        self.seen += 1
+        return torch.full((query.shape[0], num_kv_heads), fires, device=query.device)
+
+    def chosen(self, where: Tensor) -> None:
+        """The stride goes on."""
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.seen = 0
+
+    def select_batch(self, index: Tensor) -> None:
+        """Nothing to copy."""
