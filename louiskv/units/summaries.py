@@ -161,6 +161,11 @@ class Sketch(Summary):
     kind: ClassVar[str] = "sketch"
     token_bits: bool = True
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """All for each unit."""
+        return (1, 1, 1)
+
     def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Codes [N, U, D] and [N, U, Dv] int8, and steps [N, U, 3] float16: of key, value and bits."""
         key_codes, key_steps = to_int8(means(keys, sizes))
