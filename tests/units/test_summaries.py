@@ -157,7 +157,9 @@ def test_bytes_of_a_unit() -> None:
 @pytest.mark.parametrize(("dim", "dtype"), [(8, torch.float32), (20, torch.float16)])
 def test_the_bytes_are_those_of_what_is_built(summary: Summary, dim: int, dtype: torch.dtype) -> None:
     num_units = 24
-    built = summary.build(*2 * [torch.zeros(1, num_units, dim, dtype=dtype)], torch.ones(1, num_units, dtype=torch.int64))
+    built = summary.build(
+        *2 * [torch.zeros(1, num_units, dim, dtype=dtype)], torch.ones(1, num_units, dtype=torch.int64)
+    )
     assert len(built) == len(summary.strides)
     for part, stride in zip(built, summary.strides, strict=True):
         assert part.shape[1] == num_units / stride
