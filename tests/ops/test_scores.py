@@ -54,16 +54,20 @@ def scores_by_loops(
     by_head = []
     for query in group:
         logits = [scaling * logit(kind, query, summaries, unit) for unit in units]
-        if reduce.startswith("softmax"):
+        if reduce.startswith(("softmax", "share")):
             highest = max(logits)
             mass = [math.exp(each - highest) for each in logits]
-            logits = [each / sum(mass) for each in mass]
+            # A share is of the attention to all tokens, a softmax over one of each unit.
+            counted = [
+                each * (sizes[unit] if reduce == "share_mean" else 1) for each, unit in zip(mass, units, strict=True)
+            ]
+            logits = [each / sum(counted) for each in mass]
         by_head.append(logits)
     columns = zip(*by_head, strict=True)
     agreed = [max(column) if reduce.endswith("max") else sum(column) / len(column) for column in columns]
     scores = [-math.inf] * len(sizes)
     for unit, score in zip(units, agreed, strict=True):
-        scores[unit] = math.log(score) if reduce.startswith("softmax") else score
+        scores[unit] = math.log(score) if reduce.startswith(("softmax", "share")) else score
     return scores
 
 
@@ -101,7 +105,10 @@ def test_the_size_of_a_unit_does_not_weigh(kind: str, reduce: str) -> None:
         score_units(query, summaries, torch.full((2, 8), size), kind=kind, reduce=reduce, scaling=0.5)
         for size in (1, 50)
     )
-    assert torch.equal(small, large)
+    if reduce == "share_mean":
+        # Scores are of one token: of so many each has less, and all alike.
+        large = large + math.log(50)
+    torch.testing.assert_close(small, large)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +130,7 @@ def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtyp
         torch.testing.assert_close(got.exp().sum(1), torch.ones(2), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith("softmax")])
+@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith(("softmax", "share"))])
 def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
     query = torch.full((1, 2, DIM), 100.0)
     means = torch.arange(5.0)[None, :, None].expand(1, 5, DIM).contiguous()
