@@ -8,6 +8,7 @@ from torch import Tensor
 from louiskv.ops.attention import Rest
 from louiskv.ops.selection import agree, score_tokens, select_units, unit_logits, unit_shares
 from louiskv.store.device import ResidentSet
+from louiskv.units.entries import AllUnits, BestBundles, Entries
 from louiskv.units.index import UnitIndex
 from louiskv.units.summaries import Summary
 
@@ -27,21 +28,43 @@ class Look:
         *,
         scaling: float,
         reduce: str,
+        max_looked: int | None = None,
         attention_sinks: Tensor | None = None,
         impl: str | None = None,
     ) -> None:
-        """Look at the index with queries [N, G, D]; attention sinks are [N, G]."""
+        """Look with queries [N, G, D] at `max_looked` units at the most, None for all; attention sinks are [N, G]."""
         self.index, self.resident, self.summary, self.query = index, resident, summary, query
-        self.scaling, self.reduce, self.attention_sinks, self.impl = scaling, reduce, attention_sinks, impl
+        self.scaling, self.reduce, self.max_looked = scaling, reduce, max_looked
+        self.attention_sinks, self.impl = attention_sinks, impl
 
-    def _logits(self, query: Tensor) -> Tensor:
-        kind = self.summary.kind
-        return unit_logits(query, self.index.summaries, kind=kind, scaling=self.scaling, impl=self.impl)
+    def _logits(self, query: Tensor, summaries: tuple[Tensor, ...]) -> Tensor:
+        return unit_logits(query, summaries, kind=self.summary.kind, scaling=self.scaling, impl=self.impl)
+
+    @cached_property
+    def entries(self) -> Entries:
+        """What is read of the index: where there are too many units, those of the best bundles."""
+        index, num_units = self.index, self.index.sizes.shape[1]
+        if index.bundles is None or self.max_looked is None or num_units <= self.max_looked:
+            return AllUnits(index)
+        sizes = index.sizes.unflatten(1, (-1, index.bundles.size)).sum(-1)
+        shares = unit_shares(self._logits(self.query, index.bundled), sizes, self.beside, impl=self.impl)
+        scores = agree(shares, sizes, "share_mean", impl=self.impl)
+        return BestBundles(index, scores.topk(self.max_looked // index.bundles.size, dim=1).indices)
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """[N, E] tokens of each entry."""
+        return self.entries.counted(self.index.sizes)
+
+    @property
+    def num_resident(self) -> Tensor:
+        """[N, E] resident tokens of each entry."""
+        return self.entries.counted(self.index.resident)
 
     @cached_property
     def logits(self) -> Tensor:
-        """[N, G, U] of a token of each unit."""
-        return self._logits(self.query)
+        """[N, G, E] of a token of each entry."""
+        return self._logits(self.query, self.entries.summaries)
 
     @cached_property
     def beside(self) -> Tensor:
@@ -54,47 +77,52 @@ class Look:
 
     @cached_property
     def shares(self) -> Tensor:
-        """[N, G, U] logarithm of the share of its attention that a head gives to a token of each unit."""
-        return unit_shares(self.logits, self.index.sizes, self.beside, impl=self.impl)
+        """[N, G, E] logarithm of the share of its attention that a head gives to a token of each entry."""
+        return unit_shares(self.logits, self.sizes, self.beside, impl=self.impl)
 
     @cached_property
     def scores(self) -> Tensor:
-        """[N, U] on which the query group agrees, -inf where there is no unit."""
+        """[N, R] of the entries that are units, on which the query group agrees; -inf where there is no unit."""
         if self.reduce == "share_mean":
             logits = self.shares
         elif self.reduce == "query_mean":
-            logits = self._logits(self.query.mean(1, keepdim=True))
+            logits = self._logits(self.query.mean(1, keepdim=True), self.entries.summaries)
         else:
             logits = self.logits
-        return agree(logits, self.index.sizes, self.reduce, impl=self.impl)
+        return agree(logits, self.sizes, self.reduce, impl=self.impl)[:, : self.entries.num_units]
+
+    @property
+    def unit_sizes(self) -> Tensor:
+        """[N, R] tokens of the entries that are units."""
+        return self.sizes[:, : self.entries.num_units]
 
     @cached_property
     def mass(self) -> Tensor:
-        """[N, U] what a token of each unit gets of all that the units get, the heads of a group together."""
+        """[N, E] what a token of each entry gets of all that the units get, the heads of a group together."""
         mass = self.shares.exp().sum(1)
-        return mass / (mass * self.index.sizes).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        return mass / (mass * self.sizes).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
     def coverage(self) -> Tensor:
         """[N] share of the units' attention that the resident tokens get."""
-        return (self.mass * self.index.resident).sum(1)
+        return (self.mass * self.num_resident).sum(1)
 
     def best_coverage(self) -> Tensor:
         """[N] what as many tokens of the best units would get."""
-        num_resident = self.index.resident.sum(1)
-        return (self.mass * select_units(self.scores, self.index.sizes, num_resident, impl=self.impl)).sum(1)
+        take = select_units(self.scores, self.unit_sizes, self.index.resident.sum(1), impl=self.impl)
+        return (self.mass[:, : self.entries.num_units] * take).sum(1)
 
-    def token_scores(self, unit: Tensor, place: Tensor) -> Tensor:
-        """[N, W] scores of single tokens, of which units [N, W] and places [N, W] are given."""
-        bits, steps = self.index.details, self.index.summaries[2][..., 2]
+    def token_scores(self, entry: Tensor, place: Tensor) -> Tensor:
+        """[N, W] scores of single tokens, of which entries [N, W] and places [N, W] are given."""
+        bits, steps = self.index.details, self.entries.summaries[2][..., 2]
         assert bits is not None
         return score_tokens(
-            self.query, self.shares, bits, steps.float(), unit, place, scaling=self.scaling, impl=self.impl
+            self.query, self.shares, bits, steps.float(), entry, place, scaling=self.scaling, impl=self.impl
         )
 
     def rest(self, max_units: int | None) -> Rest:
-        """What is not resident, by the summaries of its units; of the `max_units` with most attention, None for all."""
-        _, values, steps = self.index.summaries
-        num_left = self.index.sizes - self.index.resident
+        """What is not resident, by the summaries; of the `max_units` entries with most attention, None for all."""
+        _, values, steps = self.entries.summaries
+        num_left = self.sizes - self.num_resident
         logits, steps = self.logits, steps[..., 1]
         if max_units is not None and max_units < num_left.shape[1]:
             best = (self.mass * num_left).topk(max_units, dim=1).indices

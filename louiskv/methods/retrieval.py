@@ -8,7 +8,7 @@ from louiskv.errors import SettingsError, check_choice, check_count, check_multi
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
 from louiskv.methods.per_query_head import PerQueryHead
-from louiskv.methods.retrieval_layer import Parts, RetrievalLayer
+from louiskv.methods.retrieval_layer import BUNDLE_SIZE, Parts, RetrievalLayer
 from louiskv.ops.selection import REDUCES
 from louiskv.triggers import Cosine, Trigger
 from louiskv.units.base import Units
@@ -59,6 +59,9 @@ class Retrieval(Method):
     )
     estimate: bool = setting(False, "whether what is not resident is attended to by its summaries")
     max_estimated: int | None = setting(None, "units that are estimated at the most; none for all")
+    max_looked: int | None = setting(
+        None, "units whose summaries are read at the most; of more, those of the best bundles; none for all"
+    )
     per_query_head: bool = setting(False, "whether each query head keeps a copy of keys and values, to select alone")
 
     def __post_init__(self) -> None:
@@ -116,13 +119,16 @@ class Retrieval(Method):
         check_count("oversample", self.oversample, 0)
         if self.max_estimated is not None:
             check_count("max_estimated", self.max_estimated, 1)
-        if not self.oversample and not self.estimate:
+        if self.max_looked is not None:
+            check_count("max_looked", self.max_looked, self._parts().num_retrieved + BUNDLE_SIZE)
+        if not self.oversample and not self.estimate and self.max_looked is None:
             return
         sketch = self.summary if isinstance(self.summary, Sketch) else None
         if sketch is None or (self.oversample and not sketch.token_bits):
             raise SettingsError(
-                f"oversample={self.oversample} and estimate={self.estimate} need what {self.summary} does not keep: "
-                f"give summary=Sketch(token_bits={self.oversample > 0}), or oversample=0 and estimate=False."
+                f"oversample={self.oversample}, estimate={self.estimate} and max_looked={self.max_looked} need what "
+                f"{self.summary} does not keep: give summary=Sketch(token_bits={self.oversample > 0}), or "
+                "oversample=0, estimate=False and max_looked=None."
             )
         if not self.scaled:
             raise SettingsError("scaled=False is not allowed with oversample or estimate: they compare with logits.")
@@ -194,4 +200,5 @@ class Retrieval(Method):
             oversample=self.oversample,
             estimate=self.estimate,
             max_estimated=self.max_estimated,
+            max_looked=self.max_looked,
         )

@@ -20,9 +20,13 @@ from louiskv.store.transfer import Traffic, Transfer
 from louiskv.telemetry import Tier, Tiers
 from louiskv.triggers import Trigger
 from louiskv.units.base import Units
-from louiskv.units.index import UnitIndex
+from louiskv.units.bundles import in_bundles
+from louiskv.units.index import Bundles, UnitIndex
 from louiskv.units.segments import Cuts
 from louiskv.units.summaries import Summary, unit_of_place
+
+# Units that have a summary together, where there are two levels of them.
+BUNDLE_SIZE = 16
 
 # Tokens of each row that the device holds at once while a later prompt attends to the whole pool.
 PAST_CHUNK = 4096
@@ -58,6 +62,7 @@ class Parts:
     oversample: int
     estimate: bool
     max_estimated: int | None
+    max_looked: int | None
 
 
 class Change(NamedTuple):
@@ -152,12 +157,17 @@ class RetrievalLayer(KVLayer):
         parts = self.parts
         sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device)
-        self.index = UnitIndex(num_rows, parts.summary.strides, device)
+        self.index = self._new_index(num_rows)
         self.pool = Pool(num_rows, key_dim + value_dim, dtype, device, parts.store)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
         self.ahead = Background(device)
         self._begun = True
+
+    def _new_index(self, num_rows: int) -> UnitIndex:
+        parts = self.parts
+        bundles = None if parts.max_looked is None else Bundles(BUNDLE_SIZE, parts.summary)
+        return UnitIndex(num_rows, parts.summary.strides, self.resident.rows.device, bundles)
 
     def _group_prompt(self, rows: Tensor, source: Tensor, positions: Tensor, counts: Tensor) -> None:
         if source.shape[1] == 0:
@@ -165,7 +175,10 @@ class RetrievalLayer(KVLayer):
         clock, key_dim = self.telemetry.clock, self.resident.key_dim
         with clock.time("clustering", rows.device):
             keys = take_rows(rows, source)[..., :key_dim]
-            order, sizes = self.parts.units.group(keys, counts, self.impl)
+            grouping = self.parts.units.group(keys, counts, self.impl)
+            if self.index.bundles is not None:
+                grouping = in_bundles(keys, grouping, self.index.bundles.size)
+            order, sizes = grouping
             rows = take_rows(rows, source.gather(1, order))
             summary = self._summarise(rows, sizes)
         with clock.time("offload", rows.device):
@@ -200,6 +213,7 @@ class RetrievalLayer(KVLayer):
             grouped,
             scaling=options.scaling if parts.scaled else 1.0,
             reduce=parts.reduce,
+            max_looked=parts.max_looked,
             attention_sinks=attention_sinks,
             impl=self.impl,
         )
@@ -387,7 +401,7 @@ class RetrievalLayer(KVLayer):
         occupied, _ = left_aligned(sizes > 0)
         sizes = sizes.gather(1, occupied)
         device = resident.rows.device
-        self.index = UnitIndex(len(end), self.parts.summary.strides, device)
+        self.index = self._new_index(len(end))
         summaries, details = self._summarise(pool.rows, sizes)
         offsets = (sizes.cumsum(1) - sizes).to(device)
         self.index.append(

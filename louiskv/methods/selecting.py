@@ -22,12 +22,12 @@ def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, rece
     """
     index, scores = look.index, look.scores
     if hold:
-        scores = scores + hold * (index.resident > 0)
+        scores = scores + hold * (look.num_resident[:, : scores.shape[1]] > 0)
     if recent_units:
         age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
         scores = scores.masked_fill((age > 0) & (age <= recent_units), torch.inf)
-    take = select_units(scores, index.sizes, room, impl=look.impl)
-    return places_of(take, index.offsets, slot_place.shape[1])[0]
+    take = select_units(scores, look.unit_sizes, room, impl=look.impl)
+    return places_of(take, look.entries.offsets, slot_place.shape[1])[0]
 
 
 def select_inside(look: Look, room: Tensor, slot_place: Tensor, hold: float, oversample: int) -> Tensor:
@@ -43,16 +43,17 @@ def select_inside(look: Look, room: Tensor, slot_place: Tensor, hold: float, ove
     Returns:
         [N, S] places in the pool, -1 for none.
     """
-    index, num_slots = look.index, slot_place.shape[1]
-    take = select_units(look.scores, index.sizes, room * oversample, impl=look.impl)
-    best, unit = places_of(take, index.offsets, num_slots * oversample)
+    entries, num_slots = look.entries, slot_place.shape[1]
+    take = select_units(look.scores, look.unit_sizes, room * oversample, impl=look.impl)
+    best, entry = places_of(take, entries.offsets, num_slots * oversample)
     held = slot_place.clamp(min=0).long()
-    unit_held = index.unit_of(held)
-    among_best = held - index.offsets.gather(1, unit_held) < take.gather(1, unit_held)
+    entry_held = entries.entry_of(look.index.unit_of(held))
+    seen, entry_held = (slot_place >= 0) & (entry_held >= 0), entry_held.clamp(min=0)
+    among_best = held - entries.offsets.gather(1, entry_held) < take.gather(1, entry_held)
     resident = _among(best, slot_place)
-    place = torch.cat([best, slot_place.long().masked_fill(among_best, -1)], dim=1)
-    unit, resident = torch.cat([unit, unit_held], dim=1), torch.cat([resident, slot_place >= 0], dim=1)
-    scores = look.token_scores(unit, place.clamp(min=0)) + hold * resident
+    place = torch.cat([best, held.masked_fill(~seen | among_best, -1)], dim=1)
+    entry, resident = torch.cat([entry, entry_held], dim=1), torch.cat([resident, seen], dim=1)
+    scores = look.token_scores(entry, place.clamp(min=0)) + hold * resident
     chosen = scores.masked_fill(place < 0, -torch.inf).topk(num_slots, dim=1)
     rank = torch.arange(num_slots, device=place.device)
     return place.gather(1, chosen.indices).where((rank < room[:, None]) & (chosen.values > -torch.inf), -1)

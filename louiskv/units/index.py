@@ -1,14 +1,30 @@
 """The index: what the device keeps of every unit of one layer."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from louiskv.ops.ragged import append_rows, grown
+from louiskv.units.summaries import Summary
 
 # Bytes of the table's entry for one unit: offset, size and how much of it is resident.
 TABLE_BYTES = 12
 # Room added when the index is full and few units come.
 GROWTH = 64
+
+
+@dataclass(frozen=True)
+class Bundles:
+    """The second level of an index: consecutive units have one more summary together.
+
+    Attributes:
+        size: Units of a bundle.
+        summary: What summarises.
+    """
+
+    size: int
+    summary: Summary
 
 
 class UnitIndex:
@@ -20,24 +36,30 @@ class UnitIndex:
         resident: [N, U] int32, how many of its tokens lie in retrieved slots.
         summaries: Tensors [N, U / stride, ...], as `Summary.build` makes them; U is a multiple of every stride.
         details: [N, T, ...] what is kept of each token, as `Summary.details` makes it; None for nothing.
+        bundled: What `summaries` is, of bundles [N, U / bundle size, ...]; empty without bundles.
         counts: [N] int64, units of each row.
         num_tokens: [N] int64, tokens in them.
     """
 
-    def __init__(self, num_rows: int, strides: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, num_rows: int, strides: tuple[int, ...], device: torch.device, bundles: Bundles | None = None
+    ) -> None:
         self.offsets = torch.zeros(num_rows, 0, dtype=torch.int32, device=device)
         self.sizes = torch.zeros_like(self.offsets)
         self.resident = torch.zeros_like(self.offsets)
         self.summaries: tuple[Tensor, ...] = ()
+        self.bundled: tuple[Tensor, ...] = ()
         self.details: Tensor | None = None
-        self.strides = strides
+        self.strides, self.bundles = strides, bundles
         self.counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.num_tokens = torch.zeros_like(self.counts)
 
     @property
     def summary_bytes(self) -> int:
         """Bytes of device memory that the summaries have allocated: what papers count as their index."""
-        return sum(part.nbytes for part in self.summaries) + (0 if self.details is None else self.details.nbytes)
+        return sum(part.nbytes for part in (*self.summaries, *self.bundled)) + (
+            0 if self.details is None else self.details.nbytes
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -65,7 +87,8 @@ class UnitIndex:
             self.summaries = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in summaries)
         if needed > self.sizes.shape[1]:
             capacity = needed if self.sizes.shape[1] == 0 else needed + GROWTH
-            capacity = -(-capacity // max(self.strides)) * max(self.strides)
+            whole = max(self.strides) if self.bundles is None else self.bundles.size
+            capacity = -(-capacity // whole) * whole
             for name in ("offsets", "sizes", "resident"):
                 setattr(self, name, grown(getattr(self, name), capacity))
             self.summaries = tuple(
@@ -79,8 +102,25 @@ class UnitIndex:
             self._append_details(details, sizes.sum(1))
         begin = self.counts
         self.counts = begin + new
+        if self.bundles is not None:
+            self._bundle(self.bundles, int(begin.min()), needed)
         self.num_tokens = self.num_tokens + sizes.sum(1)
         return begin
+
+    def _bundle(self, bundles: Bundles, first: int, end: int) -> None:
+        """Summarise anew the bundles of the units from `first` to `end`."""
+        num_bundles = self.sizes.shape[1] // bundles.size
+        low, high = first // bundles.size, -(-end // bundles.size)
+        units = slice(low * bundles.size, high * bundles.size)
+        parts = bundles.summary.coarsen(
+            tuple(part[:, units] for part in self.summaries), self.sizes[:, units], bundles.size
+        )
+        if not self.bundled:
+            self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in parts)
+        if self.bundled[0].shape[1] < num_bundles:
+            self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
+        for held, part in zip(self.bundled, parts, strict=True):
+            held[:, low:high] = part
 
     def _append_details(self, details: Tensor, new: Tensor) -> None:
         held = details.new_zeros(len(details), 0, *details.shape[2:]) if self.details is None else self.details
@@ -105,4 +145,6 @@ class UnitIndex:
             setattr(self, name, getattr(self, name).index_select(0, index))
         if self.details is not None:
             self.details = self.details.index_select(0, index)
-        self.summaries = tuple(part.index_select(0, index) for part in self.summaries)
+        self.summaries, self.bundled = (
+            tuple(part.index_select(0, index) for part in parts) for parts in (self.summaries, self.bundled)
+        )

@@ -43,6 +43,14 @@ class Summary(ABC):
         """What the index keeps of each token beside the summaries of the units: [N, T, ...], None for nothing."""
         return None
 
+    def coarsen(self, summaries: tuple[Tensor, ...], sizes: Tensor, bundle_size: int) -> tuple[Tensor, ...]:
+        """Summarise bundles of so many consecutive units, of sizes [N, U]: tensors [N, U / bundle_size, ...].
+
+        Raises:
+            NotImplementedError: Summaries of this kind cannot be summarised.
+        """
+        raise NotImplementedError(f"{self} has no bundles.")
+
     @abstractmethod
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Bytes of one unit's summary, keys being of `item_size` bytes a number."""
@@ -182,6 +190,18 @@ class Sketch(Summary):
             return None
         codes, _, steps = summaries
         return pack_bits(self._off(keys, unit_of_place(sizes, keys.shape[1]), codes, steps[..., 0]) >= 0)
+
+    def coarsen(self, summaries: tuple[Tensor, ...], sizes: Tensor, bundle_size: int) -> tuple[Tensor, ...]:
+        """The means over the tokens of each bundle; what no bit stands for has no step."""
+        *codes, steps = summaries
+        weights = sizes.float().unflatten(1, (-1, bundle_size))
+        total = weights.sum(2).clamp(min=1)
+        coarse = []
+        for code, step in zip(codes, steps.float().unbind(-1), strict=False):
+            means_of_units = (code.float() * step[..., None]).unflatten(1, (-1, bundle_size))
+            coarse.append(to_int8((means_of_units * weights[..., None]).sum(2) / total[..., None]))
+        (key_codes, key_steps), (value_codes, value_steps) = coarse
+        return key_codes, value_codes, torch.stack([key_steps, value_steps, torch.zeros_like(key_steps)], dim=-1)
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """A byte a number, and three steps."""
