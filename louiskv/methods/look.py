@@ -41,9 +41,11 @@ class Look:
 
     @cached_property
     def shares(self) -> Tensor:
-        """[N, G, U] logarithm of the share of the units' attention that a token of each unit gets."""
-        total = (self.logits + self.index.sizes[:, None].log()).logsumexp(-1, keepdim=True)
-        return self.logits - total.clamp(min=torch.finfo(torch.float32).min)
+        """[N, G, U] logarithm of the share of the units' attention that a token of each unit gets, -inf for no unit."""
+        sizes = self.index.sizes[:, None]
+        total = (self.logits + sizes.log()).logsumexp(-1, keepdim=True)
+        shares = self.logits - total.clamp(min=torch.finfo(torch.float32).min)
+        return shares.masked_fill(sizes == 0, -torch.inf)
 
     @cached_property
     def mass(self) -> Tensor:
