@@ -166,8 +166,8 @@ def _one_bit(query: Tensor, bits: Tensor, scales: Tensor) -> Tensor:
 
 
 def _sketch(query: Tensor, codes: Tensor, _values: Tensor, steps: Tensor) -> Tensor:
-    # The codes are whole numbers up to 127, which every dtype holds.
-    return torch.bmm(query, codes.to(query.dtype).transpose(1, 2)).float() * steps[:, None, :, 0]
+    # Before it is multiplied by the step, the sum leaves the range of float16.
+    return torch.bmm(query.float(), codes.float().transpose(1, 2)) * steps[:, None, :, 0]
 
 
 _LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit, "sketch": _sketch}

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from louiskv import LouisKVError
-from louiskv.ops.quantize import pack_bits
-from louiskv.ops.selection import REDUCES, score_units
+from louiskv.ops.quantize import pack_bits, to_int8
+from louiskv.ops.selection import REDUCES, score_units, unit_logits
 
-KINDS = ("dot", "bound", "one_bit")
+KINDS = ("dot", "bound", "one_bit", "sketch")
 DIM = 10
 SHARED = 4
 Vector = list[float]
@@ -24,6 +24,10 @@ def random_summaries(kind: str, num_rows: int, num_units: int, generator: torch.
     if kind == "bound":
         low, width = torch.randn(2, num_rows, num_units, DIM, generator=generator)
         return (torch.cat([low + width.abs(), low], dim=-1),)
+    if kind == "sketch":
+        key_codes, key_steps = to_int8(torch.randn(num_rows, num_units, DIM, generator=generator))
+        value_codes, value_steps = to_int8(torch.randn(num_rows, num_units, 7, generator=generator))
+        return key_codes, value_codes, torch.stack([key_steps, value_steps, torch.rand_like(key_steps)], dim=-1)
     bits = torch.randint(0, 2, (num_rows, num_units, DIM), generator=generator).bool()
     scales, middles = torch.randn(2, num_rows, num_units // SHARED, DIM, generator=generator)
     return pack_bits(bits), torch.cat([scales.abs(), middles], dim=-1)
@@ -36,6 +40,9 @@ def logit(kind: str, query: Vector, summaries: tuple[Tensor, ...], unit: int) ->
     if kind == "bound":
         box = summaries[0][unit].tolist()
         return sum(max(q * high, q * low) for q, high, low in zip(query, box[:DIM], box[DIM:], strict=True))
+    if kind == "sketch":
+        codes, step = summaries[0][unit].tolist(), float(summaries[2][unit, 0])
+        return sum(q * code * step for q, code in zip(query, codes, strict=True))
     packed, scales = summaries[0][unit].tolist(), summaries[1][unit // SHARED].tolist()
     total = 0.0
     for channel, q in enumerate(query):
@@ -112,8 +119,10 @@ def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtyp
     query, summaries = torch.randn(2, 4, DIM, generator=generator), random_summaries(kind, 2, 16, generator)
     sizes = torch.ones(2, 16, dtype=torch.int64)
     low_query = query.to(dtype)
-    low = tuple(part if part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
-    exact = tuple(part if part.dtype == torch.uint8 else part.float() for part in low)
+    # What comes in few bits does so in any dtype.
+    in_bits = kind == "sketch"
+    low = tuple(part if in_bits or part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
+    exact = tuple(part if in_bits or part.dtype == torch.uint8 else part.float() for part in low)
     got = score_units(low_query, low, sizes, kind=kind, reduce=reduce, scaling=0.3)
     expected = score_units(low_query.float(), exact, sizes, kind=kind, reduce=reduce, scaling=0.3)
     assert got.dtype == torch.float32
@@ -130,6 +139,15 @@ def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
     got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0)
     # The shares themselves would be 0 but for the greatest, and their order lost.
     assert got.tolist() == [[-4000, -3000, -2000, -1000, 0]]
+
+
+def test_a_sketch_may_leave_the_range_of_float16_before_its_step() -> None:
+    query, keys = torch.full((1, 2, 64), 30.0).half(), torch.full((1, 3, 64), 0.005)
+    keys[:, 1] = 0.01
+    codes, steps = to_int8(keys)
+    summaries = (codes, codes, torch.stack([steps] * 3, dim=-1))
+    got = unit_logits(query, summaries, kind="sketch", scaling=1.0)
+    torch.testing.assert_close(got, torch.tensor([9.6, 19.2, 9.6]).expand(1, 2, 3), atol=0, rtol=2e-2)
 
 
 def test_a_kind_that_does_not_exist_is_not_taken_for_another() -> None:
