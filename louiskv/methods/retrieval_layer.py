@@ -206,11 +206,11 @@ class RetrievalLayer(KVLayer):
         if self._has_units:
             if retrieve:
                 self._retrieve(look, fire)
-            if self.trigger.ahead is not None and bool(self.trigger.ahead.any()):
-                self._start_ahead(look, self.trigger.ahead.flatten())
             if parts.estimate:
                 with clock.time("estimate", query.device):
                     rest = look.rest(parts.max_estimated)
+            if self.trigger.ahead is not None and bool(self.trigger.ahead.any()):
+                self._start_ahead(look, self.trigger.ahead.flatten())
         with clock.time("attention", query.device):
             out = decode_attention(
                 grouped,
@@ -237,9 +237,10 @@ class RetrievalLayer(KVLayer):
             self._apply(change())
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
-        """Select and fetch for the next step in the background, changing nothing yet."""
-        # What this step needs too must not be computed on another stream.
-        _ = look.scores, look.logits
+        """Select and fetch for the next step in the background, changing nothing yet.
+
+        This step must have asked the look for all that it needs: what the background computes is of another stream.
+        """
 
         def prepare() -> Change:
             with self.telemetry.clock.time("ahead", look.query.device):
