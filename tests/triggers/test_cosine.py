@@ -5,6 +5,7 @@ import torch
 
 from louiskv import SettingsError
 from louiskv.triggers import AnchorCosine, Cosine
+from tests.triggers.stubs import at_angle
 
 
 def test_cosine_is_the_mean_over_query_heads() -> None:
@@ -52,12 +53,6 @@ def test_a_tau_for_each_layer() -> None:
         anchored.start()
     with pytest.raises(SettingsError, match=r"tau=-2"):
         AnchorCosine(tau=(0.5, -2))
-
-
-def at_angle(*degrees: float) -> torch.Tensor:
-    """Queries [1, heads, 2] of any length, one for each angle."""
-    angle = torch.tensor(degrees).deg2rad()
-    return (torch.arange(1, len(degrees) + 1)[:, None] * torch.stack([angle.cos(), angle.sin()], -1))[None]
 
 
 def test_an_anchor_sees_a_slow_turn_and_the_query_before_does_not() -> None:
