@@ -436,7 +436,7 @@ class RetrievalLayer(KVLayer):
         self._land()
         self.transfer.settle()
         resident, index, pool = self.resident, self.index, self.pool
-        rows, positions, pool_lengths = pool.rows.cpu(), pool.positions.cpu(), pool.lengths.cpu()
+        positions, pool_lengths = pool.positions.cpu(), pool.lengths.cpu()
         sizes, counts = index.sizes.long().cpu(), index.counts.cpu()
         held = torch.arange(sizes.shape[1]) < counts[:, None]
         assert bool(((sizes > 0) == held).all())
