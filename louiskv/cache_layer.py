@@ -287,7 +287,7 @@ class CacheLayer(CacheLayerMixin):
         # First, for it waits for what runs in the background.
         tiers = self.state.tiers()
         telemetry: LayerTelemetry = self.state.telemetry
-        fired = telemetry.fired.tensor().float()
+        fired, ahead = telemetry.fired.tensor().float(), telemetry.ahead.tensor().float()
         selected = telemetry.selected_tokens
         return LayerReport(
             layer=self.index,
@@ -295,6 +295,7 @@ class CacheLayer(CacheLayerMixin):
             tiers=tiers,
             steps=self.steps,
             retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
+            ahead_rate=float(ahead.mean()) if ahead.numel() else None,
             hit_rate=telemetry.hit_tokens / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
             offloaded_bytes=self.state.traffic.offloaded_bytes,

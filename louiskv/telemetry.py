@@ -103,7 +103,8 @@ class LayerTelemetry:
     """What one layer did.
 
     Attributes:
-        fired: [steps, B, Hkv] where a decode step retrieved.
+        fired: [steps, B, Hkv] where a decode step retrieved before it attended.
+        ahead: [steps, B, Hkv] where it selected for the next one, if the trigger is late.
         similarity: [steps, B] cosine of neighbouring queries, if the trigger looks at it.
         selected_tokens: Tokens chosen by all retrievals, over all KV heads.
         hit_tokens: Those of them that were resident already.
@@ -112,6 +113,7 @@ class LayerTelemetry:
     """
 
     fired: Series = field(default_factory=Series)
+    ahead: Series = field(default_factory=Series)
     similarity: Series = field(default_factory=Series)
     selected_tokens: int = 0
     hit_tokens: int = 0
@@ -165,8 +167,8 @@ class LayerReport:
         kind: Name of the layer's class.
         tiers: What it holds.
         steps: Decode steps.
-        retrieval_rate: Share of (step, sequence, KV head) that retrieved before attending; what a late trigger fetches
-            for the next step is not counted.
+        retrieval_rate: Share of (step, sequence, KV head) that retrieved before attending.
+        ahead_rate: Share that selected for the next step instead, None if the trigger is not late.
         hit_rate: Share of the selected tokens that were resident already, None without a selection.
         fetched_bytes: Bytes copied host to device.
         offloaded_bytes: Bytes copied device to host.
@@ -180,6 +182,7 @@ class LayerReport:
     tiers: Tiers
     steps: int
     retrieval_rate: float
+    ahead_rate: float | None
     hit_rate: float | None
     fetched_bytes: int
     offloaded_bytes: int
@@ -287,7 +290,7 @@ class Report:
             hits = [layer.hit_rate for layer in retrieving if layer.hit_rate is not None]
             lines.append(
                 f"  retrievals  {self._mean_rate():.2f} per step and layer ({min(rates):.2f} to {max(rates):.2f}), "
-                f"hit rate {sum(hits) / len(hits):.2f}"
+                f"{self._ahead()}hit rate {sum(hits) / len(hits):.2f}"
             )
             lines.append(f"  segments    {self._segments()}")
         seen = [layer.similarity for layer in self.layers if layer.similarity]
@@ -302,6 +305,10 @@ class Report:
     def _mean_rate(self) -> float:
         rates = [layer.retrieval_rate for layer in self.layers if layer.hit_rate is not None]
         return sum(rates) / len(rates) if rates else 0.0
+
+    def _ahead(self) -> str:
+        rates = [layer.ahead_rate for layer in self.layers if layer.ahead_rate is not None]
+        return f"{sum(rates) / len(rates):.2f} for the next step, " if rates else ""
 
     def _segments(self) -> str:
         total = sum(number for layer in self.layers for number in layer.segment_sizes.values())

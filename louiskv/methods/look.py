@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.attention import Rest
-from louiskv.ops.selection import agree, score_tokens, select_units, unit_logits
+from louiskv.ops.selection import agree, score_tokens, select_units, unit_logits, unit_shares
+from louiskv.store.device import ResidentSet
 from louiskv.units.index import UnitIndex
 from louiskv.units.summaries import Summary
 
@@ -14,15 +15,24 @@ from louiskv.units.summaries import Summary
 class Look:
     """One look at the index of a layer; each figure is computed when it is first asked for, and once.
 
-    What depends on the resident tokens is of the moment when it is asked for.
+    What depends on the retrieved tokens is of the moment when it is asked for.
     """
 
     def __init__(
-        self, index: UnitIndex, summary: Summary, query: Tensor, scaling: float, reduce: str, impl: str | None = None
+        self,
+        index: UnitIndex,
+        resident: ResidentSet,
+        summary: Summary,
+        query: Tensor,
+        *,
+        scaling: float,
+        reduce: str,
+        attention_sinks: Tensor | None = None,
+        impl: str | None = None,
     ) -> None:
-        """Look at the index with queries [N, G, D]."""
-        self.index, self.summary, self.query = index, summary, query
-        self.scaling, self.reduce, self.impl = scaling, reduce, impl
+        """Look at the index with queries [N, G, D]; attention sinks are [N, G]."""
+        self.index, self.resident, self.summary, self.query = index, resident, summary, query
+        self.scaling, self.reduce, self.attention_sinks, self.impl = scaling, reduce, attention_sinks, impl
 
     def _logits(self, query: Tensor) -> Tensor:
         kind = self.summary.kind
@@ -34,23 +44,35 @@ class Look:
         return self._logits(self.query)
 
     @cached_property
-    def scores(self) -> Tensor:
-        """[N, U] on which the query group agrees, -inf where there is no unit."""
-        logits = self._logits(self.query.mean(1, keepdim=True)) if self.reduce == "query_mean" else self.logits
-        return agree(logits, self.index.sizes, self.reduce, impl=self.impl)
+    def beside(self) -> Tensor:
+        """[N, G] log-sum-exp of the logits of sinks and window, and of the attention sinks."""
+        keys, bias = self.resident.always
+        logits = torch.bmm(self.query * self.scaling, keys.transpose(1, 2)).float() + bias
+        if self.attention_sinks is not None:
+            logits = torch.cat([logits, self.attention_sinks.float()[..., None]], dim=-1)
+        return logits.logsumexp(-1)
 
     @cached_property
     def shares(self) -> Tensor:
-        """[N, G, U] logarithm of the share of the units' attention that a token of each unit gets, -inf for no unit."""
-        sizes = self.index.sizes[:, None]
-        total = (self.logits + sizes.log()).logsumexp(-1, keepdim=True)
-        shares = self.logits - total.clamp(min=torch.finfo(torch.float32).min)
-        return shares.masked_fill(sizes == 0, -torch.inf)
+        """[N, G, U] logarithm of the share of its attention that a head gives a token of each unit, -inf for none."""
+        return unit_shares(self.logits, self.index.sizes, self.beside, impl=self.impl)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """[N, U] on which the query group agrees, -inf where there is no unit."""
+        if self.reduce == "share_mean":
+            logits = self.shares
+        elif self.reduce == "query_mean":
+            logits = self._logits(self.query.mean(1, keepdim=True))
+        else:
+            logits = self.logits
+        return agree(logits, self.index.sizes, self.reduce, impl=self.impl)
 
     @cached_property
     def mass(self) -> Tensor:
-        """[N, U] what a token of each unit gets, mean over the group."""
-        return self.shares.exp().mean(1)
+        """[N, U] what a token of each unit gets of all that the units get, the heads of a group together."""
+        mass = self.shares.exp().sum(1)
+        return mass / (mass * self.index.sizes).sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
     def coverage(self) -> Tensor:
         """[N] share of the units' attention that the resident tokens get."""

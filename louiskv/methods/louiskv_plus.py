@@ -15,9 +15,7 @@ class LouisKVPlus(Assembled):
     """Tokens chosen inside the best clusters when coverage falls, and the rest attended to by estimate."""
 
     paper: ClassVar[str] = "this project, after LouisKV, RetroInfer and FIER"
-    keeps: ClassVar[str] = (
-        "everything on the host; sinks, retrieved tokens, window and a sketch of it all on the device"
-    )
+    keeps: ClassVar[str] = "everything on the host; on the device sinks, retrieved tokens, window and a sketch of all"
 
     budget: int = setting(1024, "tokens a KV head attends to exactly, sinks and window included")
     sink: int = setting(16, "first tokens, always resident")

@@ -192,8 +192,17 @@ class RetrievalLayer(KVLayer):
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""
         clock, grouped, parts = self.telemetry.clock, self.group(query), self.parts
-        scaling = options.scaling if parts.scaled else 1.0
-        look = Look(self.index, parts.summary, grouped, scaling, parts.reduce, self.impl)
+        attention_sinks = options.sinks_by_row(self.batch_size, self.num_kv_heads)
+        look = Look(
+            self.index,
+            self.resident,
+            parts.summary,
+            grouped,
+            scaling=options.scaling if parts.scaled else 1.0,
+            reduce=parts.reduce,
+            attention_sinks=attention_sinks,
+            impl=self.impl,
+        )
         with clock.time("selection", query.device):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
             self._record(fired)
@@ -219,7 +228,7 @@ class RetrievalLayer(KVLayer):
                 self.resident.bias,
                 scaling=options.scaling,
                 softcap=options.softcap,
-                attention_sinks=options.sinks_by_row(self.batch_size, self.num_kv_heads),
+                attention_sinks=attention_sinks,
                 rest=rest,
                 impl=self.impl,
             )
@@ -324,6 +333,8 @@ class RetrievalLayer(KVLayer):
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)
+        if self.trigger.ahead is not None:
+            self.telemetry.ahead.append(self.trigger.ahead)
         if self.trigger.similarity is not None:
             self.telemetry.similarity.append(self.trigger.similarity)
 

@@ -4,11 +4,12 @@ from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PART
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
-from louiskv.ops.selection import AGREE, ASSIGN_SLOTS, SCORE_TOKENS, SELECT_UNITS, UNIT_LOGITS
+from louiskv.ops.selection import AGREE, ASSIGN_SLOTS, SCORE_TOKENS, SELECT_UNITS, UNIT_LOGITS, UNIT_SHARES
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
     "unit_logits": UNIT_LOGITS,
+    "unit_shares": UNIT_SHARES,
     "agree": AGREE,
     "score_tokens": SCORE_TOKENS,
     "select_units": SELECT_UNITS,

@@ -11,7 +11,7 @@ from louiskv.ops.quantize import unpack_bits
 from louiskv.ops.ragged import left_aligned, take_rows
 
 # How the query heads of a group agree on one score for a unit.
-REDUCES = ("softmax_mean", "softmax_max", "logit_mean", "logit_max", "query_mean")
+REDUCES = ("softmax_mean", "softmax_max", "share_mean", "logit_mean", "logit_max", "query_mean")
 
 
 def unit_logits(
@@ -49,15 +49,44 @@ def _unit_logits(query: Tensor, summaries: tuple[Tensor, ...], kind: str, scalin
     return _LOGITS[kind](query * scaling, *summaries).float()
 
 
+def unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None = None, *, impl: str | None = None) -> Tensor:
+    """The share of its attention that each query head gives to one token of each unit.
+
+    Args:
+        logits: [N, G, U] of a token of each unit.
+        sizes: [N, U] tokens of each unit.
+        beside: [N, G] log-sum-exp of the logits of all that is attended to beside the units; None for nothing.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, G, U] float32, logarithm of the share; -inf where there is no unit.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("unit_shares", UNIT_SHARES, impl, logits.device)
+    shares: Tensor = function(logits, sizes, beside)
+    return shares
+
+
+def _unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None) -> Tensor:
+    total = (logits + sizes[:, None].log()).logsumexp(-1)
+    if beside is not None:
+        total = torch.logaddexp(total, beside)
+    shares = logits - total.clamp(min=torch.finfo(torch.float32).min)[..., None]
+    return shares.masked_fill((sizes == 0)[:, None], -torch.inf)
+
+
 def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None) -> Tensor:
     """Let the heads of a query group agree on one score for each unit, so that they choose one set.
 
     The score is, by `reduce`, the logarithm of the mean or the maximum over the heads of the softmax over units (mean:
-    the group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3), or the mean or maximum of the logits. As
-    a logarithm even a share too small for a float still has its place in the order.
+    the group-consistent selection of LouisKV, arXiv 2510.11292, section 4.3) or of the mean of shares, or the mean or
+    maximum of the logits. As a logarithm even a share too small for a float still has its place in the order.
 
     Args:
-        logits: [N, G, U].
+        logits: [N, G, U]; for "share_mean" the logarithms of `unit_shares`, in which a head that attends elsewhere
+            counts for less.
         sizes: [N, U] tokens of each unit; 0 where there is none.
         reduce: Of REDUCES; "query_mean" has one head left, the mean query.
         impl: Implementation; None takes the best that can run.
@@ -75,10 +104,17 @@ def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None
 
 def _agree(logits: Tensor, sizes: Tensor, reduce: str) -> Tensor:
     logits = logits.masked_fill((sizes == 0)[:, None], -torch.inf)
+    if reduce == "share_mean":
+        return _log_mean(logits)
     if not reduce.startswith("softmax"):
         return logits.amax(1) if reduce.endswith("max") else logits.mean(1)
     shares = logits - logits.logsumexp(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-    return shares.amax(1) if reduce.endswith("max") else shares.logsumexp(1) - math.log(logits.shape[1])
+    return shares.amax(1) if reduce.endswith("max") else _log_mean(shares)
+
+
+def _log_mean(shares: Tensor) -> Tensor:
+    """Logarithm of the mean over the heads, of logarithms [N, G, U]."""
+    return shares.logsumexp(1) - math.log(shares.shape[1])
 
 
 def score_units(
@@ -94,7 +130,8 @@ def score_units(
     """Score units [N, U] for a whole query group: `unit_logits`, then `agree`."""
     if reduce == "query_mean":
         query = query.mean(1, keepdim=True)
-    return agree(unit_logits(query, summaries, kind=kind, scaling=scaling, impl=impl), sizes, reduce, impl=impl)
+    logits = unit_logits(query, summaries, kind=kind, scaling=scaling, impl=impl)
+    return agree(unit_shares(logits, sizes, impl=impl) if reduce == "share_mean" else logits, sizes, reduce, impl=impl)
 
 
 def score_tokens(
@@ -139,8 +176,7 @@ def _score_tokens(
     heads = query.shape[1]
     signs = unpack_bits(take_rows(bits, place), query.shape[-1]).to(query.dtype) * 2 - 1
     off = torch.bmm(query * scaling, signs.transpose(1, 2)).float() * steps.gather(1, unit)[:, None]
-    shares = shares.gather(2, unit[:, None].expand(-1, heads, -1)) + off
-    return shares.logsumexp(1) - math.log(heads)
+    return _log_mean(shares.gather(2, unit[:, None].expand(-1, heads, -1)) + off)
 
 
 def _dot(query: Tensor, means: Tensor) -> Tensor:
@@ -257,6 +293,7 @@ def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 UNIT_LOGITS = (Implementation("torch", _unit_logits),)
+UNIT_SHARES = (Implementation("torch", _unit_shares),)
 AGREE = (Implementation("torch", _agree),)
 SCORE_TOKENS = (Implementation("torch", _score_tokens),)
 SELECT_UNITS = (Implementation("torch", _select_units),)

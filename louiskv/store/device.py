@@ -50,6 +50,12 @@ class ResidentSet:
         return self.rows[..., self.key_dim :]
 
     @property
+    def always(self) -> tuple[Tensor, Tensor]:
+        """Keys [N, num_sinks + window, Dk] and bias [N, 1, num_sinks + window] of sinks and window, views."""
+        end = self.num_sinks + self.window
+        return self.keys[:, :end], self.bias[..., :end]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of device memory this set has allocated."""
         tensors = (self.rows, self.bias, self.lengths, self.window_start, self.slot_place)

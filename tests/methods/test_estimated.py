@@ -95,7 +95,10 @@ def written_out(
         values = [value.double() for value in resident.values[row, occupied]]
         mean_logits, mean_values, left = units_of(layer, row, queries, options.scaling)
         assert len(values) + sum(left) == int(resident.lengths[row]), "each token counts once"
-        for unit in most_attended(mean_logits, index.sizes[row].tolist(), left, max_estimated):
+        beside = torch.stack(logits[: int((resident.always[1][row, 0] == 0).sum())], dim=1).logsumexp(1)
+        if sinks is not None:
+            beside = torch.logaddexp(beside, sinks[row].double())
+        for unit in most_attended(mean_logits, beside, index.sizes[row].tolist(), left, max_estimated):
             logits += [mean_logits[unit]] * left[unit]
             values += [mean_values[unit]] * left[unit]
         each = torch.stack(logits, dim=1)
@@ -123,12 +126,14 @@ def units_of(
     return logits, values, left
 
 
-def most_attended(logits: list[Tensor], sizes: list[int], left: list[int], max_estimated: int | None) -> list[int]:
-    """The units whose tokens without a slot get most of the attention to all units, mean over the group."""
+def most_attended(
+    logits: list[Tensor], beside: Tensor, sizes: list[int], left: list[int], max_estimated: int | None
+) -> list[int]:
+    """The units whose tokens without a slot get most attention, mean over the group; the softcap is not looked at."""
     if max_estimated is None or not logits:
         return list(range(len(logits)))
     mass = [logit.exp() for logit in logits]
-    total = torch.stack([size * each for size, each in zip(sizes, mass, strict=False)]).sum(0)
+    total = torch.stack([size * each for size, each in zip(sizes, mass, strict=False)]).sum(0) + beside.exp()
     shares = [float((each / total).mean()) * count for each, count in zip(mass, left, strict=True)]
     return sorted(range(len(shares)), key=lambda unit: -shares[unit])[:max_estimated]
 

@@ -91,53 +91,60 @@ class PlusOracle:
             if position >= self.method.sink and position - head.start == self.method.window:
                 gone = head.close(self.run, self.method.unit_size, self.method.iterations)
                 head.resident |= set(gone[: max(0, self.room - len(head.resident))])
-            fired.append(self.fires(head, group))
+            fired.append(self.fires(head, group, position))
             if fired[-1] and head.units:
-                head.resident = self.select(head, group)
+                head.resident = self.select(head, group, position)
             outs.append(self.attend(head, group, position))
         return torch.cat(outs), fired
 
-    def shares(self, head: Head, group: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Logits [G] of each unit, and the logarithm [G] of what all tokens of all units get."""
-        logits = [SCALING * group @ unit.key for unit in head.units]
-        total = sum(len(unit.positions) * logit.exp() for unit, logit in zip(head.units, logits, strict=True))
-        assert isinstance(total, Tensor)
-        return logits, total.log()
+    def always(self, head: Head, position: int) -> list[int]:
+        return [*range(min(self.method.sink, position + 1)), *range(head.start, position + 1)]
 
-    def fires(self, head: Head, group: Tensor) -> bool:
+    def shares(self, head: Head, group: Tensor, position: int) -> list[Tensor]:
+        """For each unit the logarithm [G] of the share of all attention that one of its tokens gets."""
+        logits = [SCALING * group @ unit.key for unit in head.units]
+        total = (SCALING * group @ head.keys[self.always(head, position)].double().T).exp().sum(1)
+        for unit, logit in zip(head.units, logits, strict=True):
+            total = total + len(unit.positions) * logit.exp()
+        return [logit - total.log() for logit in logits]
+
+    def fires(self, head: Head, group: Tensor, position: int) -> bool:
         direction = group / group.norm(dim=-1, keepdim=True)
         fires = head.anchor is None
         if head.anchor is not None and head.units:
             cosine = float((direction * head.anchor).sum(-1).mean())
             if cosine < self.trigger.guard:
-                logits, total = self.shares(head, group)
-                covered = sum(
-                    float((logit - total).exp().mean()) * len(head.resident & set(unit.positions))
-                    for unit, logit in zip(head.units, logits, strict=True)
-                )
+                mass = [float(share.exp().sum()) for share in self.shares(head, group, position)]
+                pairs = list(zip(mass, (set(unit.positions) for unit in head.units), strict=True))
+                covered = sum(each * len(places & head.resident) for each, places in pairs)
+                covered /= sum(each * len(places) for each, places in pairs)
                 head.peak = max(head.peak, covered)
                 fires = covered < self.method.rho * head.peak
         if fires:
             head.anchor, head.peak = direction, 0.0
         return fires
 
-    def select(self, head: Head, group: Tensor) -> set[int]:
-        logits, total = self.shares(head, group)
-        alike = [logit - torch.stack(logits).logsumexp(0) for logit in logits]
-        best = sorted(range(len(logits)), key=lambda unit: -float(alike[unit].exp().mean()))
+    def select(self, head: Head, group: Tensor, position: int) -> set[int]:
+        shares = self.shares(head, group, position)
+        if self.parts.reduce == "softmax_mean":
+            alike = [share - torch.stack(shares).logsumexp(0) for share in shares]
+        else:
+            assert self.parts.reduce == "share_mean"
+            alike = shares
+        best = sorted(range(len(alike)), key=lambda unit: -float(alike[unit].exp().mean()))
         looked_at = [place for unit in best for place in head.units[unit].positions][
             : self.room * self.method.oversample
         ]
         scores = {}
-        for unit in head.units:
+        for unit, share in zip(head.units, shares, strict=True):
             for place, guess in unit.guesses.items():
                 if place in looked_at or place in head.resident:
-                    score = math.log(float((SCALING * group @ guess - total).exp().mean()))
+                    score = math.log(float((share + SCALING * group @ (guess - unit.key)).exp().mean()))
                     scores[place] = score + self.method.hold * (place in head.resident)
         return set(sorted(scores, key=lambda place: -scores[place])[: self.room])
 
     def attend(self, head: Head, group: Tensor, position: int) -> Tensor:
-        exact = [*range(min(self.method.sink, position + 1)), *range(head.start, position + 1), *sorted(head.resident)]
+        exact = [*self.always(head, position), *sorted(head.resident)]
         logits, values = [SCALING * group @ head.keys[exact].double().T], [head.values[exact].double()]
         for unit in head.units:
             left = len(set(unit.positions) - head.resident)

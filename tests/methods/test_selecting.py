@@ -1,4 +1,4 @@
-"""What a step retrieves, against loops over heads, units, tokens and channels."""
+"""What a step asks of the index and what it retrieves, against loops over heads, units, tokens and channels."""
 
 import math
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from louiskv.methods.look import Look
 from louiskv.methods.selecting import select_inside, select_whole
+from louiskv.store.device import ResidentSet
 from louiskv.units.index import UnitIndex
 from louiskv.units.summaries import Sketch
 from tests.methods.oracle import dot
@@ -31,6 +32,12 @@ class Case:
     @property
     def index(self) -> UnitIndex:
         return self.look.index
+
+    def always(self, row: int) -> list[list[float]]:
+        """The keys of sinks and window."""
+        keys, bias = self.look.resident.always
+        held: list[list[float]] = keys[row, bias[row, 0] == 0].tolist()
+        return held
 
     def resident(self, row: int) -> set[int]:
         return {place for place in self.slot_place[row].tolist() if place >= 0}
@@ -65,6 +72,7 @@ class Case:
         scores = [0.0] * len(self.tokens(row))
         for logits, query in zip(self.logits(row), self.look.query[row].tolist(), strict=True):
             total = sum(size * math.exp(logit) for logit, size in zip(logits, self.sizes[row], strict=True))
+            total += sum(math.exp(SCALING * dot(query, key)) for key in self.always(row))
             for unit, place in self.tokens(row):
                 packed = bits[row, place].tolist()
                 signs = [1.0 if packed[channel // 8] >> channel % 8 & 1 else -1.0 for channel in range(DIM)]
@@ -97,8 +105,16 @@ def some_case(sizes: list[list[int]], num_slots: int, group_size: int, seed: int
     built = sketch.build(keys, keys, held)
     index.append(held.cumsum(1) - held, held, built, sketch.details(keys, held, built))
     index.count_resident(slot_place)
+    beside = ResidentSet(len(sizes), 2, 3, num_slots, DIM, DIM, torch.float32, torch.device("cpu"))
+    beside.rows.copy_(torch.randn(beside.rows.shape, generator=generator))
+    lengths = torch.randint(1, 6, (len(sizes),), generator=generator)
+    beside.advance(lengths, beside.window_start)
     query = torch.randn(len(sizes), group_size, DIM, generator=generator)
-    return Case(sizes, Look(index, sketch, query, SCALING, "softmax_mean"), slot_place)
+    return Case(sizes, looking(index, beside, query), slot_place)
+
+
+def looking(index: UnitIndex, beside: ResidentSet, query: Tensor) -> Look:
+    return Look(index, beside, Sketch(), query, scaling=SCALING, reduce="softmax_mean")
 
 
 def places(selected: Tensor) -> list[int]:
@@ -195,7 +211,7 @@ def test_with_enough_hold_all_stays_and_with_none_what_is_resident_does_not_matt
 
     def select(slot_place: Tensor, hold: float) -> list[set[int]]:
         case.index.count_resident(slot_place)
-        look = Look(case.index, Sketch(), case.look.query, SCALING, "softmax_mean")
+        look = looking(case.index, case.look.resident, case.look.query)
         got = (
             select_inside(look, room, slot_place, hold, 5) if inside else select_whole(look, room, slot_place, hold, 0)
         )
@@ -221,3 +237,40 @@ def test_more_oversampling_finds_better_tokens() -> None:
         sums.append(sum(math.exp(scores[place]) for place in chosen))
     assert sums == sorted(sums) and sums[0] < sums[-1]
     assert sums[-1] == pytest.approx(sum(sorted((math.exp(score) for score in scores), reverse=True)[:8]), rel=1e-4)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(sizes=ragged, num_slots=st.integers(1, 20), group_size=st.sampled_from([1, 3, 4]), seed=st.integers(0, 999))
+def test_coverage_is_the_share_of_what_the_units_get(
+    sizes: list[list[int]], num_slots: int, group_size: int, seed: int
+) -> None:
+    case = some_case(sizes, num_slots, group_size, seed)
+    covered, best = case.look.coverage().tolist(), case.look.best_coverage().tolist()
+    for row, units in enumerate(sizes):
+        mass = [0.0] * len(units)
+        for logits, query in zip(case.logits(row), case.look.query[row].tolist(), strict=True):
+            # A head that attends to sinks and window has less to say.
+            total = sum(size * math.exp(logit) for logit, size in zip(logits, units, strict=True))
+            total += sum(math.exp(SCALING * dot(query, key)) for key in case.always(row))
+            mass = [each + math.exp(logit) / total for each, logit in zip(mass, logits, strict=True)]
+        of_tokens = [mass[unit] for unit, _ in case.tokens(row)]
+        everything = sum(of_tokens) or 1.0
+        held = case.resident(row)
+        assert covered[row] == pytest.approx(sum(of_tokens[place] for place in held) / everything, abs=CLOSE)
+        chosen = case.first_of_best(row, len(held), case.unit_scores(row)) if units else []
+        assert best[row] == pytest.approx(sum(of_tokens[place] for place in chosen) / everything, abs=CLOSE)
+
+
+def test_neither_rows_without_units_nor_low_logits_spoil_the_coverage() -> None:
+    case = some_case([[3, 4], [], [1, 1, 1]], 6, 2, seed=0)
+    _, _, steps = case.index.summaries
+    sketched = case.look.coverage()
+    # All that there is lies far below 0, where what stands for no unit is.
+    query = -1000 * case.index.summaries[0][:, :1].float() * steps[:, :1, :1].float()
+    case.look.resident.bias.fill_(-math.inf)
+    low = looking(case.index, case.look.resident, query)
+    assert bool((low.logits[0, 0, :2] < -100).all()) and float(low.logits[0, 0, 2]) == 0
+    for each in (sketched, low.coverage(), low.best_coverage(), case.look.best_coverage()):
+        assert bool(each.isfinite().all()) and float(each[1]) == 0
+    assert bool(low.mass.isfinite().all())
+    assert low.rest(2).bias[1].eq(-math.inf).all()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from louiskv import LouisKVError
 from louiskv.ops.quantize import pack_bits, to_int8
-from louiskv.ops.selection import REDUCES, score_units, unit_logits
+from louiskv.ops.selection import REDUCES, score_units, unit_logits, unit_shares
 
 KINDS = ("dot", "bound", "one_bit", "sketch")
 DIM = 10
@@ -61,16 +61,20 @@ def scores_by_loops(
     by_head = []
     for query in group:
         logits = [scaling * logit(kind, query, summaries, unit) for unit in units]
-        if reduce.startswith("softmax"):
+        if reduce.startswith(("softmax", "share")):
             highest = max(logits)
             mass = [math.exp(each - highest) for each in logits]
-            logits = [each / sum(mass) for each in mass]
+            # A share is of the attention to all tokens, a softmax over one of each unit.
+            counted = [
+                each * (sizes[unit] if reduce == "share_mean" else 1) for each, unit in zip(mass, units, strict=True)
+            ]
+            logits = [each / sum(counted) for each in mass]
         by_head.append(logits)
     columns = zip(*by_head, strict=True)
     agreed = [max(column) if reduce.endswith("max") else sum(column) / len(column) for column in columns]
     scores = [-math.inf] * len(sizes)
     for unit, score in zip(units, agreed, strict=True):
-        scores[unit] = math.log(score) if reduce.startswith("softmax") else score
+        scores[unit] = math.log(score) if reduce.startswith(("softmax", "share")) else score
     return scores
 
 
@@ -108,7 +112,11 @@ def test_the_size_of_a_unit_does_not_weigh(kind: str, reduce: str) -> None:
         score_units(query, summaries, torch.full((2, 8), size), kind=kind, reduce=reduce, scaling=0.5)
         for size in (1, 50)
     )
-    assert torch.equal(small, large)
+    if reduce == "share_mean":
+        # Scores are of one token: of so many each has less, and all alike.
+        torch.testing.assert_close(small, large + math.log(50))
+    else:
+        assert torch.equal(small, large)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,13 +140,44 @@ def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtyp
         torch.testing.assert_close(got.exp().sum(1), torch.ones(2), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith("softmax")])
+@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith(("softmax", "share"))])
 def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
     query = torch.full((1, 2, DIM), 100.0)
     means = torch.arange(5.0)[None, :, None].expand(1, 5, DIM).contiguous()
     got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0)
     # The shares themselves would be 0 but for the greatest, and their order lost.
     assert got.tolist() == [[-4000, -3000, -2000, -1000, 0]]
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=3).filter(any),
+    group_size=st.sampled_from([1, 3, 4]),
+    with_beside=st.booleans(),
+    middle=st.sampled_from([0.0, -200.0, 200.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_share_is_of_all_tokens_and_of_what_is_beside_them(
+    rows: list[list[int]], group_size: int, with_beside: bool, middle: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_units = max(len(row) for row in rows) + 2
+    logits = torch.randn(len(rows), group_size, num_units, generator=generator) + middle
+    beside = torch.randn(len(rows), group_size, generator=generator) + middle
+    sizes = torch.zeros(len(rows), num_units, dtype=torch.int32)
+    for row, units in enumerate(rows):
+        sizes[row, : len(units)] = torch.tensor(units, dtype=torch.int32)
+        # What stands where there is no unit may be far above the others.
+        logits[row, :, len(units) :] = 0.0
+    shares = unit_shares(logits, sizes, beside if with_beside else None)
+    for row, units in enumerate(rows):
+        assert shares[row, :, len(units) :].eq(-math.inf).all()
+        for head in range(group_size):
+            mass = [math.exp(float(logit) - middle) for logit in logits[row, head, : len(units)]]
+            total = sum(size * each for size, each in zip(units, mass, strict=True))
+            total += math.exp(float(beside[row, head]) - middle) if with_beside else 0
+            expected = [math.log(each / total) for each in mass]
+            assert shares[row, head, : len(units)].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_sketch_may_leave_the_range_of_float16_before_its_step() -> None:
