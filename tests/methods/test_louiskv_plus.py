@@ -1,7 +1,7 @@
 """LouisKV+ against a slow oracle of what its parts say together, written with lists and loops, and its settings."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -161,7 +161,7 @@ SMALL = LouisKVPlus(budget=60, sink=3, window=36, unit_size=4, dense_layers=0)
     length=st.integers(1, 120),
     steps=st.integers(1, 50),
     sink=st.integers(0, 5),
-    more_window=st.integers(0, 9),
+    window=st.sampled_from([1, 2, 9, 16, 33, 64, 70]),
     retrieved=st.integers(1, 24),
     unit_size=st.sampled_from([2, 4, 5]),
     rho=st.sampled_from([0.0, 0.7, 0.9, 1.0]),
@@ -174,7 +174,7 @@ def test_agrees_with_the_oracle_step_by_step(
     length: int,
     steps: int,
     sink: int,
-    more_window: int,
+    window: int,
     retrieved: int,
     unit_size: int,
     rho: float,
@@ -183,7 +183,6 @@ def test_agrees_with_the_oracle_step_by_step(
     group_size: int,
     seed: int,
 ) -> None:
-    window = 32 + more_window
     method = LouisKVPlus(
         budget=sink + window + retrieved,
         sink=sink,
@@ -243,6 +242,17 @@ def test_what_is_retrieved_at_once_is_the_budget_and_then_little_moves() -> None
     for step in range(1, 30):
         decode(layer, sequence, step)
     assert layer.traffic.fetched_tokens < 1.5 * room
+
+
+@pytest.mark.parametrize("budget", [16, 64, 128, 256])
+def test_it_works_in_a_small_budget(budget: int) -> None:
+    method = replace(LouisKVPlus().at_budget(budget), dense_layers=0)
+    sequence = drifting(300, 40, 2, seed=0)
+    layer = started(method, sequence)
+    for step in range(40):
+        assert decode(layer, sequence, step).isfinite().all()
+        assert layer.attended <= budget
+    layer.check_integrity()
 
 
 def test_the_first_layers_keep_everything() -> None:
