@@ -30,6 +30,7 @@ from louiskv.methods.full_offloaded import FullOffloaded
 from louiskv.methods.h2o import H2O
 from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
+from louiskv.methods.louiskv_plus import LouisKVPlus
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.oracle_top_k import OracleTopK
 from louiskv.methods.quest import Quest
@@ -58,6 +59,7 @@ __all__ = [
     "LouisKV",
     "LouisKVCache",
     "LouisKVError",
+    "LouisKVPlus",
     "Method",
     "ModelLoadError",
     "NotCalibratedError",

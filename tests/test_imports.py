@@ -14,7 +14,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "ops": {"ops"},
     "units": {"units", "ops"},
-    "triggers": {"ops"},
+    "triggers": {"triggers", "ops"},
     "importance": {"ops"},
     "merging": {"ops"},
     "store": {"store", "ops"},

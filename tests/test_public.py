@@ -25,6 +25,7 @@ def test_names() -> None:
         "LouisKV",
         "LouisKVCache",
         "LouisKVError",
+        "LouisKVPlus",
         "METHODS",
         "Method",
         "ModelLoadError",

@@ -10,6 +10,7 @@ from louiskv.methods.full_offloaded import FullOffloaded
 from louiskv.methods.h2o import H2O
 from louiskv.methods.keepkv import KeepKV
 from louiskv.methods.louiskv import LouisKV
+from louiskv.methods.louiskv_plus import LouisKVPlus
 from louiskv.methods.lserve_reuse import LServeReuse
 from louiskv.methods.oracle_top_k import OracleTopK
 from louiskv.methods.quest import Quest
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "full_offloaded": FullOffloaded,
     "oracle_top_k": OracleTopK,
     "louiskv": LouisKV,
+    "louiskv_plus": LouisKVPlus,
     "freekv": FreeKV,
     "quest": Quest,
     "lserve_reuse": LServeReuse,

@@ -77,7 +77,7 @@ class Look:
 
     @cached_property
     def shares(self) -> Tensor:
-        """[N, G, E] logarithm of the share of its attention that a head gives to a token of each entry."""
+        """[N, G, E] logarithm of the share of its attention that a head gives a token of each entry, -inf for none."""
         return unit_shares(self.logits, self.sizes, self.beside, impl=self.impl)
 
     @cached_property

@@ -9,6 +9,9 @@ from louiskv.triggers import Coverage
 from louiskv.units.clusters import Clusters
 from louiskv.units.summaries import Sketch
 
+# Most tokens of the output that are clustered among themselves.
+MAX_RUN = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class LouisKVPlus(Assembled):
@@ -30,12 +33,15 @@ class LouisKVPlus(Assembled):
 
     def parts(self) -> Retrieval:
         """Clusters, sketches, coverage, and the estimate of the rest."""
+        # Half a small window stays when a run leaves it.
+        output_size = max(1, min(MAX_RUN, self.window // 2))
+        units = Clusters(self.unit_size, self.iterations, self.chunk_size, output_size=output_size)
         return Retrieval(
             budget=self.budget,
             sink=self.sink,
             window=self.window,
-            units=Clusters(self.unit_size, self.iterations, self.chunk_size, output_size=32),
-            output=Clusters(self.unit_size, self.iterations, self.chunk_size, output_size=32),
+            units=units,
+            output=units,
             summary=Sketch(),
             trigger=Coverage(self.rho),
             hold=self.hold,

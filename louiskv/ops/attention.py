@@ -95,8 +95,9 @@ def _decode_attention(
     out = torch.bmm(weights[..., :num_slots].to(query.dtype), values)
     if rest is None:
         return out
+    # In float32: a small weight times a small step leaves the range of float16.
     estimated = weights[..., num_slots : num_slots + rest.values.shape[1]] * rest.steps
-    return out + torch.bmm(estimated.to(query.dtype), rest.values.to(query.dtype))
+    return (out + torch.bmm(estimated, rest.values.float())).to(query.dtype)
 
 
 def partial_attention(

@@ -26,5 +26,6 @@ def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
         Codes [..., D] int8 and steps [...] float16; zeros for a row of zeros.
     """
     steps = (rows.float().abs().amax(-1) / 127).half()
-    codes = (rows.float() / steps.float().clamp(min=torch.finfo(torch.float16).tiny)[..., None]).round()
+    # A step may be a subnormal number, which is coarse: the codes are of the step that is kept.
+    codes = (rows.float() / steps.float().where(steps > 0, 1.0)[..., None]).round()
     return codes.clamp(-127, 127).to(torch.int8), steps

@@ -59,7 +59,7 @@ def unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None = None, *, 
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, G, U] float32, logarithm of the share; finite where there is no unit.
+        [N, G, U] float32, logarithm of the share; -inf where there is no unit.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
@@ -73,7 +73,8 @@ def _unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None) -> Tensor
     total = (logits + sizes[:, None].log()).logsumexp(-1)
     if beside is not None:
         total = torch.logaddexp(total, beside)
-    return logits - total.clamp(min=torch.finfo(torch.float32).min)[..., None]
+    shares = logits - total.clamp(min=torch.finfo(torch.float32).min)[..., None]
+    return shares.masked_fill((sizes == 0)[:, None], -torch.inf)
 
 
 def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None) -> Tensor:
@@ -201,8 +202,8 @@ def _one_bit(query: Tensor, bits: Tensor, scales: Tensor) -> Tensor:
 
 
 def _sketch(query: Tensor, codes: Tensor, _values: Tensor, steps: Tensor) -> Tensor:
-    # The codes are whole numbers up to 127, which every dtype holds.
-    return torch.bmm(query, codes.to(query.dtype).transpose(1, 2)).float() * steps[:, None, :, 0]
+    # Before it is multiplied by the step, the sum leaves the range of float16.
+    return torch.bmm(query.float(), codes.float().transpose(1, 2)) * steps[:, None, :, 0]
 
 
 _LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit, "sketch": _sketch}

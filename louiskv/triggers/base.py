@@ -37,7 +37,7 @@ class TriggerState(ABC):
         Args:
             query: [B, Hq, D], after RoPE.
             num_kv_heads: KV heads of the layer.
-            estimate: What the index says, for triggers that ask it.
+            estimate: What the index says, for triggers that ask it; None while there are no units.
 
         Returns:
             [B, Hkv] True where the KV head must retrieve.

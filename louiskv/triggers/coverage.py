@@ -68,21 +68,21 @@ class CoverageState(TriggerState):
         moved = ~(cosine >= self.settings.guard)
         fired = cosine.isnan() | due
         # On a GPU this waits for the device.
-        if bool((moved & ~fired).any()):
-            assert estimate is not None
-            fired = fired | (moved & self._uncovered(estimate, cosine.shape))
+        if estimate is not None and bool((moved & ~fired).any()):
+            fired = fired | self._uncovered(estimate, moved)
         self.chosen(fired)
         return fired
 
-    def _uncovered(self, estimate: Estimate, shape: torch.Size) -> Tensor:
-        """[B, Hkv] where the coverage is under its yardstick."""
-        covered = estimate.coverage().view(shape)
+    def _uncovered(self, estimate: Estimate, moved: Tensor) -> Tensor:
+        """[B, Hkv] where the query has moved and the coverage is under its yardstick."""
+        covered = estimate.coverage().view(moved.shape)
         if self.settings.against == "best":
-            yardstick = estimate.best_coverage().view(shape)
+            yardstick = estimate.best_coverage().view(moved.shape)
         else:
-            self.peak = covered if self.peak is None else torch.maximum(self.peak, covered)
-            yardstick = self.peak
-        return covered < self.rho * yardstick
+            peak = torch.zeros_like(covered) if self.peak is None else self.peak
+            # That another one has moved must not change what this one remembers.
+            self.peak = yardstick = torch.where(moved, peak.maximum(covered), peak)
+        return moved & (covered < self.rho * yardstick)
 
     def chosen(self, where: Tensor) -> None:
         """Begin anew where KV heads select."""

@@ -20,6 +20,7 @@ from louiskv import (
     FullOffloaded,
     KeepKV,
     LouisKV,
+    LouisKVPlus,
     LServeReuse,
     Method,
     OracleTopK,
@@ -46,6 +47,10 @@ CASES: dict[str, tuple[Method, Method]] = {
     "louiskv": (
         LouisKV(budget=400, sink=3, window=10, unit_size=4, max_segment=6, dense_layers=1),
         LouisKV(budget=40, sink=3, window=12, unit_size=4, max_segment=8, dense_layers=0, tau=0.3),
+    ),
+    "louiskv_plus": (
+        LouisKVPlus(budget=400, sink=3, window=10, unit_size=4, dense_layers=1),
+        LouisKVPlus(budget=40, sink=3, window=12, unit_size=4, dense_layers=0),
     ),
     "freekv": (
         FreeKV(budget=400, sink=3, window=8, page_size=4, dense_layers=1),

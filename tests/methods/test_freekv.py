@@ -215,30 +215,32 @@ def test_only_corrections_fetch_in_the_thread_of_the_caller(watched: Watched) ->
         decode(layer, sequence, step)
     layer.check_integrity()
     here = threading.get_ident()
-    assert watched.threads[0] == here, "the first step has nothing to attend to but what it fetches itself"
+    # It has nothing to attend to but what it fetches itself, and the next step wants the same.
+    assert watched.threads[0] == here, "the first step"
     assert here not in watched.threads[1:]
     assert len(set(watched.threads[1:])) == 1, "one worker"
-    assert len(watched.threads) == 11
+    assert len(watched.threads) == 10
 
 
 def test_a_step_does_not_wait_for_the_fetch(watched: Watched) -> None:
-    sequence = drifting(100, 3, 2, seed=0)
+    sequence = drifting(100, 4, 2, seed=0)
     expected_layer = started(SMALL, sequence)
-    expected = [decode(expected_layer, sequence, step) for step in range(3)]
+    expected = [decode(expected_layer, sequence, step) for step in range(4)]
     layer = started(SMALL, sequence)
+    decode(layer, sequence, 0)
     watched.gate.clear()
     watched.entered.clear()
     try:
         # The step returns while the gate is shut: what it attends to does not come through there.
-        first = decode(layer, sequence, 0)
+        got = decode(layer, sequence, 1)
         assert watched.entered.wait(PATIENCE)
         assert is_fetching(layer)
         resident = attended_positions(layer, sequence.keys)
     finally:
         watched.gate.set()
-    torch.testing.assert_close(first, expected[0], atol=0, rtol=0)
+    torch.testing.assert_close(got, expected[1], atol=0, rtol=0)
     assert attended_positions(layer, sequence.keys) == resident, "nothing lands before the next step"
-    for step in (1, 2):
+    for step in (2, 3):
         torch.testing.assert_close(decode(layer, sequence, step), expected[step], atol=0, rtol=0)
     layer.check_integrity()
     assert not is_fetching(layer)
@@ -247,17 +249,18 @@ def test_a_step_does_not_wait_for_the_fetch(watched: Watched) -> None:
 def test_an_error_of_the_fetch_reaches_the_next_step(watched: Watched) -> None:
     sequence = drifting(100, 4, 2, seed=0)
     expected_layer = started(SMALL, sequence)
-    for step in range(2):
+    for step in range(3):
         decode(expected_layer, sequence, step)
     layer = started(SMALL, sequence)
-    watched.error = OSError("the host is gone")
     decode(layer, sequence, 0)
+    watched.error = OSError("the host is gone")
+    decode(layer, sequence, 1)
     with pytest.raises(OSError, match="the host is gone"):
-        decode(layer, sequence, 1)
+        decode(layer, sequence, 2)
     watched.error = None
     assert not is_fetching(layer)
     layer.check_integrity()
-    decode(layer, sequence, 1)
+    decode(layer, sequence, 2)
     layer.check_integrity()
     assert layer.resident.lengths.tolist() == expected_layer.resident.lengths.tolist(), "the step was not taken twice"
 
@@ -267,6 +270,8 @@ def test_whatever_is_asked_between_two_steps_sees_what_was_fetched(ask: str, wat
     sequence = drifting(100, 2, 2, seed=0)
     layer = started(SMALL, sequence)
     decode(layer, sequence, 0)
+    assert not is_fetching(layer), "a step that has selected for itself selects nothing ahead"
+    decode(layer, sequence, 1)
     assert is_fetching(layer)
     more = sequence.keys[None, :, :1], sequence.values[None, :, :1]
     {

@@ -313,7 +313,7 @@ def test_the_first_layers_keep_everything() -> None:
         ({"units": "pages"}, "units='pages' .* louiskv.units.base.Units"),
         ({"output": 4}, "output=4 .* louiskv.units.base.Units"),
         ({"summary": Pages(4)}, "summary=Pages.* louiskv.units.summaries.Summary"),
-        ({"trigger": "every"}, "trigger='every' .* louiskv.triggers.Trigger"),
+        ({"trigger": "every"}, "trigger='every' .* louiskv.triggers.base.Trigger"),
         ({"summary": OneBit(32)}, r"OneBit\(group_size=32\) .* needs units=Tokens\(group_size=32\)"),
         ({"summary": OneBit(32), "units": Tokens(16)}, r"units=Tokens\(group_size=16\) it needs .*group_size=32"),
         ({"summary": OneBit(32), "units": Tokens(32), "output": Pages(16)}, "for the output as well"),

@@ -1,11 +1,11 @@
-"""Bits in bytes against arithmetic."""
+"""Bits in bytes, and rows in codes of 8 bits, against arithmetic."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from louiskv.ops.quantize import pack_bits, unpack_bits
+from louiskv.ops.quantize import pack_bits, to_int8, unpack_bits
 
 flags = st.integers(1, 40).flatmap(
     lambda dim: st.lists(st.lists(st.booleans(), min_size=dim, max_size=dim), min_size=1, max_size=4)
@@ -47,3 +47,38 @@ def test_every_byte() -> None:
 def test_bits_that_are_not_contiguous() -> None:
     bits = torch.randint(0, 2, (11, 6), generator=torch.Generator().manual_seed(0)).bool()
     assert torch.equal(pack_bits(bits.T), pack_bits(bits.T.contiguous()))
+
+
+# Numbers of the size that keys and values have, and far smaller ones; the smallest step above 0 is 6e-8.
+SMALLEST_STEP = 2.0**-24
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(
+    shape=st.sampled_from([(1,), (3, 5), (2, 3, 17), (2, 0, 4), (1, 64)]),
+    size=st.sampled_from([1e4, 100.0, 1.0, 0.01, 1e-3, 1e-4, 1e-6, 1e-9]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 99),
+)
+def test_a_code_times_its_step_is_near_the_number(
+    shape: tuple[int, ...], size: float, dtype: torch.dtype, seed: int
+) -> None:
+    rows = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1).mul(size).to(dtype)
+    codes, steps = to_int8(rows)
+    assert (codes.dtype, steps.dtype) == (torch.int8, torch.float16)
+    assert codes.shape == shape and steps.shape == shape[:-1]
+    assert codes.numel() == 0 or -127 <= int(codes.min()) <= int(codes.max()) <= 127, "symmetric about 0"
+    kept = codes.double() * steps.double()[..., None]
+    greatest = rows.double().abs().amax(-1, keepdim=True)
+    # Half a step, and what the greatest loses because the step is rounded itself.
+    bound = 0.51 * greatest / 127 + greatest * torch.finfo(torch.float16).eps + 127 * SMALLEST_STEP / 2
+    assert bool(((kept - rows.double()).abs() <= bound).all())
+    assert bool((kept * rows.double() >= 0).all()), "no number changes its sign"
+
+
+def test_zeros_stay_zeros_and_whole_codes_are_exact() -> None:
+    codes, steps = to_int8(torch.zeros(2, 3))
+    assert codes.eq(0).all() and steps.eq(0).all()
+    whole = torch.tensor([[127.0, -127.0, 1.0, 0.0], [-508.0, 4.0, 0.0, 8.0]])
+    codes, steps = to_int8(whole)
+    assert torch.equal(codes * steps[:, None].float(), whole)

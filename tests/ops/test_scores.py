@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from louiskv import LouisKVError
-from louiskv.ops.quantize import pack_bits
-from louiskv.ops.selection import REDUCES, score_units
+from louiskv.ops.quantize import pack_bits, to_int8
+from louiskv.ops.selection import REDUCES, score_units, unit_logits, unit_shares
 
-KINDS = ("dot", "bound", "one_bit")
+KINDS = ("dot", "bound", "one_bit", "sketch")
 DIM = 10
 SHARED = 4
 Vector = list[float]
@@ -24,6 +24,10 @@ def random_summaries(kind: str, num_rows: int, num_units: int, generator: torch.
     if kind == "bound":
         low, width = torch.randn(2, num_rows, num_units, DIM, generator=generator)
         return (torch.cat([low + width.abs(), low], dim=-1),)
+    if kind == "sketch":
+        key_codes, key_steps = to_int8(torch.randn(num_rows, num_units, DIM, generator=generator))
+        value_codes, value_steps = to_int8(torch.randn(num_rows, num_units, 7, generator=generator))
+        return key_codes, value_codes, torch.stack([key_steps, value_steps, torch.rand_like(key_steps)], dim=-1)
     bits = torch.randint(0, 2, (num_rows, num_units, DIM), generator=generator).bool()
     scales, middles = torch.randn(2, num_rows, num_units // SHARED, DIM, generator=generator)
     return pack_bits(bits), torch.cat([scales.abs(), middles], dim=-1)
@@ -36,6 +40,9 @@ def logit(kind: str, query: Vector, summaries: tuple[Tensor, ...], unit: int) ->
     if kind == "bound":
         box = summaries[0][unit].tolist()
         return sum(max(q * high, q * low) for q, high, low in zip(query, box[:DIM], box[DIM:], strict=True))
+    if kind == "sketch":
+        codes, step = summaries[0][unit].tolist(), float(summaries[2][unit, 0])
+        return sum(q * code * step for q, code in zip(query, codes, strict=True))
     packed, scales = summaries[0][unit].tolist(), summaries[1][unit // SHARED].tolist()
     total = 0.0
     for channel, q in enumerate(query):
@@ -120,8 +127,10 @@ def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtyp
     query, summaries = torch.randn(2, 4, DIM, generator=generator), random_summaries(kind, 2, 16, generator)
     sizes = torch.ones(2, 16, dtype=torch.int64)
     low_query = query.to(dtype)
-    low = tuple(part if part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
-    exact = tuple(part if part.dtype == torch.uint8 else part.float() for part in low)
+    # What comes in few bits does so in any dtype.
+    in_bits = kind == "sketch"
+    low = tuple(part if in_bits or part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
+    exact = tuple(part if in_bits or part.dtype == torch.uint8 else part.float() for part in low)
     got = score_units(low_query, low, sizes, kind=kind, reduce=reduce, scaling=0.3)
     expected = score_units(low_query.float(), exact, sizes, kind=kind, reduce=reduce, scaling=0.3)
     assert got.dtype == torch.float32
@@ -138,6 +147,46 @@ def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
     got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0)
     # The shares themselves would be 0 but for the greatest, and their order lost.
     assert got.tolist() == [[-4000, -3000, -2000, -1000, 0]]
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=3).filter(any),
+    group_size=st.sampled_from([1, 3, 4]),
+    with_beside=st.booleans(),
+    middle=st.sampled_from([0.0, -200.0, 200.0]),
+    seed=st.integers(0, 99),
+)
+def test_a_share_is_of_all_tokens_and_of_what_is_beside_them(
+    rows: list[list[int]], group_size: int, with_beside: bool, middle: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_units = max(len(row) for row in rows) + 2
+    logits = torch.randn(len(rows), group_size, num_units, generator=generator) + middle
+    beside = torch.randn(len(rows), group_size, generator=generator) + middle
+    sizes = torch.zeros(len(rows), num_units, dtype=torch.int32)
+    for row, units in enumerate(rows):
+        sizes[row, : len(units)] = torch.tensor(units, dtype=torch.int32)
+        # What stands where there is no unit may be far above the others.
+        logits[row, :, len(units) :] = 0.0
+    shares = unit_shares(logits, sizes, beside if with_beside else None)
+    for row, units in enumerate(rows):
+        assert shares[row, :, len(units) :].eq(-math.inf).all()
+        for head in range(group_size):
+            mass = [math.exp(float(logit) - middle) for logit in logits[row, head, : len(units)]]
+            total = sum(size * each for size, each in zip(units, mass, strict=True))
+            total += math.exp(float(beside[row, head]) - middle) if with_beside else 0
+            expected = [math.log(each / total) for each in mass]
+            assert shares[row, head, : len(units)].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_sketch_may_leave_the_range_of_float16_before_its_step() -> None:
+    query, keys = torch.full((1, 2, 64), 30.0).half(), torch.full((1, 3, 64), 0.005)
+    keys[:, 1] = 0.01
+    codes, steps = to_int8(keys)
+    summaries = (codes, codes, torch.stack([steps] * 3, dim=-1))
+    got = unit_logits(query, summaries, kind="sketch", scaling=1.0)
+    torch.testing.assert_close(got, torch.tensor([9.6, 19.2, 9.6]).expand(1, 2, 3), atol=0, rtol=2e-2)
 
 
 def test_a_kind_that_does_not_exist_is_not_taken_for_another() -> None:

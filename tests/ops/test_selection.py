@@ -1,5 +1,8 @@
 """Scores, budgeted choice and slot changes against loops."""
 
+import math
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,21 +74,51 @@ def test_places_are_the_first_tokens_of_each_unit(sizes: list[int], seed: int, w
     assert got == expected and place[0, len(expected) :].eq(-1).all()
 
 
-@settings(deadline=None, max_examples=20)
-@given(group_size=st.sampled_from([1, 3, 4, 8]), dim=st.integers(1, 20), seed=st.integers(0, 99))
-def test_a_token_scores_by_its_unit_and_its_signs(group_size: int, dim: int, seed: int) -> None:
+def test_places_of_ragged_rows() -> None:
+    take = torch.tensor([[2, 0, 3], [0, 0, 0], [0, 1, 0]], dtype=torch.int32)
+    offsets = torch.tensor([[7, 0, 20], [0, 0, 0], [4, 9, 0]], dtype=torch.int32)
+    place, unit = places_of(take, offsets, 6)
+    assert place.tolist() == [[7, 8, 20, 21, 22, -1], [-1] * 6, [9, -1, -1, -1, -1, -1]]
+    assert unit[0, :5].tolist() == [0, 0, 2, 2, 2] and int(unit[2, 0]) == 1
+    assert int(unit.min()) >= 0 and int(unit.max()) < 3, "a unit also where there is no place, to gather with"
+    cut, _ = places_of(take, offsets, 3)
+    assert torch.equal(cut, place[:, :3])
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    group_size=st.sampled_from([1, 3, 4, 8]),
+    dim=st.integers(1, 20),
+    num_tokens=st.sampled_from([1, 15, 17, 63]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 99),
+)
+def test_a_token_scores_by_its_unit_and_its_signs(
+    group_size: int, dim: int, num_tokens: int, dtype: torch.dtype, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(2, group_size, dim, generator=generator)
+    query = torch.randn(2, group_size, dim, generator=generator).to(dtype)
     shares, steps = torch.randn(2, group_size, 4, generator=generator), torch.rand(2, 4, generator=generator)
     signs = torch.rand(2, 9, dim, generator=generator) > 0.5
-    unit, place = torch.randint(0, 4, (2, 5), generator=generator), torch.randint(0, 9, (2, 5), generator=generator)
+    # A unit that gets nothing from some heads, and one that gets nothing from any.
+    shares[:, 0, 2], shares[:, :, 3] = -torch.inf, -torch.inf
+    unit = torch.randint(0, 4, (2, num_tokens), generator=generator)
+    place = torch.randint(0, 9, (2, num_tokens), generator=generator)
     got = score_tokens(query, shares, pack_bits(signs), steps, unit, place, scaling=0.3)
+    assert got.dtype == torch.float32
     for row in range(2):
-        for number in range(5):
-            u, sign = int(unit[row, number]), signs[row, int(place[row, number])].float() * 2 - 1
-            each = [shares[row, h, u] + 0.3 * steps[row, u] * (query[row, h] @ sign) for h in range(group_size)]
-            expected = torch.stack(each).exp().mean().log()
-            torch.testing.assert_close(got[row, number], expected, rtol=1e-4, atol=1e-4)
+        for number in range(num_tokens):
+            u, mass = int(unit[row, number]), 0.0
+            for head in range(group_size):
+                logit = float(shares[row, head, u])
+                for channel in range(dim):
+                    sign = 1 if signs[row, int(place[row, number]), channel] else -1
+                    logit += 0.3 * float(steps[row, u]) * float(query[row, head, channel]) * sign
+                mass += math.exp(logit) / group_size
+            expected = math.log(mass) if mass else -math.inf
+            # The product of query and signs, of order 1, is rounded twice in the dtype of the query.
+            tolerance = max(1e-4, 8 * torch.finfo(dtype).eps)
+            assert float(got[row, number]) == pytest.approx(expected, abs=tolerance)
 
 
 def test_a_bound_without_scaling_may_leave_the_range_of_float16() -> None:

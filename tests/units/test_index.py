@@ -55,6 +55,7 @@ def test_units_come_behind_those_of_their_row(turns: list[list[int]], picked: li
 
 def check(index: UnitIndex, expected: list[list[Unit]], strides: tuple[int, ...]) -> None:
     assert index.counts.tolist() == [len(row) for row in expected]
+    assert index.num_tokens.tolist() == [sum(size for _, size, _ in row) for row in expected]
     capacity = index.sizes.shape[1]
     assert index.offsets.shape == index.resident.shape == index.sizes.shape == (3, capacity)
     for row, units in enumerate(expected):
@@ -72,7 +73,7 @@ def test_nothing_is_summarised_before_the_first_unit() -> None:
     index = UnitIndex(2, (1,), CPU)
     assert index.summaries == ()
     assert index.summary_bytes == 0
-    assert index.num_bytes == index.counts.nbytes
+    assert index.num_bytes == index.counts.nbytes + index.num_tokens.nbytes
     assert append(index, [[(0, 3, 1.0)], []], (1,)) == [0, 0]
     assert index.counts.tolist() == [1, 0]
 
@@ -104,4 +105,4 @@ def test_the_table_has_its_bytes_for_each_unit() -> None:
     index = UnitIndex(2, (1,), CPU)
     append(index, [[(place, 1, 0.0) for place in range(50)]] * 2, (1,))
     assert index.summary_bytes == 2 * 50 * 2 * 4
-    assert index.num_bytes - index.summary_bytes == 2 * 50 * TABLE_BYTES + 2 * 8
+    assert index.num_bytes - index.summary_bytes == 2 * 50 * TABLE_BYTES + 2 * 2 * 8

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from louiskv import SettingsError
 from louiskv.ops.quantize import unpack_bits
-from louiskv.units.summaries import BoundingVolume, MeanKey, MinMax, OneBit, Summary
+from louiskv.units.summaries import BoundingVolume, MeanKey, MinMax, OneBit, Sketch, Summary
 
 # What a channel of a unit becomes in each part of its summary, from its numbers in the unit's keys.
 Channel = Callable[[list[float]], float]
@@ -33,6 +33,7 @@ BY_CHANNEL: list[tuple[Summary, list[Channel]]] = [
     (MinMax(), [max, min]),
     (BoundingVolume(), [lambda k: centre(k) + radius(k), lambda k: centre(k) - radius(k)]),
 ]
+SUMMARIES = [summary for summary, _ in BY_CHANNEL]
 
 
 def by_loops(keys: Tensor, sizes: list[int], parts: list[Channel]) -> list[list[float]]:
@@ -147,28 +148,33 @@ def test_one_bit_is_exact_where_a_channel_takes_two_values() -> None:
 
 
 def test_bytes_of_a_unit() -> None:
-    assert MeanKey().unit_bytes(128, 2) == 128 * 2
-    assert MinMax().unit_bytes(128, 2) == BoundingVolume().unit_bytes(128, 2) == 2 * 128 * 2
-    assert OneBit(32).unit_bytes(128, 2) == 128 / 8 + 2 * 128 * 2 / 32
-    assert OneBit(32).unit_bytes(20, 4) == 3 + 2 * 20 * 4 / 32
+    assert MeanKey().unit_bytes(128, 64, 2) == 128 * 2
+    assert MinMax().unit_bytes(128, 64, 2) == BoundingVolume().unit_bytes(128, 64, 2) == 2 * 128 * 2
+    assert OneBit(32).unit_bytes(128, 64, 2) == 128 / 8 + 2 * 128 * 2 / 32
+    assert OneBit(32).unit_bytes(20, 20, 4) == 3 + 2 * 20 * 4 / 32
+    assert Sketch().unit_bytes(128, 64, 2) == Sketch().unit_bytes(128, 64, 4) == 128 + 64 + 3 * 2
+    assert (Sketch().token_bytes(128), Sketch().token_bytes(20)) == (16, 3)
+    assert Sketch(token_bits=False).token_bytes(128) == MeanKey().token_bytes(128) == 0
 
 
-@pytest.mark.parametrize("summary", [MeanKey(), MinMax(), BoundingVolume(), OneBit(4)], ids=str)
+@pytest.mark.parametrize("summary", [*SUMMARIES, OneBit(4), Sketch(), Sketch(token_bits=False)], ids=str)
 @pytest.mark.parametrize(("dim", "dtype"), [(8, torch.float32), (20, torch.float16)])
 def test_the_bytes_are_those_of_what_is_built(summary: Summary, dim: int, dtype: torch.dtype) -> None:
     num_units = 24
-    built = summary.build(
-        *2 * [torch.zeros(1, num_units, dim, dtype=dtype)], torch.ones(1, num_units, dtype=torch.int64)
-    )
+    keys, values = torch.zeros(1, num_units, dim, dtype=dtype), torch.zeros(1, num_units, 12, dtype=dtype)
+    sizes = torch.ones(1, num_units, dtype=torch.int64)
+    built = summary.build(keys, values, sizes)
     assert len(built) == len(summary.strides)
     for part, stride in zip(built, summary.strides, strict=True):
         assert part.shape[1] == num_units / stride
-    assert sum(part.nbytes for part in built) == num_units * summary.unit_bytes(dim, dtype.itemsize)
+    assert sum(part.nbytes for part in built) == num_units * summary.unit_bytes(dim, 12, dtype.itemsize)
+    details = summary.details(keys, sizes, built)
+    assert (0 if details is None else details.nbytes) == num_units * summary.token_bytes(dim)
 
 
 def test_kinds_of_score() -> None:
-    kinds = [summary.kind for summary in (MeanKey(), MinMax(), BoundingVolume(), OneBit())]
-    assert kinds == ["dot", "bound", "bound", "one_bit"]
+    kinds = [summary.kind for summary in (MeanKey(), MinMax(), BoundingVolume(), OneBit(), Sketch())]
+    assert kinds == ["dot", "bound", "bound", "one_bit", "sketch"]
 
 
 @pytest.mark.parametrize("wrong", [0, -32, 32.0, "32", None])
