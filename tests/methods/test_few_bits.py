@@ -236,6 +236,21 @@ def test_any_turns(
 
 
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("store", STORES)
+def test_nothing_is_read_from_memory_that_was_never_written(bits: int, store: str, poisoned_memory: None) -> None:
+    it = driven(few_bits(bits, store=store))
+    it.prompt(50, (13,))
+    for _ in range(25):
+        assert it.step().isfinite().all()
+    it.prompt(20, (20,))
+    out, lse = it.layer.attend_past(torch.randn(2 * HEADS, GROUP, 3, KEY_DIM), scaling=SCALING, softcap=None)
+    assert out.isfinite().all() and lse.isfinite().all()
+    it.check({8: 0.01, 4: 0.12}[bits])
+    told = it.layer.telemetry.coding_error.read()
+    assert told is not None and all(0 < error < 0.12 for error in told.values())
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_with_a_budget_for_everything_only_the_coding_is_off(bits: int) -> None:
     exact, coded = (driven(few_bits(each, budget=400)) for each in (None, bits))
     for it in (exact, coded):
