@@ -91,12 +91,13 @@ class UnitIndex:
         self.details = held
 
     def unit_of(self, place: Tensor) -> Tensor:
-        """Units [N, S] of the tokens at these places [N, S] of the pool."""
-        return torch.searchsorted(self.sizes.cumsum(1), place.long(), right=True)
+        """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
+        unit = torch.searchsorted(self.sizes.cumsum(1), place.long(), right=True)
+        return unit.clamp(max=self.sizes.shape[1] - 1)
 
     def count_resident(self, place: Tensor) -> None:
         """Count the tokens of each unit at these places [N, S], -1 for none."""
-        unit = self.unit_of(place.clamp(min=0)).clamp(max=self.sizes.shape[1] - 1)
+        unit = self.unit_of(place.clamp(min=0))
         self.resident = torch.zeros_like(self.sizes).scatter_add_(1, unit, (place >= 0).to(self.sizes.dtype))
 
     def select_rows(self, index: Tensor) -> None:
