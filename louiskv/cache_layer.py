@@ -301,6 +301,7 @@ class CacheLayer(CacheLayerMixin):
             offloaded_bytes=self.state.traffic.offloaded_bytes,
             similarity=summarise(telemetry.similarity),
             segment_sizes=dict(sorted(telemetry.segment_sizes.items())),
+            coding_error=telemetry.coding_error.read(),
             seconds=telemetry.clock.read(),
         )
 

@@ -49,10 +49,10 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise SettingsError(f"{name}={value!r} is not allowed: give a number from {low} to {high}.")
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise `SettingsError` unless `value` is one of the choices."""
-    if value not in choices:
-        raise SettingsError(f"{name}={value!r} is not allowed: give one of {', '.join(choices)}.")
+    if not any(type(value) is type(each) and value == each for each in choices):
+        raise SettingsError(f"{name}={value!r} is not allowed: give one of {', '.join(map(str, choices))}.")
 
 
 def check_part(name: str, value: object, kind: type) -> None:

@@ -51,6 +51,29 @@ class Series:
         return torch.cat([*self._before, held.flatten()]).cpu() if self._before else held.cpu()
 
 
+class CodingError:
+    """How far off the keys and values of a pool are, summed where they arise; adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self._squares: Tensor | None = None
+
+    def add(self, rows: Tensor, held: Tensor, key_dim: int, counts: Tensor) -> None:
+        """Compare the first `counts[n]` tokens of each row [N, T, Dk + Dv] with what is held of them."""
+        present = (torch.arange(rows.shape[1], device=rows.device) < counts[:, None])[..., None]
+        exact = rows.float().where(present, 0)
+        off = held.float().where(present, 0) - exact
+        parts = [off[..., :key_dim], off[..., key_dim:], exact[..., :key_dim], exact[..., key_dim:]]
+        squares = torch.stack([part.square().sum(dtype=torch.float64) for part in parts])
+        self._squares = squares if self._squares is None else self._squares + squares
+
+    def read(self) -> dict[str, float] | None:
+        """Norm of what keys and values are off, by their own; None if nothing was compared."""
+        if self._squares is None:
+            return None
+        off, whole = self._squares.cpu().sqrt().view(2, 2)
+        return dict(zip(("keys", "values"), (off / whole).nan_to_num(0.0).tolist(), strict=True))
+
+
 class Clock:
     """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait."""
 
@@ -109,6 +132,7 @@ class LayerTelemetry:
         selected_tokens: Tokens chosen by all retrievals, over all KV heads.
         hit_tokens: Those of them that were resident already.
         segment_sizes: Number of closed segments of each size.
+        coding_error: How far off a pool of few bits is.
         clock: Seconds spent.
     """
 
@@ -118,6 +142,7 @@ class LayerTelemetry:
     selected_tokens: int = 0
     hit_tokens: int = 0
     segment_sizes: dict[int, int] = field(default_factory=dict)
+    coding_error: CodingError = field(default_factory=CodingError)
     clock: Clock = field(default_factory=Clock)
 
     def count_segments(self, sizes: Tensor) -> None:
@@ -174,6 +199,8 @@ class LayerReport:
         offloaded_bytes: Bytes copied device to host.
         similarity: Mean, minimum and quartiles of the cosine of neighbouring queries, None if not looked at.
         segment_sizes: Closed segments of each size.
+        coding_error: Norm of what the keys and the values that were offloaded are off in the pool, by their own; None
+            if they are kept as they are.
         seconds: Time of each phase.
     """
 
@@ -188,6 +215,7 @@ class LayerReport:
     offloaded_bytes: int
     similarity: dict[str, float] | None
     segment_sizes: dict[int, int]
+    coding_error: dict[str, float] | None
     seconds: dict[str, float]
 
 
@@ -247,6 +275,12 @@ class Report:
         """Time of each phase, summed over the layers."""
         return {phase: sum(layer.seconds[phase] for layer in self.layers) for phase in PHASES}
 
+    @property
+    def coding_error(self) -> dict[str, float] | None:
+        """Mean over the layers whose pool has few bits; None if there is none."""
+        errors = [layer.coding_error for layer in self.layers if layer.coding_error is not None]
+        return {part: sum(error[part] for error in errors) / len(errors) for part in errors[0]} if errors else None
+
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data."""
         sums = {
@@ -256,6 +290,8 @@ class Report:
         sums["fetched_bytes"] = sum(layer.fetched_bytes for layer in self.layers)
         sums["offloaded_bytes"] = sum(layer.offloaded_bytes for layer in self.layers)
         sums["retrievals_per_step"] = self._mean_rate()
+        if self.coding_error is not None:
+            sums["coding_error"] = self.coding_error
         return {**{k: v for k, v in asdict(self).items() if k != "layers"}, **sums, "layers": asdict(self)["layers"]}
 
     def to_json(self, indent: int | None = None) -> str:
@@ -284,6 +320,9 @@ class Report:
             f" ({format_bytes(fetched / self.output_tokens)} for each output token)" if self.output_tokens else ""
         )
         lines.append(f"  moved       {format_bytes(fetched)} fetched{per_token}, {format_bytes(offloaded)} offloaded")
+        if self.coding_error is not None:
+            parts = ", ".join(f"{part} {error:.2%}" for part, error in self.coding_error.items())
+            lines.append(f"  coding      off by {parts}, mean of the layers")
         retrieving = [layer for layer in self.layers if layer.hit_rate is not None]
         if retrieving:
             rates = [layer.retrieval_rate for layer in retrieving]

@@ -29,6 +29,8 @@ from tests.families import prompt, tiny
         FullOffloaded(),
         LouisKV(budget=200, sink=8, window=56, dense_layers=1, iterations=1),
         Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), per_query_head=True),
+        Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), pool_bits=4),
+        Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), pool_bits=8, store="device"),
     ],
 )
 def test_the_plan_is_what_is_allocated(method: Method) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.store.coding import token_size
 from louiskv.store.pool import capacity_for
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tiers
@@ -70,10 +71,14 @@ class LayerShape:
         """Bytes of a token of all KV heads."""
         return self.num_kv_heads * (self.key_dim + self.value_dim) * self.item_size
 
-    def pool_bytes(self, num_tokens: int) -> int:
-        """Bytes of a host pool that holds so many tokens of all KV heads: their rows and positions, and room."""
+    def coded_bytes(self, bits: int | None) -> int:
+        """Bytes of a token of all KV heads in a pool of so many bits a number; None for numbers as they are."""
+        return self.num_kv_heads * token_size(bits, self.key_dim, self.value_dim, self.item_size)
+
+    def pool_bytes(self, num_tokens: int, bits: int | None = None) -> int:
+        """Bytes of a pool that holds so many tokens of all KV heads: their codes and positions, and room."""
         position_size = 4 * self.num_kv_heads
-        return capacity_for(num_tokens) * (self.token_bytes + position_size) if num_tokens else 0
+        return capacity_for(num_tokens) * (self.coded_bytes(bits) + position_size) if num_tokens else 0
 
 
 @dataclass(frozen=True)

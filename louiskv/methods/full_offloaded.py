@@ -17,6 +17,7 @@ from louiskv.methods.base import (
 )
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.store.coding import Exact
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Traffic, Transfer
 from louiskv.telemetry import Tier, Tiers
@@ -59,7 +60,7 @@ class FullOffloadedLayer(KVLayer):
         rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
         if self.key_dim == 0:
             self.key_dim = keys.shape[-1]
-            self.pool = Pool(len(rows), rows.shape[-1], rows.dtype, rows.device)
+            self.pool = Pool(len(rows), Exact(rows.shape[-1], rows.dtype), rows.device)
             self.transfer = Transfer(rows.device)
         if valid is None:
             counts = torch.full((len(rows),), rows.shape[1], device=rows.device)

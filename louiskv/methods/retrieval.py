@@ -10,6 +10,7 @@ from louiskv.methods.full import FullLayer
 from louiskv.methods.per_query_head import PerQueryHead
 from louiskv.methods.retrieval_layer import BUNDLE_SIZE, Parts, RetrievalLayer
 from louiskv.ops.selection import REDUCES
+from louiskv.store.coding import POOL_BITS, state_size
 from louiskv.triggers import Cosine, Trigger
 from louiskv.units.base import Units
 from louiskv.units.clusters import Clusters
@@ -51,6 +52,9 @@ class Retrieval(Method):
     scaled: bool = setting(True, "whether scores are scaled like logits")
     trigger: Trigger = field(default_factory=Cosine, metadata={"help": "when to retrieve"})
     store: str = setting("host", "where all keys and values lie: host or device")
+    pool_bits: int | None = setting(
+        None, "bits of a number in the store, 8 or 4, beside a scale for each token; none for numbers as they are"
+    )
     recent_units: int = setting(0, "newest units that every selection takes")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
     hold: float = setting(0.0, "nats by which another must beat what is resident, to take its place")
@@ -84,6 +88,7 @@ class Retrieval(Method):
                 )
         check_choice("reduce", self.reduce, REDUCES)
         check_choice("store", self.store, STORES)
+        check_choice("pool_bits", self.pool_bits, POOL_BITS)
         if isinstance(self.units, Pages):
             check_multiple("budget", self.budget, "page_size", self.units.page_size)
         longest = self._output.runs(self.window).longest
@@ -153,15 +158,16 @@ class Retrieval(Method):
             shape = replace(shape, num_kv_heads=shape.num_kv_heads * shape.group_size, group_size=1)
         parts = self._parts()
         in_units = max(0, num_tokens - self.sink - self.window)
-        pool, on_host = shape.pool_bytes(in_units), self.store == "host"
+        pool, on_host = shape.pool_bytes(in_units, self.pool_bits), self.store == "host"
+        coding = shape.num_kv_heads * state_size(self.pool_bits, shape.key_dim)
         slots = self.sink + self.window + parts.num_retrieved + parts.num_spare
         unit_bytes = self.summary.unit_bytes(shape.key_dim, shape.value_dim, shape.item_size) + TABLE_BYTES
         token_bytes = self.summary.token_bytes(shape.key_dim)
         return Footprint(
-            resident=slots * shape.token_bytes + (0 if on_host else pool),
+            resident=slots * shape.token_bytes + coding + (0 if on_host else pool),
             index=round(shape.num_kv_heads * (self.units.num_units(in_units) * unit_bytes + in_units * token_bytes)),
             host=pool if on_host else 0,
-            retrieval=min(in_units, parts.num_retrieved) * shape.token_bytes if on_host else 0,
+            retrieval=min(in_units, parts.num_retrieved) * shape.coded_bytes(self.pool_bits) if on_host else 0,
         )
 
     @property
@@ -195,6 +201,7 @@ class Retrieval(Method):
             scaled=self.scaled,
             trigger=self.trigger,
             store=self.store,
+            pool_bits=self.pool_bits,
             recent_units=self.recent_units,
             hold=self.hold,
             oversample=self.oversample,

@@ -14,6 +14,7 @@ from louiskv.ops.attention import decode_attention, merge_attention, partial_att
 from louiskv.ops.ragged import left_aligned, take_rows
 from louiskv.ops.selection import assign_slots
 from louiskv.store.background import Background
+from louiskv.store.coding import Coding, Exact, FewBits
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Traffic, Transfer
@@ -57,6 +58,7 @@ class Parts:
     scaled: bool
     trigger: Trigger
     store: str
+    pool_bits: int | None
     recent_units: int
     hold: float
     oversample: int
@@ -158,7 +160,10 @@ class RetrievalLayer(KVLayer):
         sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device)
         self.index = self._new_index(num_rows)
-        self.pool = Pool(num_rows, key_dim + value_dim, dtype, device, parts.store)
+        coding: Coding = Exact(key_dim + value_dim, dtype)
+        if parts.pool_bits is not None:
+            coding = FewBits(parts.pool_bits, num_rows, key_dim, value_dim, dtype, device)
+        self.pool = Pool(num_rows, coding, device, parts.store)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
         self.ahead = Background(device)
@@ -180,11 +185,21 @@ class RetrievalLayer(KVLayer):
                 grouping = in_bundles(keys, grouping, self.index.bundles.size)
             order, sizes = grouping
             rows = take_rows(rows, source.gather(1, order))
-            summary = self._summarise(rows, sizes)
         with clock.time("offload", rows.device):
-            begin = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
-            offsets = begin.to(sizes.device)[:, None] + sizes.cumsum(1) - sizes
-            self.index.append(offsets, sizes, *summary)
+            begin, held = self._offload(rows, positions.gather(1, order), counts)
+        with clock.time("clustering", rows.device):
+            self.index.append(begin[:, None] + sizes.cumsum(1) - sizes, sizes, *self._summarise(held, sizes))
+
+    def _offload(self, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Move tokens to the end of the pool: [N] where they begin there, and what it holds of them.
+
+        What is summarised and what becomes resident is that, and not what came: so it does not matter whether a token
+        was in the window a moment ago.
+        """
+        begin, held = self.transfer.offload(self.pool, rows, positions, counts)
+        if self.parts.pool_bits is not None:
+            self.telemetry.coding_error.add(rows, held, self.resident.key_dim, counts)
+        return begin.to(rows.device), held
 
     def _summarise(self, rows: Tensor, sizes: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """What the index keeps of units of these sizes [N, U], and of their tokens [N, T, Dk + Dv]."""
@@ -330,8 +345,8 @@ class RetrievalLayer(KVLayer):
         rows = take_rows(resident.rows, resident.slots_of(positions))
         order, sizes = parts.output.group(rows[..., :key_dim], counts, self.impl)
         rows, positions = take_rows(rows, order), positions.gather(1, order)
-        begin = self.transfer.offload(self.pool, rows, positions, counts).to(start.device)
-        index.append(begin[:, None] + sizes.cumsum(1) - sizes, sizes, *self._summarise(rows, sizes))
+        begin, held = self._offload(rows, positions, counts)
+        index.append(begin[:, None] + sizes.cumsum(1) - sizes, sizes, *self._summarise(held, sizes))
         self.telemetry.count_segments(sizes)
         resident.advance(resident.lengths, start + counts)
 
@@ -342,7 +357,7 @@ class RetrievalLayer(KVLayer):
             resident.slot_place, torch.cat([resident.slot_place.long(), stays], dim=1), impl=self.impl
         )
         row, slot = new.nonzero(as_tuple=True)
-        self._fill(place, row, slot, rows[row, place[row, slot] - begin[row]])
+        self._fill(place, row, slot, held[row, place[row, slot] - begin[row]])
         self.steps_to_full = int(resident.window_room().min())
 
     def _record(self, fired: Tensor) -> None:
@@ -389,8 +404,8 @@ class RetrievalLayer(KVLayer):
         """Take the tokens from `start` [N] on out of the pool, those before `end` [N] back into the window."""
         resident, old, pool = self.resident, self.index, self.pool
         self.transfer.settle()
-        held = torch.arange(pool.rows.shape[1], device=pool.device) < pool.lengths[:, None]
-        where = held & (pool.positions >= start.to(pool.device)[:, None])
+        present = torch.arange(pool.rows.shape[1], device=pool.device) < pool.lengths[:, None]
+        where = present & (pool.positions >= start.to(pool.device)[:, None])
         row, place = (where & (pool.positions < end.to(pool.device)[:, None])).nonzero(as_tuple=True)
         position = pool.positions[row, place].long().to(end.device)
         resident.put(row.to(end.device), position, self.transfer.gather(pool, row, place))
@@ -403,7 +418,7 @@ class RetrievalLayer(KVLayer):
         sizes = sizes.gather(1, occupied)
         device = resident.rows.device
         self.index = self._new_index(len(end))
-        summaries, details = self._summarise(pool.rows, sizes)
+        summaries, details = self._summarise(pool.decoded(), sizes)
         offsets = (sizes.cumsum(1) - sizes).to(device)
         self.index.append(
             offsets,
@@ -429,14 +444,14 @@ class RetrievalLayer(KVLayer):
         self._land()
         resident, index, pool = self.resident, self.index, self.pool
         in_pool, seen = Tier(int(pool.lengths.sum()), pool.num_bytes), int(resident.lengths.sum())
-        slots = resident.num_bytes + self.cuts.num_bytes
+        slots = resident.num_bytes + self.cuts.num_bytes + pool.coding.num_bytes
         on_host = pool.tier == "host"
         tokens = int(resident.num_resident.sum()) if on_host else seen
         return Tiers(
             resident=Tier(tokens, slots + (0 if on_host else in_pool.bytes)),
             index=Tier(int(index.counts.sum()), index.num_bytes),
             host=in_pool if on_host else Tier(0, 0),
-            seen=Tier(seen, seen * pool.token_size),
+            seen=Tier(seen, seen * resident.token_size),
         )
 
     def attended_positions(self) -> Tensor:
@@ -470,7 +485,7 @@ class RetrievalLayer(KVLayer):
         assert torch.equal(index.num_tokens.cpu(), pool_lengths)
         if index.summaries:
             # Where they were built: a sum in another order may round to another code.
-            built, details = self._summarise(pool.rows.to(resident.rows.device), index.sizes)
+            built, details = self._summarise(pool.decoded().to(resident.rows.device), index.sizes)
             for part, expected, stride in zip(index.summaries, built, index.strides, strict=True):
                 used = torch.arange(part.shape[1]) < (counts // stride)[:, None]
                 torch.testing.assert_close(part.cpu()[used], expected.cpu()[used])
@@ -498,6 +513,6 @@ class RetrievalLayer(KVLayer):
             unit = index.unit_of(resident.slot_place.clamp(min=0))[row, slot]
             counted.index_put_((row, unit), torch.ones_like(unit, dtype=counted.dtype), accumulate=True)
         assert torch.equal(index.resident, counted)
-        expected = pool.take(row, place).cpu()
+        expected = pool.coding.decode(pool.take(row, place), row).cpu()
         retrieved = resident.rows[:, self.parts.num_sinks + self.parts.window :]
         torch.testing.assert_close(retrieved[row, slot].cpu(), expected, rtol=0, atol=0)

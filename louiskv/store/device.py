@@ -62,6 +62,11 @@ class ResidentSet:
         return sum(tensor.nbytes for tensor in tensors) + self.first_slot.nbytes
 
     @property
+    def token_size(self) -> int:
+        """Bytes of one token's key and value."""
+        return self.rows.shape[2] * self.rows.element_size()
+
+    @property
     def num_resident(self) -> Tensor:
         """[N] tokens of each row that lie here."""
         return (self.bias[:, 0] == 0).sum(1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from louiskv.errors import HostMemoryError
 from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
+from louiskv.store.coding import Coding
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -22,22 +23,22 @@ def capacity_for(num_tokens: int) -> int:
 
 
 class Pool:
-    """Tokens of one layer, those of one unit side by side, each token's key beside its value.
+    """Tokens of one layer as their coding makes them, those of one unit side by side, each key beside its value.
 
     Attributes:
-        rows: [N, capacity, Dk + Dv]; in host memory pinned when the device is a GPU.
+        coding: What is kept of a token; it codes and decodes on the device, beside the pool.
+        rows: [N, capacity, C] coded tokens; in host memory pinned when the device is a GPU.
         positions: [N, capacity] int32, where each token stands in its sequence (padding not counted).
         lengths: [N] int64, tokens held by each row.
         tier: "host", or "device" where the tokens stay on the device and are only picked from.
     """
 
-    def __init__(
-        self, num_rows: int, row_size: int, dtype: torch.dtype, device: torch.device, tier: str = "host"
-    ) -> None:
-        self.tier = tier
+    def __init__(self, num_rows: int, coding: Coding, device: torch.device, tier: str = "host") -> None:
+        self.coding, self.tier = coding, tier
         self.device = torch.device("cpu") if tier == "host" else device
         self.pinned = tier == "host" and device.type == "cuda"
-        self.rows = torch.empty(num_rows, 0, row_size, dtype=dtype, device=self.device, pin_memory=self.pinned)
+        shape = (num_rows, 0, coding.size)
+        self.rows = torch.empty(shape, dtype=coding.dtype, device=self.device, pin_memory=self.pinned)
         self.positions = torch.empty(num_rows, 0, dtype=torch.int32, device=self.device)
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
 
@@ -48,14 +49,14 @@ class Pool:
 
     @property
     def token_size(self) -> int:
-        """Bytes of one token's key and value."""
-        return self.rows.shape[2] * self.rows.element_size()
+        """Bytes of one coded token."""
+        return self.coding.token_size
 
     def append(self, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
         """Copy tokens to the end of the pool.
 
         Args:
-            rows: [N, T, Dk + Dv], on any device.
+            rows: [N, T, C] coded tokens, on any device.
             positions: [N, T].
             counts: [N] tokens of each row.
 
@@ -74,13 +75,17 @@ class Pool:
         return begin
 
     def take(self, row: Tensor, index: Tensor) -> Tensor:
-        """Read tokens: [J, Dk + Dv] in the memory of the pool, from the rows [J] and the places [J] in them."""
+        """Read coded tokens: [J, C] in the memory of the pool, from the rows [J] and the places [J] in them."""
         flat = self.rows.flatten(0, 1)
         source = (row * self.rows.shape[1] + index).to(self.device)
         if not self.pinned:
             return flat.index_select(0, source)
         staging = torch.empty(len(source), flat.shape[1], dtype=flat.dtype, pin_memory=True)
         return torch.index_select(flat, 0, source, out=staging)
+
+    def decoded(self) -> Tensor:
+        """[N, capacity, Dk + Dv] all that it holds, decoded where it lies."""
+        return self.coding.decode(self.rows, torch.arange(len(self.rows), device=self.device)[:, None])
 
     def keep_before(self, ends: Tensor) -> Tensor:
         """Remove every token whose position is not below its row's end, closing the gaps.
@@ -98,6 +103,7 @@ class Pool:
         rows = take_rows(self.rows, order)
         self.rows = rows.pin_memory() if self.pinned else rows
         self.positions = self.positions.gather(1, order)
+        self.coding.forget(self.lengths == 0)
         return keep
 
     def select_rows(self, index: Tensor) -> None:
@@ -107,6 +113,7 @@ class Pool:
         self.rows = rows.pin_memory() if self.pinned else rows
         self.positions = self.positions.index_select(0, index)
         self.lengths = self.lengths.index_select(0, index)
+        self.coding.select_rows(index)
 
     def _reserve(self, needed: int) -> None:
         capacity = self.rows.shape[1]
@@ -117,7 +124,7 @@ class Pool:
             self.rows = grown(self.rows, wanted)
             self.positions = grown(self.positions, wanted)
         except (RuntimeError, MemoryError) as error:
-            size = self.rows.shape[0] * wanted * self.rows.shape[2] * self.rows.element_size()
+            size = self.rows.shape[0] * wanted * self.token_size
             raise HostMemoryError(
                 f"The {self.tier} pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "
                 "Use a shorter context, a smaller batch or a 16-bit dtype; `louiskv plan` shows the need beforehand."

@@ -36,27 +36,38 @@ class Transfer:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
-        """Copy tokens [N, T, Dk + Dv] to the end of the pool; returns [N] where they begin there."""
+    def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Code tokens on the device, and copy what comes out to the end of the pool.
+
+        Args:
+            pool: The pool.
+            rows: [N, T, Dk + Dv].
+            positions: [N, T].
+            counts: [N] tokens of each row.
+
+        Returns:
+            [N] where they begin in the pool, and [N, T, Dk + Dv] what it will give back, on the device.
+        """
+        coded, held = pool.coding.encode(rows, counts)
         if pool.tier == "device":
-            return pool.append(rows, positions, counts)
+            return pool.append(coded, positions, counts), held
         tokens = int(counts.sum())
         self.traffic.offloaded_tokens += tokens
-        self.traffic.offloaded_bytes += tokens * rows.shape[-1] * rows.element_size()
+        self.traffic.offloaded_bytes += tokens * pool.token_size
         if self._stream is None:
-            return pool.append(rows, positions, counts)
+            return pool.append(coded, positions, counts), held
         self._stream.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(self._stream):
-            begin = pool.append(rows, positions, counts)
-        rows.record_stream(self._stream)
-        return begin
+            begin = pool.append(coded, positions, counts)
+        coded.record_stream(self._stream)
+        return begin, held
 
     def gather(self, pool: Pool, row: Tensor, index: Tensor) -> Tensor:
         """Bring the tokens at the places `index` [J] of the pool rows `row` [J] to the device: [J, Dk + Dv]."""
         self.settle()
-        rows = pool.take(row, index)
-        self._count_fetched(pool, len(rows))
-        return rows.to(self.device, non_blocking=True)
+        coded = pool.take(row, index)
+        self._count_fetched(pool, len(coded))
+        return pool.coding.decode(coded.to(self.device, non_blocking=True), row)
 
     def fetch(self, pool: Pool, resident: ResidentSet, row: Tensor, index: Tensor, slot: Tensor) -> None:
         """Copy the tokens at the places `index` [J] of the pool rows `row` [J] into retrieved slots `slot` [J]."""
@@ -75,11 +86,13 @@ class Transfer:
         self.settle()
         longest = int(pool.lengths.max())
         for first in range(0, longest, chunk_size):
-            rows = pool.rows[:, first : min(first + chunk_size, longest)]
-            token = torch.arange(first, first + rows.shape[1], device=pool.device)
+            coded = pool.rows[:, first : min(first + chunk_size, longest)]
+            token = torch.arange(first, first + coded.shape[1], device=pool.device)
             present = token < pool.lengths[:, None]
-            self._count_fetched(pool, rows.shape[0] * rows.shape[1])
-            yield rows.to(self.device, copy=pool.tier == "host"), present.to(self.device)
+            self._count_fetched(pool, coded.shape[0] * coded.shape[1])
+            coded = coded.to(self.device, copy=pool.tier == "host")
+            row = torch.arange(len(coded), device=self.device)[:, None]
+            yield pool.coding.decode(coded, row), present.to(self.device)
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""

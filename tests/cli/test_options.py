@@ -1,7 +1,7 @@
 """The options that commands share: every setting of every method reaches it."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from louiskv import METHODS, LouisKV, SettingsError
 from louiskv.cli.options import PRESETS, MethodChoice, Sampling, takes_method, takes_model, takes_sampling
+from louiskv.methods.base import setting
 from tests.cli.conftest import Run
 
 # Allowed values other than the defaults, where twice the default is not.
@@ -56,6 +57,16 @@ def test_what_is_not_given_has_its_default() -> None:
         None,
     )
     assert got["other"] == "own"
+
+
+def test_a_setting_that_is_none_or_a_number_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class InFewBits(LouisKV):
+        pool_bits: int | None = setting(None, "bits of a number in the store")
+
+    monkeypatch.setitem(METHODS, "in_few_bits", InFewBits)
+    assert parsed("--method", "in_few_bits")["method"].build() == InFewBits()
+    assert parsed("--method", "in_few_bits", "--pool-bits", "8")["method"].build() == InFewBits(pool_bits=8)
 
 
 @pytest.mark.parametrize("method, name", [(method, name) for method in PRESETS for name in PRESETS[method]])

@@ -7,6 +7,7 @@ import torch
 
 from louiskv.errors import HostMemoryError
 from louiskv.store import pool as pool_module
+from louiskv.store.coding import Exact, FewBits
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool, available_host_memory, capacity_for
 from louiskv.store.transfer import Transfer
@@ -15,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def filled_pool(counts: list[int]) -> tuple[Pool, torch.Tensor]:
-    pool = Pool(len(counts), 6, torch.float32, CPU)
+    pool = Pool(len(counts), Exact(6, torch.float32), CPU)
     rows = torch.randn(len(counts), max(counts), 6)
     positions = torch.arange(max(counts)).expand(len(counts), -1)
     pool.append(rows, positions, torch.tensor(counts))
@@ -41,6 +42,36 @@ def test_pool_forgets_what_is_not_before_an_end() -> None:
     assert torch.equal(pool.rows[0, :2], rows[0, :2])
 
 
+@pytest.mark.parametrize("tier", ["host", "device"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_pool_of_few_bits_gives_back_what_was_held(bits: int, tier: str) -> None:
+    pool, transfer = Pool(2, FewBits(bits, 2, 4, 2, torch.float32, CPU), CPU, tier), Transfer(CPU)
+    rows, positions = torch.randn(2, 9, 6) + 5, torch.arange(9).expand(2, -1)
+    begin, held = transfer.offload(pool, rows, positions, torch.tensor([9, 7]))
+    assert begin.tolist() == [0, 0]
+    assert not torch.equal(held, rows)
+    row, index = torch.tensor([0, 1, 1]), torch.tensor([8, 0, 6])
+    assert torch.equal(transfer.gather(pool, row, index), held[row, index])
+    chunks = [chunk for chunk, _ in transfer.read(pool, 4)]
+    assert torch.equal(torch.cat(chunks, 1)[1, :7], held[1, :7])
+    assert torch.equal(pool.decoded()[0, :9], held[0])
+    moved = {"host": pool.coding.token_size, "device": 0}[tier]
+    assert pool.token_size == {8: 6 + 8, 4: 3 + 8}[bits]
+    assert (transfer.traffic.offloaded_bytes, transfer.traffic.fetched_bytes) == (16 * moved, (3 + 18) * moved)
+    pool.select_rows(torch.tensor([1, 0]))
+    assert torch.equal(transfer.gather(pool, 1 - row, index), held[row, index])
+
+
+def test_tokens_of_few_bits_stay_as_they_are_when_others_go() -> None:
+    coding = FewBits(4, 2, 4, 2, torch.float32, CPU)
+    pool, transfer, rows = Pool(2, coding, CPU), Transfer(CPU), torch.randn(2, 9, 6)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    _, held = transfer.offload(pool, rows, order.expand(2, -1), torch.tensor([9, 9]))
+    pool.keep_before(torch.tensor([4, 0]))
+    assert torch.equal(pool.decoded()[0, :4], held[0, order < 4])
+    assert coding.learnt.tolist() == [True, False], "what is empty learns anew"
+
+
 def test_room_beyond_what_is_needed() -> None:
     assert capacity_for(10) == 266
     assert capacity_for(16000) == 17000
@@ -51,7 +82,7 @@ def test_a_pool_that_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("not enough memory")
 
     monkeypatch.setattr(pool_module, "grown", refuse)
-    pool = Pool(1, 6, torch.float32, CPU)
+    pool = Pool(1, Exact(6, torch.float32), CPU)
     with pytest.raises(HostMemoryError, match=r"cannot grow to 266 tokens .*louiskv plan"):
         pool.append(torch.zeros(1, 10, 6), torch.zeros(1, 10), torch.tensor([10]))
 
