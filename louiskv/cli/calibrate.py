@@ -20,13 +20,16 @@ from louiskv.errors import SettingsError
 from louiskv.evaluation.calibrate import Target
 from louiskv.evaluation.calibrate import calibrate as measure
 from louiskv.evaluation.texts import Haystack
-from louiskv.methods.louiskv import LouisKV
+from louiskv.methods import METHODS
+from louiskv.methods.calibrated import Calibrated
 from louiskv.provenance import origin, provenance
 from louiskv.results import check_writable, key_of, writing
 from louiskv.taus import LayerTaus
 
 # One sample of so many is held out; they come from a part of the text of their own.
 HELD_OUT = 4
+# Methods that have a tau.
+CALIBRATED = [name for name, kind in METHODS.items() if issubclass(kind, Calibrated)]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -37,6 +40,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 def calibrate(
     model: ModelChoice,
     settings: dict[str, Any],
+    method: Annotated[str, typer.Option(help=f"Method: {', '.join(CALIBRATED)}.", metavar="NAME")] = "louiskv",
     rate: Annotated[float | None, typer.Option(help="Share of the decode steps that shall retrieve.")] = None,
     error: Annotated[float | None, typer.Option(help="Relative error of attention that shall be kept to.")] = None,
     samples: Annotated[
@@ -50,7 +54,7 @@ def calibrate(
     output: Annotated[Path, typer.Option(help="File for the taus.")] = Path("results/tau.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print what was measured as one JSON object.")] = False,
 ) -> None:
-    """Choose for each layer of a model the cosine under which LouisKV retrieves, and one for all layers.
+    """Choose for each layer of a model the tau under which a method retrieves, and one for all layers.
 
     Either for a retrieval rate or for an error of the attention output. What is reached is told for samples that were
     held out, from the last quarter of the text, beside what fewer would have given. Every other command reads the file
@@ -59,10 +63,11 @@ def calibrate(
     louiskv calibrate --rate 0.25
 
     louiskv generate "What is a cache?" --calibration results/tau.json
+
+    louiskv calibrate --method louiskv_plus --trigger coverage --error 0.1 --output results/coverage.json
     """
     target = Target(rate, error)
-    method = MethodChoice("louiskv", None, settings).build()
-    assert isinstance(method, LouisKV)
+    calibrated = _method(method, settings)
     chosen = [flag(name) for name in ("tau", "calibration") if name in settings]
     if chosen:
         raise SettingsError(f"{' and '.join(chosen)} cannot be given here: a calibration chooses tau.")
@@ -81,7 +86,7 @@ def calibrate(
     sampled = {"text": haystack.name, "text_hash": haystack.digest, "seed": seed, "held_out_share": 1 / HELD_OUT}
     decides = {**sampled, **target.values(), "samples": samples, "context": context, "steps": steps}
     known_as = {name: value for name, value in origin(loaded).items() if name != "model"}
-    key = key_of({**decides, **known_as, "impl": model.impl, "method": plain(method)})
+    key = key_of({**decides, **known_as, "impl": model.impl, "method": plain(calibrated)})
     taus = known if known is not None and known.settings.get("key") == key else None
     if taus is None:
         texts, held_out = _drawn(haystack, samples, context + steps, seed)
@@ -92,7 +97,7 @@ def calibrate(
                 held_out.to(loaded.device),
                 context,
                 target,
-                method,
+                calibrated,
                 batch_size=batch_size,
                 progress=lambda done, total: advance("calibration", done, total),
                 impl=model.impl,
@@ -105,6 +110,21 @@ def calibrate(
         print(json.dumps(asdict(taus)))
     else:
         _show(Console(), taus, output)
+
+
+def _method(name: str, settings: dict[str, Any]) -> Calibrated:
+    """The method, which has a tau to choose.
+
+    Raises:
+        SettingsError: It has none.
+    """
+    if name not in CALIBRATED:
+        raise SettingsError(f"The method {name!r} has no tau to calibrate: {', '.join(CALIBRATED)} have.")
+    method = MethodChoice(name, None, settings).build()
+    assert isinstance(method, Calibrated)
+    if not method.compared:
+        raise SettingsError("trigger=every compares nothing with a tau: give --trigger anchor, cosine or coverage.")
+    return method
 
 
 def _known(output: Path) -> LayerTaus | None:
@@ -152,7 +172,7 @@ def _show(console: Console, taus: LayerTaus, output: Path) -> None:
 
 def _missed(taus: LayerTaus) -> list[int]:
     """Layers in which no tau reaches the error that was aimed at."""
-    errors = taus.by_tau.get("errors", [])
+    errors = taus.by_tau["errors"] if "error" in taus.target else []
     return [
         layer for layer, each in zip(taus.by_tau["layers"], errors, strict=False) if min(each) > taus.target["error"]
     ]

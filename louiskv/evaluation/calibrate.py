@@ -14,11 +14,13 @@ from louiskv.evaluation.probe import probe
 from louiskv.evaluation.replay import take_in
 from louiskv.measured import ModelIdentity
 from louiskv.methods.base import Method
+from louiskv.methods.calibrated import Calibrated
 from louiskv.methods.louiskv import LouisKV
 from louiskv.taus import LayerTaus
 
-# Taus that are tried for an error; the cosines themselves give the tau of a rate.
-GRID = (-1.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+# Taus that are tried beside the least, for an error or where the cosines of neighbouring queries do not give the tau of
+# a rate.
+GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,32 @@ class _Sampled:
         cosine: [S, steps - 1, L] of neighbouring queries, mean over all heads.
         error: [S, L, methods] mean over steps and KV heads.
         rate: [S, L, methods] share of the steps that retrieved.
+        grid: Tau of each of the last methods; empty where the cosines alone tell the rate of any tau.
     """
 
     layers: list[int]
     cosine: Tensor
     error: Tensor
     rate: Tensor
+    grid: tuple[float, ...]
 
     def first(self, samples: int) -> "_Sampled":
         """Only the first samples."""
-        return _Sampled(self.layers, self.cosine[:samples], self.error[:samples], self.rate[:samples])
+        return replace(self, **{name: getattr(self, name)[:samples] for name in ("cosine", "error", "rate")})
+
+    def by_grid(self, name: str) -> Tensor:
+        """[L, grid] error or rate at each tau of the grid, mean over the samples."""
+        figures: Tensor = getattr(self, name)[..., -len(self.grid) :].mean(0)
+        return figures
+
+    def rate_under(self, tau: Tensor) -> float:
+        """Retrieval rate with these taus [L], which are of the grid if there is one."""
+        return self.at(tau, "rate") if self.grid else float((self.cosine < tau).float().mean())
+
+    def at(self, tau: Tensor, name: str) -> float:
+        """Error or rate with these taus [L] of the grid."""
+        place = torch.searchsorted(torch.tensor(self.grid, dtype=torch.float64), tau)
+        return float(self.by_grid(name).gather(1, place[:, None]).mean())
 
 
 def calibrate(
@@ -71,7 +89,7 @@ def calibrate(
     held_out: Tensor,
     num_prompt: int,
     target: Target,
-    method: LouisKV | None = None,
+    method: Calibrated | None = None,
     *,
     batch_size: int = 4,
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -108,15 +126,15 @@ def calibrate(
         )
     sampler = _Sampler(model, num_prompt, method.dense_layers, batch_size, progress, impl)
     sampler.plan(texts, held_out)
-    by_grid = [] if target.error is None else [replace(method, tau=tau) for tau in GRID]
+    grid = () if method.by_neighbours and target.error is None else (method.least_tau, *GRID)
 
-    seen = sampler.sample(texts, by_grid)
+    seen = sampler.sample(texts, method, grid)
     tau, global_tau = _chosen(seen, target)
     taus: list[float | None] = [None] * num_layers
     for layer, each in zip(seen.layers, tau.tolist(), strict=True):
         taus[layer] = each
     every = tuple(global_tau if each is None else each for each in taus)
-    checked = sampler.sample(held_out, [replace(method, tau=every), replace(method, tau=global_tau), *by_grid])
+    checked = sampler.sample(held_out, method, (every, global_tau, *grid), len(grid))
     figures = {name: getattr(checked, name).mean((0, 1)).tolist() for name in ("rate", "error")}
     return LayerTaus(
         model=ModelIdentity.of(model),
@@ -138,6 +156,7 @@ def calibrate(
             "steps": texts.shape[1] - num_prompt,
             "method": {name: value for name, value in method.values().items() if name not in ("tau", "calibration")},
         },
+        compared=method.compared,
     )
 
 
@@ -161,11 +180,19 @@ class _Sampler:
         """Count the steps of all that will be sampled."""
         self.total = sum(-(-len(texts) // self.batch_size) * (texts.shape[1] - self.num_prompt) for texts in parts)
 
-    def sample(self, texts: Tensor, methods: Sequence[Method]) -> _Sampled:
-        """What the methods do on texts [S, T]."""
-        batches = [self._batch(batch, methods) for batch in texts.split(self.batch_size)]
-        columns = [torch.cat([getattr(batch, name) for batch in batches]) for name in ("cosine", "error", "rate")]
-        return _Sampled(batches[0].layers, *columns)
+    def sample(
+        self, texts: Tensor, method: Calibrated, taus: Sequence[float | tuple[float, ...]], num_grid: int | None = None
+    ) -> _Sampled:
+        """What the method does with these taus on texts [S, T]; the last `num_grid` are a grid, all unless given."""
+        batches = [
+            self._batch(batch, [replace(method, tau=tau) for tau in taus]) for batch in texts.split(self.batch_size)
+        ]
+        cosine, error, rate = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("cosine", "error", "rate")
+        )
+        of_grid = taus if num_grid is None else taus[len(taus) - num_grid :]
+        grid = tuple(tau for tau in of_grid if isinstance(tau, float))
+        return replace(batches[0], cosine=cosine, error=error, rate=rate, grid=grid)
 
     def _fed(self, step: int) -> None:
         self.progress(self.done + step, self.total)
@@ -191,22 +218,27 @@ class _Sampler:
             cosine=by_sample(seen.cosine)[:, 1:],
             error=torch.stack(errors, 2) if errors else empty,
             rate=torch.stack(rates, 2) if rates else empty,
+            grid=(),
         )
 
 
 def _chosen(seen: _Sampled, target: Target) -> tuple[Tensor, float]:
     """Tau of each layer [L], and the one for all."""
-    if target.rate is not None:
+    if not seen.grid:
+        assert target.rate is not None
         # Rounding may take a cosine out of its range.
         by_layer = seen.cosine.flatten(0, 1).clamp(-1, 1)
         tau = by_layer.quantile(target.rate, dim=0)
         # A quantile over all may have more numbers than torch sorts for it.
         return tau, float(by_layer.flatten().sort().values[round(target.rate * (by_layer.numel() - 1))])
-    assert target.error is not None
-    error = seen.error.mean(0)
-    return torch.tensor(GRID, dtype=torch.float64)[_least(error, target.error)], GRID[
-        int(_least(error.mean(0), target.error))
-    ]
+    if target.rate is not None:
+        rate = seen.by_grid("rate")
+        place, of_all = ((each - target.rate).abs().argmin(-1) for each in (rate, rate.mean(0)))
+    else:
+        assert target.error is not None
+        error = seen.by_grid("error")
+        place, of_all = (_least(each, target.error) for each in (error, error.mean(0)))
+    return torch.tensor(seen.grid, dtype=torch.float64)[place], seen.grid[int(of_all)]
 
 
 def _least(error: Tensor, target: float) -> Tensor:
@@ -217,9 +249,12 @@ def _least(error: Tensor, target: float) -> Tensor:
 
 def _by_tau(seen: _Sampled) -> dict[str, list[Any]]:
     """Rates, and errors if they were sampled, of each layer over the grid."""
-    rates = torch.stack([(seen.cosine < tau).float().mean((0, 1)) for tau in GRID], dim=1)
-    errors = {"errors": seen.error.mean(0).tolist()} if seen.error.shape[2] else {}
-    return {"tau": list(GRID), "layers": seen.layers, "rates": rates.tolist(), **errors}
+    if seen.grid:
+        figures = {f"{name}s": seen.by_grid(name).tolist() for name in ("rate", "error")}
+        return {"tau": list(seen.grid), "layers": seen.layers, **figures}
+    taus = (-1.0, *GRID)
+    rates = torch.stack([(seen.cosine < tau).float().mean((0, 1)) for tau in taus], dim=1)
+    return {"tau": list(taus), "layers": seen.layers, "rates": rates.tolist()}
 
 
 def _curve(seen: _Sampled, held: _Sampled, target: Target) -> Iterator[dict[str, float]]:
@@ -232,12 +267,10 @@ def _curve(seen: _Sampled, held: _Sampled, target: Target) -> Iterator[dict[str,
         point = {
             "samples": float(count),
             "tau_error": float((tau - best).abs().mean()),
-            "rate": float((held.cosine < tau).float().mean()),
+            "rate": held.rate_under(tau),
         }
-        if target.error is not None:
-            place = torch.searchsorted(torch.tensor(GRID, dtype=torch.float64), tau)
-            by_grid = held.error[:, :, -len(GRID) :].mean(0)
-            point["error"] = float(by_grid.gather(1, place[:, None]).mean())
+        if held.grid:
+            point["error"] = held.at(tau, "error")
         yield point
         if count == len(seen.cosine):
             return

@@ -1,16 +1,11 @@
 """LouisKV: retrieve at semantic boundaries only, in units that fit attention (arXiv 2510.11292)."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from louiskv.errors import NotCalibratedError
-from louiskv.measured import ModelIdentity
-from louiskv.methods.base import Assembled, KVLayer, setting
+from louiskv.methods.base import setting
+from louiskv.methods.calibrated import Calibrated
 from louiskv.methods.retrieval import Retrieval
-from louiskv.taus import LayerTaus
 from louiskv.triggers import Cosine
 from louiskv.units.clusters import Clusters
 from louiskv.units.segments import Segments
@@ -18,9 +13,10 @@ from louiskv.units.summaries import MeanKey
 
 
 @dataclass(frozen=True, kw_only=True)
-class LouisKV(Assembled):
+class LouisKV(Calibrated):
     """Clusters of the prompt, segments of the output, retrieved when the query turns away from the one before."""
 
+    by_neighbours: ClassVar[bool] = True
     paper: ClassVar[str] = "LouisKV, arXiv 2510.11292"
     keeps: ClassVar[str] = "everything on the host; sinks, retrieved units, window and centroids on the device"
 
@@ -30,11 +26,9 @@ class LouisKV(Assembled):
     tau: float | tuple[float, ...] = setting(
         0.9, "retrieve when the cosine of neighbouring queries falls under this; a tuple has one for each layer"
     )
-    calibration: str = setting("", "file of `louiskv calibrate`: a tau for each layer in the place of tau")
     unit_size: int = setting(16, "mean tokens of a prompt cluster")
     min_segment: int = setting(4, "fewest tokens between two boundaries of the output")
     max_segment: int = setting(64, "tokens at which an output segment is closed without a boundary")
-    dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(10, "passes of k-means")
     chunk_size: int = setting(8192, "prompt tokens clustered among themselves")
 
@@ -53,23 +47,10 @@ class LouisKV(Assembled):
         """The paper's settings for a long input and a long output (LongReason, RULER)."""
         return cls(sink=64, window=256, tau=0.70, budget=64 + 256 + 1024)
 
-    def for_model(self, model: nn.Module) -> "LouisKV":
-        """With the taus of the file, if one is named.
-
-        Raises:
-            SettingsError: There is no such file, or it is of another model.
-        """
-        if not self.calibration:
-            return self
-        taus = LayerTaus.load(Path(self.calibration).expanduser())
-        taus.check_model(ModelIdentity.of(model), f"calibration={self.calibration}")
-        return replace(self, tau=taus.by_layer(), calibration="")
-
-    def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
-        """The state of one layer, empty."""
-        if self.calibration:
-            raise NotCalibratedError("LouisKV has not read its calibration yet: attach it to a model.")
-        return super().layer(layer_index, impl)
+    @property
+    def compared(self) -> str:
+        """The cosine to the query before."""
+        return "the cosine of neighbouring queries"
 
     def parts(self) -> Retrieval:
         """Clusters, segments, centroids and the cosine of neighbouring queries."""

@@ -84,6 +84,8 @@ def test_a_file_of_another_model_is_refused(run: Run, calibrate: Calibrate, file
         ((*RATE, "--batch-size", "0"), "--batch-size"),
         ((*RATE, "--tau", "0.5"), "--tau cannot be given here"),
         ((*RATE, "--calibration", "tau.json"), "--calibration cannot be given here"),
+        ((*RATE, "--method", "quest"), "The method 'quest' has no tau to calibrate: louiskv, louiskv_plus have."),
+        ((*RATE, "--method", "louiskv_plus"), "trigger=every compares nothing with a tau"),
         ((*RATE, "--page-size", "16"), "The method louiskv has no setting --page-size"),
         ((*RATE, "--dense-layers", "30"), "dense_layers=30 leaves no layer that retrieves: the model has 30."),
         ((*RATE, "--context", "8190"), "need 8193 positions, the model has 8192."),

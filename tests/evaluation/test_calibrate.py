@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import louiskv.evaluation.calibrate as measuring
-from louiskv import LouisKV, SettingsError, attach
+from louiskv import LouisKV, LouisKVPlus, SettingsError, attach
 from louiskv.cache import passing
 from louiskv.evaluation.calibrate import GRID, Target, calibrate
 from louiskv.evaluation.probe import Probe, probe
@@ -17,6 +17,7 @@ from louiskv.taus import LayerTaus
 from tests.families import prompt, tiny
 
 LENGTH, STEPS = 30, 16
+TAUS = (-1.0, *GRID)
 # Attends to all there is, so that a model attached to it has the queries of full attention.
 EVERYTHING = LouisKV(budget=400, dense_layers=1)
 SMALL = LouisKV(budget=24, sink=2, window=8, unit_size=4, max_segment=4, dense_layers=1)
@@ -38,9 +39,9 @@ def test_a_rate_is_reached_by_each_layer_and_by_one_tau_for_all() -> None:
         under = float((cosine[:, layer - 1] < taus.tau[layer]).float().mean())
         assert under == pytest.approx(0.3, abs=0.02)
     assert float((cosine < taus.global_tau).float().mean()) == pytest.approx(0.3, abs=0.01)
-    rates = torch.stack([(cosine < tau).float().mean((0, 2)) for tau in GRID], dim=1)
+    rates = torch.stack([(cosine < tau).float().mean((0, 2)) for tau in TAUS], dim=1)
     torch.testing.assert_close(torch.tensor(taus.by_tau["rates"]), rates)
-    assert taus.by_tau["layers"] == [1, 2, 3] and taus.by_tau["tau"] == list(GRID)
+    assert taus.by_tau["layers"] == [1, 2, 3] and taus.by_tau["tau"] == list(TAUS)
     assert taus.curve[-1]["tau_error"] == 0 and [point["samples"] for point in taus.curve] == [1, 2, 4, 6]
 
 
@@ -68,11 +69,11 @@ def test_an_error_is_reached_where_it_can_be() -> None:
     assert loose.tau == [None, -1.0, -1.0, -1.0] and loose.global_tau == -1.0
     assert strict.achieved["rate"] == 1 > loose.achieved["rate"] > 0
     assert strict.achieved["error"] < loose.achieved["error"]
-    assert all(each in GRID for each in middle.tau[1:])
+    assert all(each in TAUS for each in middle.tau[1:])
     assert {"samples", "tau_error", "rate", "error"} == set(middle.curve[0])
     errors = torch.tensor(middle.by_tau["errors"], dtype=torch.float64)
     for layer, tau in zip(middle.by_tau["layers"], middle.tau[1:], strict=True):
-        reached = [each for each, error in zip(GRID, errors[layer - 1].tolist(), strict=True) if error <= 0.45]
+        reached = [each for each, error in zip(TAUS, errors[layer - 1].tolist(), strict=True) if error <= 0.45]
         assert tau == min(reached, default=1.0)
 
 
@@ -93,6 +94,32 @@ def test_progress_counts_to_the_end() -> None:
     calibrate(model, *parts, LENGTH, Target(rate=0.3), SMALL, batch_size=2, progress=lambda *at: seen.append(at))
     assert [done for done, _ in seen] == list(range(1, 3 * STEPS + 1))
     assert {total for _, total in seen} == {3 * STEPS}
+
+
+@pytest.mark.parametrize(("trigger", "least"), [("anchor", -1.0), ("cosine", -1.0), ("coverage", 0.0)])
+def test_taus_of_other_triggers_are_found_by_trying(trigger: str, least: float, tmp_path: Path) -> None:
+    model, samples = tiny("llama"), texts(6)
+    method = LouisKVPlus(budget=24, sink=2, window=8, unit_size=4, dense_layers=1, trigger=trigger)
+    taus = calibrate(model, samples[2:], samples[:2], LENGTH, Target(rate=0.5), method)
+    assert taus.compared == method.compared and taus.by_tau["tau"] == [least, *GRID]
+    rates = torch.tensor(taus.by_tau["rates"])
+    assert bool((rates[:, 0] <= rates[:, -1]).all())
+    for layer, tau in zip(taus.by_tau["layers"], taus.tau[1:], strict=True):
+        off = (rates[layer - 1] - 0.5).abs()
+        assert taus.by_tau["tau"].index(tau) == int(off.argmin())
+    # What is told of held-out texts is what the taus do there.
+    path = tmp_path / "tau.json"
+    taus.write(path)
+    taken = take_in(model, samples[:2, :LENGTH], torch.ones(2, LENGTH, dtype=torch.bool))
+    found = replace(method, calibration=str(path)).for_model(model)
+    seen = probe(model, taken, samples[:2, LENGTH:], [found]).seen[0]
+    assert taus.achieved["rate"] == pytest.approx(float(seen.retrieved[:, 1:].float().mean()), abs=1e-6)
+    assert taus.curve[-1]["rate"] == pytest.approx(taus.achieved["rate"], abs=1e-6)
+    assert taus.curve[-1]["error"] == pytest.approx(taus.achieved["error"], rel=1e-5)
+    with pytest.raises(SettingsError, match="has taus for the"):
+        LouisKV(calibration=str(path)).for_model(model)
+    with pytest.raises(SettingsError, match="compared with nothing"):
+        LouisKVPlus(calibration=str(path)).for_model(model)
 
 
 @pytest.mark.parametrize(
