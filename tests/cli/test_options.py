@@ -14,7 +14,7 @@ from louiskv.methods.base import setting
 from tests.cli.conftest import Run
 
 # Allowed values other than the defaults, where twice the default is not.
-VALUES: dict[str, Any] = {"tau": 0.25, "threshold": 0.25, "decay": 0.5, "kernel": 9, "heads": "here.json"}
+VALUES: dict[str, Any] = {"tau": 0.25, "rho": 0.25, "threshold": 0.25, "decay": 0.5, "kernel": 9, "heads": "here.json"}
 
 
 def parsed(*arguments: str) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def test_the_first_layers_keep_everything() -> None:
         ({"prompt_window": -1}, "prompt_window=-1 .* at least 0"),
         ({"prompt_window": 0.5}, "prompt_window=0.5 .* whole number"),
         ({"prompt_window": 65}, "prompt_window=65 .* at most 64"),
-        ({"reduce": "softmax_sum"}, "reduce='softmax_sum' .* softmax_mean, softmax_max, logit_mean"),
+        ({"reduce": "softmax_sum"}, "reduce='softmax_sum' .* softmax_mean, softmax_max, share_mean, logit_mean"),
         ({"store": "disk"}, "store='disk' .* host, device"),
         ({"units": Pages(16), "budget": 1000}, "budget=1000 is not a multiple of page_size=16: give 992 or 1008"),
         ({"units": Pages(65), "budget": 650}, "window=64 .* 65 tokens .*Pages.* at least 65"),
