@@ -49,8 +49,8 @@ class LayerTaus(Measured):
         """
         if compared != self.compared:
             raise SettingsError(
-                f"{given} has taus for {self.compared}, and here they are compared with {compared or 'nothing'}: measure them with "
-                "`louiskv calibrate` and the same settings."
+                f"{given} has taus for {self.compared}, and here they are compared with {compared or 'nothing'}: "
+                "measure them with `louiskv calibrate` and the same settings."
             )
 
     def by_layer(self) -> tuple[float, ...]:

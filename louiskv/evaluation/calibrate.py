@@ -118,7 +118,7 @@ def calibrate(
         check_count(f"samples of {name}", len(samples), 1)
         check_count("steps", samples.shape[1] - num_prompt, 2)
     check_count("batch_size", batch_size, 1)
-    method = replace(method or LouisKV(), calibration="")
+    method = method or LouisKV()
     num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     if all(layer < method.dense_layers for layer in managed_layers(model.config.get_text_config(decoder=True))):
         raise SettingsError(
@@ -184,9 +184,7 @@ class _Sampler:
         self, texts: Tensor, method: Calibrated, taus: Sequence[float | tuple[float, ...]], num_grid: int | None = None
     ) -> _Sampled:
         """What the method does with these taus on texts [S, T]; the last `num_grid` are a grid, all unless given."""
-        batches = [
-            self._batch(batch, [replace(method, tau=tau) for tau in taus]) for batch in texts.split(self.batch_size)
-        ]
+        batches = [self._batch(batch, [method.with_tau(tau) for tau in taus]) for batch in texts.split(self.batch_size)]
         cosine, error, rate = (
             torch.cat([getattr(batch, name) for batch in batches]) for name in ("cosine", "error", "rate")
         )

@@ -1,7 +1,7 @@
 """Methods that retrieve where a figure falls under tau, which may be measured for each layer of a model."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -9,24 +9,25 @@ from torch import nn
 
 from louiskv.errors import NotCalibratedError
 from louiskv.measured import ModelIdentity
-from louiskv.methods.base import Assembled, KVLayer, setting
+from louiskv.methods.base import Assembled, KVLayer
 from louiskv.taus import LayerTaus
 
 
-@dataclass(frozen=True, kw_only=True)
 class Calibrated(Assembled):
     """A method with a tau for all layers, one for each, or a file that has one for each.
 
     Attributes:
+        tau: Under which it retrieves.
+        calibration: File of `louiskv calibrate`, which has a tau for each layer in the place of tau; empty for none.
         dense_layers: First layers that never retrieve.
+        by_neighbours: Whether the cosines of neighbouring queries alone, mean over all heads, tell where it retrieves.
     """
 
-    # Whether the cosines of neighbouring queries alone, mean over all heads, tell where it retrieves.
     by_neighbours: ClassVar[bool] = False
 
     tau: float | tuple[float, ...]
-    calibration: str = setting("", "file of `louiskv calibrate`: a tau for each layer in the place of tau")
-    dense_layers: int = setting(2, "first layers that keep everything on the device")
+    calibration: str
+    dense_layers: int
 
     @property
     @abstractmethod
@@ -50,7 +51,11 @@ class Calibrated(Assembled):
         taus = LayerTaus.load(Path(self.calibration).expanduser())
         taus.check_model(ModelIdentity.of(model), f"calibration={self.calibration}")
         taus.check_compared(self.compared, f"calibration={self.calibration}")
-        return replace(self, tau=taus.by_layer(), calibration="")
+        return self.with_tau(taus.by_layer())
+
+    def with_tau(self, tau: float | tuple[float, ...]) -> Self:
+        """With this tau, or these of each layer."""
+        return replace(self, tau=tau, calibration="")  # type: ignore[call-arg]
 
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
         """The state of one layer, empty."""

@@ -26,9 +26,11 @@ class LouisKV(Calibrated):
     tau: float | tuple[float, ...] = setting(
         0.9, "retrieve when the cosine of neighbouring queries falls under this; a tuple has one for each layer"
     )
+    calibration: str = setting("", "file of `louiskv calibrate`: a tau for each layer in the place of tau")
     unit_size: int = setting(16, "mean tokens of a prompt cluster")
     min_segment: int = setting(4, "fewest tokens between two boundaries of the output")
     max_segment: int = setting(64, "tokens at which an output segment is closed without a boundary")
+    dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(10, "passes of k-means")
     chunk_size: int = setting(8192, "prompt tokens clustered among themselves")
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from louiskv.errors import check_choice, check_range
+from louiskv.errors import check_choice, check_count, check_range
 from louiskv.methods.base import setting
 from louiskv.methods.calibrated import Calibrated
 from louiskv.methods.retrieval import Retrieval
@@ -40,6 +40,7 @@ class LouisKVPlus(Calibrated):
     tau: float | tuple[float, ...] = setting(
         0.9, "select where what the trigger looks at falls under this; a tuple has one for each layer"
     )
+    calibration: str = setting("", "file of `louiskv calibrate`: a tau for each layer in the place of tau")
     cap: int | None = setting(None, "most steps that a selection serves; none for any number")
     ahead: float | None = setting(
         None, "select for the next step, and before attending only where coverage is under this share of its peak"
@@ -47,6 +48,7 @@ class LouisKVPlus(Calibrated):
     unit_size: int = setting(16, "mean tokens of a cluster of the prompt; of the output half as many")
     max_looked: int = setting(2048, "clusters whose summaries are read at the most; of more, those of the best bundles")
     pool_bits: int | None = setting(None, "bits of a number in the store, 8 or 4; none keeps keys and values exact")
+    dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(10, "passes of k-means")
     chunk_size: int = setting(8192, "prompt tokens clustered among themselves")
 
@@ -55,6 +57,7 @@ class LouisKVPlus(Calibrated):
         check_choice("trigger", self.trigger, tuple(TRIGGERS))
         if self.ahead is not None:
             check_range("ahead", self.ahead, 0, 1)
+        check_count("max_looked", self.max_looked, 1)
         super().__post_init__()
 
     @property
@@ -90,11 +93,11 @@ class LouisKVPlus(Calibrated):
         )
 
     def _trigger(self) -> Trigger:
-        triggers: dict[str, Trigger] = {
-            "every": Every(),
-            "anchor": AnchorCosine(self.tau, cap=self.cap),
-            "cosine": Cosine(self.tau, per_head=True),
-            "coverage": Coverage(self.tau, cap=self.cap),
-        }
-        when = triggers[self.trigger]
+        when: Trigger = Every()
+        if self.trigger == "anchor":
+            when = AnchorCosine(self.tau, cap=self.cap)
+        elif self.trigger == "cosine":
+            when = Cosine(self.tau, per_head=True)
+        elif self.trigger == "coverage":
+            when = Coverage(self.tau, cap=self.cap)
         return when if self.ahead is None else Late(correct=Coverage(self.ahead), when=when)

@@ -244,6 +244,7 @@ class RetrievalLayer(KVLayer):
         if self._has_units:
             if retrieve:
                 self._retrieve(look, fire)
+                self.trigger.retrieved(fired, look)
             if parts.estimate:
                 with clock.time("estimate", query.device):
                     rest = look.rest(parts.max_estimated)

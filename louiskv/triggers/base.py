@@ -48,6 +48,10 @@ class TriggerState(ABC):
         """Learn that KV heads [B, Hkv] select anew with the query of the last step, whoever wanted it."""
 
     @abstractmethod
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """Learn what the index says when KV heads [B, Hkv] have what they selected."""
+
+    @abstractmethod
     def reset(self) -> None:
         """Forget the past, so that the next step fires."""
 

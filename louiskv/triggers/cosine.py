@@ -62,6 +62,9 @@ class CosineState(TriggerState):
     def chosen(self, where: Tensor) -> None:
         """The next query is compared with this one in any case."""
 
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """It asks no index."""
+
     def reset(self) -> None:
         """Forget the last query."""
         self.previous = None
@@ -136,6 +139,9 @@ class AnchorState(TriggerState):
         assert self.anchor is not None
         self.anchor = torch.where(where[..., None, None], self._direction, self.anchor)
         self.age = self.age.masked_fill(where, 0)
+
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """It asks no index."""
 
     def reset(self) -> None:
         """Forget the anchor."""

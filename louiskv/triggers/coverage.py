@@ -90,6 +90,13 @@ class CoverageState(TriggerState):
         if self.peak is not None:
             self.peak = self.peak.masked_fill(where, 0)
 
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """What it covers then is the first peak."""
+        if self.settings.against == "peak":
+            covered = estimate.coverage().view(where.shape)
+            peak = torch.zeros_like(covered) if self.peak is None else self.peak
+            self.peak = torch.where(where, covered, peak)
+
     def reset(self) -> None:
         """Forget all."""
         self.anchor.reset()

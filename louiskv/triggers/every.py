@@ -45,6 +45,9 @@ class EveryState(TriggerState):
     def chosen(self, where: Tensor) -> None:
         """The stride goes on."""
 
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """It asks no index."""
+
     def reset(self) -> None:
         """Begin anew."""
         self.seen = 0

@@ -72,6 +72,11 @@ class LateState(TriggerState):
         self.correct.chosen(where)
         self.when.chosen(where)
 
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        """Tell both."""
+        self.correct.retrieved(where, estimate)
+        self.when.retrieved(where, estimate)
+
     def reset(self) -> None:
         """Forget the past."""
         self.correct.reset()

@@ -14,7 +14,17 @@ from louiskv.methods.base import setting
 from tests.cli.conftest import Run
 
 # Allowed values other than the defaults, where twice the default is not.
-VALUES: dict[str, Any] = {"tau": 0.25, "rho": 0.25, "threshold": 0.25, "decay": 0.5, "kernel": 9, "heads": "here.json"}
+VALUES: dict[str, Any] = {
+    "tau": 0.25,
+    "threshold": 0.25,
+    "decay": 0.5,
+    "kernel": 9,
+    "heads": "here.json",
+    "trigger": "anchor",
+    "cap": 9,
+    "ahead": 0.5,
+    "pool_bits": 8,
+}
 
 
 def parsed(*arguments: str) -> dict[str, Any]:
@@ -37,7 +47,7 @@ def parsed(*arguments: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_of_every_method_is_an_option(name: str) -> None:
     defaults = {setting.name: getattr(METHODS[name](), setting.name) for setting in METHODS[name].settings()}
-    values = {key: VALUES.get(key, default * 2) for key, default in defaults.items()}
+    values = {key: VALUES[key] if key in VALUES else default * 2 for key, default in defaults.items()}
     flags = [part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     built = parsed("--method", name, *flags)["method"].build()
     assert built == METHODS[name](**values)

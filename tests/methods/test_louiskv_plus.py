@@ -74,9 +74,8 @@ class PlusOracle:
 
     def __init__(self, method: LouisKVPlus, sequence: Sequence) -> None:
         self.method, self.parts = method, method.parts()
-        assert isinstance(self.parts.output, Clusters) and isinstance(self.parts.trigger, Coverage)
-        self.run, self.trigger = self.parts.output.output_size, self.parts.trigger
-        self.room = method.budget - method.sink - method.window
+        assert isinstance(self.parts.output, Clusters)
+        self.run, self.output_unit = self.parts.output.output_size, self.parts.output.unit_size
         self.heads = [Head(*head, method.sink) for head in zip(sequence.keys, sequence.values, strict=True)]
         behind = max(0, sequence.length - method.sink)
         excess = max(0, behind - method.window)
@@ -84,16 +83,27 @@ class PlusOracle:
         for head in self.heads if leaving else []:
             head.close(leaving, method.unit_size, method.iterations)
 
+    def room(self, in_window: int) -> int:
+        """Tokens that may be retrieved while so many are in the window."""
+        method = self.method
+        if method.trigger != "every":
+            return method.budget - method.sink - method.window
+        # What a window that has just given up a run leaves free is retrieved, for the next step selects anew.
+        least = min(method.window, method.window - self.run + 1)
+        return method.budget - method.sink - max(least, in_window)
+
     def step(self, position: int, query: Tensor) -> tuple[Tensor, list[bool]]:
         """Output [Hq, Dv], and which KV heads have fired."""
         outs, fired = [], []
         for head, group in zip(self.heads, query.double().unflatten(0, (len(self.heads), -1)), strict=True):
             if position >= self.method.sink and position - head.start == self.method.window:
-                gone = head.close(self.run, self.method.unit_size, self.method.iterations)
-                head.resident |= set(gone[: max(0, self.room - len(head.resident))])
+                gone = head.close(self.run, self.output_unit, self.method.iterations)
+                room = self.room(position - head.start)
+                head.resident |= set(gone[: max(0, room - len(head.resident))])
             fired.append(self.fires(head, group, position))
             if fired[-1] and head.units:
                 head.resident = self.select(head, group, position)
+                head.peak = self.covered(head, group, position)
             outs.append(self.attend(head, group, position))
         return torch.cat(outs), fired
 
@@ -109,39 +119,39 @@ class PlusOracle:
         return [logit - total.log() for logit in logits]
 
     def fires(self, head: Head, group: Tensor, position: int) -> bool:
+        if self.method.trigger == "every":
+            return True
+        trigger = self.parts.trigger
+        assert isinstance(trigger, Coverage) and isinstance(trigger.rho, float)
         direction = group / group.norm(dim=-1, keepdim=True)
         fires = head.anchor is None
         if head.anchor is not None and head.units:
             cosine = float((direction * head.anchor).sum(-1).mean())
-            if cosine < self.trigger.guard:
-                mass = [float(share.exp().sum()) for share in self.shares(head, group, position)]
-                pairs = list(zip(mass, (set(unit.positions) for unit in head.units), strict=True))
-                covered = sum(each * len(places & head.resident) for each, places in pairs)
-                covered /= sum(each * len(places) for each, places in pairs)
+            if cosine < trigger.guard:
+                covered = self.covered(head, group, position)
                 head.peak = max(head.peak, covered)
-                fires = covered < self.method.rho * head.peak
+                fires = covered < trigger.rho * head.peak
         if fires:
             head.anchor, head.peak = direction, 0.0
         return fires
 
+    def covered(self, head: Head, group: Tensor, position: int) -> float:
+        mass = [float(share.exp().sum()) for share in self.shares(head, group, position)]
+        pairs = list(zip(mass, (set(unit.positions) for unit in head.units), strict=True))
+        covered = sum(each * len(places & head.resident) for each, places in pairs)
+        return covered / sum(each * len(places) for each, places in pairs)
+
     def select(self, head: Head, group: Tensor, position: int) -> set[int]:
-        shares = self.shares(head, group, position)
-        if self.parts.reduce == "softmax_mean":
-            alike = [share - torch.stack(shares).logsumexp(0) for share in shares]
-        else:
-            assert self.parts.reduce == "share_mean"
-            alike = shares
-        best = sorted(range(len(alike)), key=lambda unit: -float(alike[unit].exp().mean()))
-        looked_at = [place for unit in best for place in head.units[unit].positions][
-            : self.room * self.method.oversample
-        ]
+        shares, room = self.shares(head, group, position), self.room(position + 1 - head.start)
+        best = sorted(range(len(shares)), key=lambda unit: -float(shares[unit].exp().mean()))
+        looked_at = [place for unit in best for place in head.units[unit].positions][: room * self.method.oversample]
         scores = {}
         for unit, share in zip(head.units, shares, strict=True):
             for place, guess in unit.guesses.items():
                 if place in looked_at or place in head.resident:
                     score = math.log(float((share + SCALING * group @ (guess - unit.key)).exp().mean()))
                     scores[place] = score + self.method.hold * (place in head.resident)
-        return set(sorted(scores, key=lambda place: -scores[place])[: self.room])
+        return set(sorted(scores, key=lambda place: -scores[place])[:room])
 
     def attend(self, head: Head, group: Tensor, position: int) -> Tensor:
         exact = [*self.always(head, position), *sorted(head.resident)]
@@ -164,7 +174,7 @@ SMALL = LouisKVPlus(budget=60, sink=3, window=36, unit_size=4, dense_layers=0)
     window=st.sampled_from([1, 2, 9, 16, 33, 64, 70]),
     retrieved=st.integers(1, 24),
     unit_size=st.sampled_from([2, 4, 5]),
-    rho=st.sampled_from([0.0, 0.7, 0.9, 1.0]),
+    tau=st.sampled_from([0.0, 0.7, 0.9, 1.0, None]),
     hold=st.sampled_from([0.0, 0.5, 2.0]),
     oversample=st.integers(1, 4),
     group_size=st.sampled_from([1, 3]),
@@ -177,7 +187,7 @@ def test_agrees_with_the_oracle_step_by_step(
     window: int,
     retrieved: int,
     unit_size: int,
-    rho: float,
+    tau: float | None,
     hold: float,
     oversample: int,
     group_size: int,
@@ -187,7 +197,8 @@ def test_agrees_with_the_oracle_step_by_step(
         budget=sink + window + retrieved,
         sink=sink,
         window=window,
-        rho=rho,
+        trigger="every" if tau is None else "coverage",
+        tau=tau or 0.0,
         hold=hold,
         unit_size=unit_size,
         oversample=oversample,
@@ -236,7 +247,8 @@ def test_what_is_retrieved_at_once_is_the_budget_and_then_little_moves() -> None
     method = LouisKVPlus(budget=256, sink=16, window=64, dense_layers=0)
     layer = started(method, sequence)
     decode(layer, sequence, 0)
-    room = (256 - 16 - 64) * NUM_KV_HEADS
+    # The prompt left a full window, of which a run of 32 went.
+    room = (256 - 16 - 33) * NUM_KV_HEADS
     # Of the run that has just left the window some is resident already.
     assert layer.telemetry.selected_tokens == room >= layer.traffic.fetched_tokens
     for step in range(1, 30):
@@ -265,8 +277,13 @@ def test_the_first_layers_keep_everything() -> None:
     ("wrong", "message"),
     [
         ({"budget": 80, "sink": 16, "window": 64}, "budget=80 .* at least 81, for sink=16, window=64 and 1 "),
-        ({"rho": 1.5}, r"rho=1.5 .* from 0 to 1"),
-        ({"rho": float("nan")}, "rho=nan"),
+        ({"trigger": "coverage", "tau": 1.5}, r"rho=1.5 .* from 0 to 1"),
+        ({"trigger": "anchor", "tau": float("nan")}, "tau=nan"),
+        ({"trigger": "never"}, "trigger='never' .* every, anchor, cosine, coverage"),
+        ({"trigger": "anchor", "cap": 0}, "cap=0 .* at least 1"),
+        ({"ahead": 1.1}, "ahead=1.1 .* from 0 to 1"),
+        ({"pool_bits": 5}, "pool_bits=5"),
+        ({"max_looked": 0}, "max_looked=0 .* at least 1"),
         ({"hold": -0.5}, r"hold=-0.5 .* from 0 to 100"),
         ({"oversample": 1.5}, "oversample=1.5 .* whole number"),
         ({"sink": -1}, "sink=-1 .* at least 0"),

@@ -43,6 +43,17 @@ def test_the_peak_is_that_since_the_last_selection() -> None:
     assert fired(state, [0.05, 0.045, 0.03], first=6) == [False, False, True]
 
 
+def test_the_first_peak_is_what_is_covered_when_the_selection_has_come() -> None:
+    state = begun(Coverage(rho=0.8))
+    state.retrieved(torch.tensor([[True]]), Told([0.9]))
+    assert fired(state, [0.3]) == [True], "a fall right after the selection is seen"
+    state.retrieved(torch.tensor([[False]]), Told([0.9]))
+    assert fired(state, [0.3, 0.23], first=2) == [False, True], "another one's selection changes nothing"
+    told = Told([0.9])
+    Coverage(against="best").start().retrieved(torch.tensor([[True]]), told)
+    assert told.asked == 0
+
+
 def test_what_stays_covered_never_fires() -> None:
     assert not any(fired(begun(Coverage(rho=0.9)), [0.9] * 50))
     assert not any(fired(begun(Coverage(rho=0.0)), [0.9, 0.0, 0.0]))
