@@ -26,6 +26,9 @@ class Scripted(TriggerState):
     def chosen(self, where: Tensor) -> None:
         self.heard.append(where[0].tolist())
 
+    def retrieved(self, where: Tensor, estimate: Estimate) -> None:
+        self.others.append((where.tolist(), estimate))
+
     def reset(self) -> None:
         self.others.append("reset")
 
@@ -49,9 +52,11 @@ def test_what_is_chosen_from_outside_and_which_sequences_there_are_concerns_both
     state = LateState(correct, when)
     state.chosen(torch.tensor([[True, False]]))
     state.select_batch(torch.tensor([1, 0]))
+    told = Told([0.5])
+    state.retrieved(torch.tensor([[False, True]]), told)
     state.reset()
     assert correct.heard == when.heard == [[True, False]]
-    assert correct.others == when.others == [[1, 0], "reset"]
+    assert correct.others == when.others == [[1, 0], ([[False, True]], told), "reset"]
 
 
 def test_as_freekv_has_it_every_step_selects_ahead() -> None:
