@@ -34,7 +34,7 @@ class LouisKVPlus(Calibrated):
     budget: int = setting(1024, "tokens a KV head attends to exactly, sinks and window included")
     sink: int = setting(16, "first tokens, always resident")
     window: int = setting(64, "newest tokens, always resident")
-    hold: float = setting(3.0, "nats by which another token must beat a resident one, to take its place")
+    hold: float = setting(4.0, "nats by which another token must beat a resident one, to take its place")
     oversample: int = setting(4, "tokens of the best clusters that are looked at for each that is taken")
     trigger: str = setting("every", f"when a KV head selects anew: {', '.join(TRIGGERS)}")
     tau: float | tuple[float, ...] = setting(
@@ -46,7 +46,7 @@ class LouisKVPlus(Calibrated):
         None, "select for the next step, and before attending only where coverage is under this share of its peak"
     )
     unit_size: int = setting(16, "mean tokens of a cluster of the prompt; of the output half as many")
-    max_looked: int = setting(2048, "clusters whose summaries are read at the most; of more, those of the best bundles")
+    max_looked: int = setting(4096, "clusters whose summaries are read at the most; of more, those of the best bundles")
     pool_bits: int | None = setting(None, "bits of a number in the store, 8 or 4; none keeps keys and values exact")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(10, "passes of k-means")
