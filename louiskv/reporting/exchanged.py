@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from matplotlib.axes import Axes
+
 from louiskv.evaluation.summary import Row, summarise
 from louiskv.reporting.accuracy import missing
 from louiskv.reporting.axes import bytes_axis, log_axis
@@ -15,6 +17,8 @@ from louiskv.reporting.styles import style_at, style_of
 # The comparison, and its family in which nothing is exchanged.
 GROUP = PLUS = "plus"
 SIZE = (5.8, 5.0)
+# What a number takes, across and up, in the dots of a drawing.
+NEAR = (15, 11)
 TOLD = (
     "One part of LouisKV+ is taken away or exchanged, all others stay as they are. “Whole units” takes clusters whole, "
     "and not the best tokens of the best ones; “neither” does so and estimates nothing. In “plus”, hold alone is "
@@ -70,8 +74,32 @@ def _drawn(rows: list[Row], title: str) -> str:
         for number, (family, points) in enumerate(sorted(families.items())):
             style = style_at(number).point
             drawn.axes.plot(*zip(*points, strict=True), label=family, linestyle="", zorder=2, **style)
-        for place, at in places.items():
-            drawn.axes.annotate(str(place), at, (4, 2), textcoords="offset points", fontsize=7.5)
         log_axis(drawn.axes, [kl for _, kl in places.values()])
         bytes_axis(drawn.axes, [moved for moved, _ in places.values()])
+        _number(drawn.axes, places)
     return drawn.svg
+
+
+def _number(axes: Axes, places: dict[int, tuple[float, float]]) -> None:
+    """Write its place beside each point, once where several would cover each other."""
+    # A point is told where it stands only when the axes know how far they go.
+    axes.autoscale_view()
+    written: dict[tuple[float, float], list[int]] = {}
+    for place, at in places.items():
+        x, y = axes.transData.transform(at)
+        beside = (own for own in written if abs(own[0] - x) < NEAR[0] and abs(own[1] - y) < NEAR[1])
+        written.setdefault(next(beside, (x, y)), []).append(place)
+    for own in written.values():
+        right = max(places[place] for place in own)
+        axes.annotate(runs_of(own), right, (6, 2), textcoords="offset points", fontsize=7.5)
+
+
+def runs_of(places: list[int]) -> str:
+    """Ascending numbers, those that follow each other as a run: 3, 5-7."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -5,7 +5,7 @@ from typing import Any
 
 from louiskv.evaluation.comparisons import compared
 from louiskv.reporting.content import Figure, Table
-from louiskv.reporting.exchanged import exchanged
+from louiskv.reporting.exchanged import exchanged, runs_of
 from louiskv.reporting.records import Found, by_model, told_apart
 from louiskv.reporting.styles import VIOLET
 from tests.reporting.synthetic import Hat, Record
@@ -31,11 +31,19 @@ def test_every_choice_has_its_place_in_the_figure_and_in_the_table() -> None:
     assert names == [record["method"] for record in by_kl] and len(names) > 30
     assert [row[0].value for row in table.rows] == list(range(1, len(names) + 1))
     written = re.findall(r">([^<>\n]+)</text>", figure.svg)
-    assert set(map(str, range(1, len(names) + 1))) <= set(written)
+    runs = [run.split("-") for text in written if re.fullmatch(r"[\d, -]+", text) for run in text.split(", ")]
+    numbered = [place for run in runs for place in range(int(run[0]), int(run[-1]) + 1)]
+    assert sorted(numbered) == list(range(1, len(names) + 1))
     # Each family once, in the legend.
     families = dict.fromkeys(record["family"] for record in records)
     assert all(written.count(family) == 1 for family in families)
     assert VIOLET.lower() in figure.svg.lower()
+
+
+def test_places_that_would_cover_each_other_are_written_once() -> None:
+    assert [runs_of(places) for places in ([3], [3, 4], [1, 3, 4, 5, 9])] == ["3", "3-4", "1, 3-5, 9"]
+    figure, _ = drawn(fed(256, kl=0.01, fetched_per_token=1024.0))
+    assert f">1-{len(fed(256))}</text>" in figure.svg
 
 
 def test_each_budget_has_its_figure_and_scores_follow() -> None:
