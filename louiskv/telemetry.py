@@ -276,6 +276,12 @@ class Report:
         return {phase: sum(layer.seconds[phase] for layer in self.layers) for phase in PHASES}
 
     @property
+    def ahead_rate(self) -> float | None:
+        """Mean over the layers whose trigger is late of the share that selected for the next step; None without any."""
+        rates = [layer.ahead_rate for layer in self.layers if layer.ahead_rate is not None]
+        return sum(rates) / len(rates) if rates else None
+
+    @property
     def coding_error(self) -> dict[str, float] | None:
         """Mean over the layers whose pool has few bits; None if there is none."""
         errors = [layer.coding_error for layer in self.layers if layer.coding_error is not None]
@@ -289,7 +295,7 @@ class Report:
         }
         sums["fetched_bytes"] = sum(layer.fetched_bytes for layer in self.layers)
         sums["offloaded_bytes"] = sum(layer.offloaded_bytes for layer in self.layers)
-        sums["retrievals_per_step"] = self._mean_rate()
+        sums["retrievals_per_step"], sums["ahead_rate"] = self._mean_rate(), self.ahead_rate
         if self.coding_error is not None:
             sums["coding_error"] = self.coding_error
         return {**{k: v for k, v in asdict(self).items() if k != "layers"}, **sums, "layers": asdict(self)["layers"]}
@@ -327,9 +333,10 @@ class Report:
         if retrieving:
             rates = [layer.retrieval_rate for layer in retrieving]
             hits = [layer.hit_rate for layer in retrieving if layer.hit_rate is not None]
+            ahead = "" if self.ahead_rate is None else f"{self.ahead_rate:.2f} for the next step, "
             lines.append(
                 f"  retrievals  {self._mean_rate():.2f} per step and layer ({min(rates):.2f} to {max(rates):.2f}), "
-                f"{self._ahead()}hit rate {sum(hits) / len(hits):.2f}"
+                f"{ahead}hit rate {sum(hits) / len(hits):.2f}"
             )
             lines.append(f"  segments    {self._segments()}")
         seen = [layer.similarity for layer in self.layers if layer.similarity]
@@ -344,10 +351,6 @@ class Report:
     def _mean_rate(self) -> float:
         rates = [layer.retrieval_rate for layer in self.layers if layer.hit_rate is not None]
         return sum(rates) / len(rates) if rates else 0.0
-
-    def _ahead(self) -> str:
-        rates = [layer.ahead_rate for layer in self.layers if layer.ahead_rate is not None]
-        return f"{sum(rates) / len(rates):.2f} for the next step, " if rates else ""
 
     def _segments(self) -> str:
         total = sum(number for layer in self.layers for number in layer.segment_sizes.values())

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from louiskv import Full, LouisKV, RazorAttention, attach
+from louiskv import FreeKV, Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
 from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
 from tests.families import greedy, prompt, tiny
@@ -78,7 +78,17 @@ def test_report_as_text_dict_and_json(report: Report) -> None:
     figures = json.loads(report.to_json())
     assert figures["device_bytes"] == report.device_bytes
     assert figures["layers"][1]["tiers"]["host"]["tokens"] == report.layers[1].tiers.host.tokens
-    assert figures["settings"]["budget"] == 40
+    assert figures["settings"]["budget"] == 40 and figures["ahead_rate"] is None
+
+
+def test_what_is_selected_for_the_next_step_is_a_mean_over_the_layers_that_do() -> None:
+    model = tiny("llama")
+    with attach(model, FreeKV(budget=40, sink=4, window=16, page_size=4, dense_layers=1, tau=-1.0)) as cache:
+        greedy(model, prompt(80), 9, **passing(model, cache))
+        report = cache.report()
+    # The first of 8 steps selects for itself.
+    assert report.ahead_rate == report.to_dict()["ahead_rate"] == pytest.approx(7 / 8)
+    assert "0.12 per step and layer (0.12 to 0.12), 0.88 for the next step" in str(report)
 
 
 def test_an_empty_cache_reports_too() -> None:

@@ -11,7 +11,8 @@ from rich.text import Text
 from louiskv.bench.decode import BESIDE
 from louiskv.bench.ladder import PER_TOKEN
 from louiskv.bench.runner import SDPA, Record
-from louiskv.cli.tables import table
+from louiskv.cli.tables import number, percent, table
+from louiskv.evaluation.summary import index_share
 from louiskv.telemetry import format_bytes
 
 HEADS = {None: "decode", "ladder": "part by part", "units": "units"}
@@ -138,17 +139,22 @@ def _speed(records: list[Record], rungs: dict[str, str]) -> Table:
 
 def _memory(records: list[Record]) -> Table:
     """What lay and moved where."""
-    columns = "device", "of full", "host", "fetched\na token", "retrie-\nvals", "hits", "their\ntime"
+    # Records that were written before this was told have none.
+    late = any(record.get("ahead_rate") is not None for record in records)
+    columns = ["device", "of full", "index", "host", "fetched\na token", "retrie-\nvals"]
+    columns += [*(["ahead"] if late else []), "hits", "their\ntime"]
     shown = _table("", *columns)
     for record in records:
         shown.add_row(
             _name(record),
             format_bytes(record["device_bytes"]),
             f"{record['device_bytes'] / record['full_bytes']:.1%}",
+            percent(index_share(record)),
             format_bytes(record["host_bytes"]),
             format_bytes(record["fetched_per_token"]),
             f"{record['retrieval_rate']:.2f}",
-            "-" if record["hit_rate"] is None else f"{record['hit_rate']:.0%}",
+            *([number(record.get("ahead_rate"), ".2f")] if late else []),
+            number(record["hit_rate"], ".0%"),
             f"{record['retrieval_share']:.1%}",
         )
     return shown

@@ -13,7 +13,7 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import pairs, print_records, tables
+from louiskv.cli.tables import number, pairs, percent, print_records, tables
 from louiskv.contestants import contestants
 from louiskv.errors import SettingsError
 from louiskv.evaluation.asking import ask
@@ -76,7 +76,7 @@ def evaluate(
     method: Annotated[list[str], typer.Option(help="Method; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
     compare: Annotated[
         list[str],
-        typer.Option(help=f"Compare parts of LouisKV: {', '.join(COMPARISONS)}; repeatable.", metavar="NAME"),
+        typer.Option(help=f"Exchange parts, one by one: {', '.join(COMPARISONS)}; repeatable.", metavar="NAME"),
     ] = [],  # noqa: B006
     budget: Annotated[list[int], typer.Option(help="Budget; repeatable. 128 to 1024 unless given.", min=1)] = [],  # noqa: B006
     context: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable. 2048 unless given.", min=1)] = [],  # noqa: B006
@@ -121,6 +121,8 @@ def evaluate(
     louiskv eval --method louiskv --budget 512 --tau 0.8 --unit-size 8 --output results/tau.jsonl
 
     louiskv eval --compare trigger --compare units
+
+    louiskv eval --compare plus --task fidelity
 
     louiskv eval --data longbench=LongBench/data --data math500=test.jsonl --context 8000
     """
@@ -199,7 +201,7 @@ def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
 
 def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
-    columns = [title, "budget", *tasks, "mean", "as full", "fetched a token", "device"]
+    columns = [title, "budget", *tasks, "mean", "as full", "fetched a token", "index", "device"]
     cells = [
         [
             row.name,
@@ -208,6 +210,7 @@ def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
             f"{row.mean_score:.2f}",
             f"{row.agreement:.0%}",
             format_bytes(row.fetched),
+            percent(row.index),
             f"{row.device:.1%}",
         ]
         for row in rows
@@ -216,7 +219,9 @@ def _scores(title: str, rows: list[Row], width: int) -> Iterator[Table]:
 
 
 def _fidelity(title: str, rows: list[Row], width: int) -> Iterator[Table]:
-    columns = [title, "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device"]
+    late = any(row.fed_ahead is not None for row in rows)
+    columns = [title, "budget", "KL", "same token", "loss", "fetched a token", "retrievals"]
+    columns += [*(["ahead"] if late else []), "index", "device"]
     cells = [
         [
             row.name,
@@ -227,6 +232,8 @@ def _fidelity(title: str, rows: list[Row], width: int) -> Iterator[Table]:
             f"{row.nll:+.4f}",
             format_bytes(row.fed_fetched),
             f"{row.fed_rate:.2f}",
+            *([number(row.fed_ahead, ".2f")] if late else []),
+            percent(row.fed_index),
             f"{row.fed_device:.1%}",
         ]
         for row in rows

@@ -12,11 +12,12 @@ from rich.table import Table
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.tables import print_records, tables
+from louiskv.cli.tables import number, percent, print_records, tables
 from louiskv.contestants import contestants
 from louiskv.evaluation.grid import Fed
 from louiskv.evaluation.probing import look
 from louiskv.evaluation.runner import Evaluation
+from louiskv.evaluation.summary import device_share, index_share
 from louiskv.evaluation.texts import Haystack
 from louiskv.methods import METHODS
 from louiskv.results import Results
@@ -80,20 +81,24 @@ def _show(console: Console, records: list[dict[str, Any]]) -> None:
 
 def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
     """Means of each method, and its error in each layer."""
-    columns = ["method", "budget", "context", "recall", "error", "overlap", "retrievals", "fetched a token", "device"]
+    # Records that were written before this was told have none.
+    late = any(record.get("ahead_rate") is not None for record in records)
+    columns = ["method", "budget", "context", "recall", "error", "overlap", "retrievals"]
+    columns += [*(["ahead"] if late else []), "fetched a token", "index", "device"]
     rows = []
     for record in records:
-        device = (record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"]
         inside = [_mean(figure for row in record[name] for figure in row) for name in ("recall", "error", "overlap")]
         rows.append(
             [
                 record["method"],
                 "-" if record["budget"] is None else str(record["budget"]),
                 str(record["prompt"]),
-                *map(_number, inside),
+                *map(number, inside),
                 f"{record['retrieval_rate']:.2f}",
+                *([number(record.get("ahead_rate"), ".2f")] if late else []),
                 format_bytes(record["fetched_per_token"]),
-                f"{device:.1%}",
+                percent(index_share(record)),
+                percent(device_share(record)),
             ]
         )
     yield from tables(columns, rows, width, kept=3)
@@ -102,7 +107,7 @@ def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
         (record["method"], record["budget"], record["prompt"] if len(contexts) > 1 else None) for record in records
     ]
     by_layer = [
-        [str(layer), *(_number(_mean(record["error"][place])) for record in records)]
+        [str(layer), *(number(_mean(record["error"][place])) for record in records)]
         for place, layer in enumerate(records[0]["layers"])
     ]
     heads = [" ".join(str(part) for part in name if part is not None) for name in names]
@@ -112,7 +117,3 @@ def _tables(records: list[dict[str, Any]], width: int) -> Iterator[Table]:
 def _mean(figures: Iterable[float | None]) -> float | None:
     told = [figure for figure in figures if figure is not None]
     return sum(told) / len(told) if told else None
-
-
-def _number(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.3f}"

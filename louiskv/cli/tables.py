@@ -78,6 +78,16 @@ def print_report(console: Console, report: Report, *more: tuple[str, str]) -> No
     console.print(pairs([*rows, *more]), highlight=False, markup=False)
 
 
+def number(value: float | None, form: str = ".3f") -> str:
+    """A number, or a dash for none."""
+    return "-" if value is None else f"{value:{form}}"
+
+
+def percent(value: float | None) -> str:
+    """A share as people read it: 0.042 -> 4.2%."""
+    return number(value, ".1%")
+
+
 def seconds(value: float | None) -> str:
     """A time as people read it: 0.0421 -> 42 ms."""
     if value is None:

@@ -28,6 +28,7 @@ class Seen:
         overlap: [steps, L, N] Jaccard overlap of the tokens attended to with those of the step before, sinks and window
             left out; only where the step retrieved, if the method retrieves.
         retrieved: [steps, L, N] whether the step retrieved before it attended.
+        ahead_rate: Share that selected for the next step instead, mean over layers; None if the trigger is not late.
         attended: Positions that the watched row attended to at each step.
         tiers: What lay where at the end, over all layers.
         fetched_bytes: Bytes fetched in these steps.
@@ -37,6 +38,7 @@ class Seen:
     error: Tensor
     overlap: Tensor
     retrieved: Tensor
+    ahead_rate: float | None
     attended: list[Tensor]
     tiers: Tiers
     fetched_bytes: int
@@ -103,11 +105,14 @@ def _seen(watchers: "Sequence[_Watcher]") -> Seen:
     def noted(name: str) -> Tensor:
         return torch.stack([torch.stack(getattr(watcher, name)) for watcher in watchers], dim=1).cpu()
 
+    ahead = [watcher.state.telemetry.ahead.tensor().float() for watcher in watchers]
+    rates = [float(each.mean()) for each in ahead if each.numel()]
     return Seen(
         recall=noted("recall"),
         error=noted("error"),
         overlap=noted("overlap"),
         retrieved=noted("retrieved"),
+        ahead_rate=sum(rates) / len(rates) if rates else None,
         attended=[positions.cpu() for watcher in watchers for positions in watcher.attended],
         tiers=reduce(add, (watcher.state.tiers() for watcher in watchers)),
         fetched_bytes=sum(watcher.state.traffic.fetched_bytes - watcher.fetched_before for watcher in watchers),

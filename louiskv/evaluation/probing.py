@@ -117,6 +117,7 @@ def _figures(found: Probe, seen: Seen, num_texts: int, num_steps: int) -> Record
         "fetched_per_token": seen.fetched_bytes / (num_steps * num_texts),
         # Of the layers that retrieve, as in a cache's report.
         "retrieval_rate": float(rates[rates > 0].mean()) if rates.any() else 0.0,
+        "ahead_rate": seen.ahead_rate,
         **held([seen.tiers]),
     }
 

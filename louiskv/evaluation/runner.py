@@ -133,6 +133,7 @@ def watch(kv_cache: LouisKVCache) -> Callable[[], Record]:
             "output_tokens": report.output_tokens,
             "fetched_per_token": (_fetched(kv_cache) - before) / max(1, report.output_tokens),
             "retrieval_rate": report.to_dict()["retrievals_per_step"],
+            "ahead_rate": report.ahead_rate,
             **held([layer.tiers for layer in report.layers]),
         }
 

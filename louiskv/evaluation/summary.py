@@ -23,12 +23,16 @@ class Row:
         agreement: Mean share of full attention's answer that was said before the first difference.
         fetched: Bytes fetched for each output token of the tasks.
         rate: Share of steps and layers that retrieved, on the tasks.
+        ahead: Share that selected for the next step instead; None where no trigger is late.
+        index: Bytes of the index as a share of full attention's keys and values; None where it was not told.
         device: Bytes on the device as a share of full attention's, on the tasks.
         kl: KL divergence of fidelity, None if it was not measured.
         top1: Share of the same likeliest token.
         nll: Loss less full attention's.
         fed_fetched: Bytes fetched for each token of fidelity.
         fed_rate: Share of steps and layers that retrieved there.
+        fed_ahead: Share that selected for the next step instead there.
+        fed_index: Share of the bytes of the index there.
         fed_device: Share of the bytes on the device there.
     """
 
@@ -40,12 +44,16 @@ class Row:
     agreement: float = 0.0
     fetched: float = 0.0
     rate: float = 0.0
+    ahead: float | None = None
+    index: float | None = None
     device: float = 0.0
     kl: float | None = None
     top1: float = 0.0
     nll: float = 0.0
     fed_fetched: float = 0.0
     fed_rate: float = 0.0
+    fed_ahead: float | None = None
+    fed_index: float | None = None
     fed_device: float = 0.0
 
     @property
@@ -78,6 +86,17 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def index_share(record: Record) -> float | None:
+    """Bytes of the index as a share of full attention's keys and values; None of a record that does not tell them."""
+    size, full = record.get("index_bytes"), record["full_bytes"]
+    return float(size / full) if size is not None and full else None
+
+
+def device_share(record: Record) -> float:
+    """Bytes on the device, the index included where it is told, as a share of full attention's keys and values."""
+    return float((record["resident_bytes"] + record.get("index_bytes", 0)) / record["full_bytes"])
+
+
 def _row(records: list[Record]) -> Row:
     asked = [record for record in records if record["kind"] == "task"]
     fed = [record for record in records if record["kind"] == "fidelity"]
@@ -93,13 +112,17 @@ def _row(records: list[Record]) -> Row:
         agreement=mean(_by_sample([record for record in asked if record["agreement"] is not None], "agreement")),
         fetched=_mean_of(batches, "fetched_per_token"),
         rate=_mean_of(batches, "retrieval_rate"),
-        device=mean([_device(record) for record in batches]),
+        ahead=_mean_of_known(record.get("ahead_rate") for record in batches),
+        index=_mean_of_known(map(index_share, batches)),
+        device=mean(list(map(device_share, batches))),
         kl=_mean_of(fed, "kl") if fed else None,
         top1=_mean_of(fed, "top1"),
         nll=_mean_of(fed, "nll"),
         fed_fetched=_mean_of(fed, "fetched_per_token"),
         fed_rate=_mean_of(fed, "retrieval_rate"),
-        fed_device=mean([_device(record) for record in fed]),
+        fed_ahead=_mean_of_known(record.get("ahead_rate") for record in fed),
+        fed_index=_mean_of_known(map(index_share, fed)),
+        fed_device=mean(list(map(device_share, fed))),
     )
 
 
@@ -117,5 +140,6 @@ def _mean_of(records: list[Record], name: str) -> float:
     return mean([record[name] for record in records])
 
 
-def _device(record: Record) -> float:
-    return float((record["resident_bytes"] + record["index_bytes"]) / record["full_bytes"])
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from louiskv.evaluation.summary import device_share, mean
 from louiskv.reporting.axes import bars_axis, whole_axis
 from louiskv.reporting.content import Figure, Fold, Part, Section, origins
 from louiskv.reporting.drawing import INK, SMALL, Drawing, drawing, image
+from louiskv.reporting.fronts import Goal, Point, fronts
 from louiskv.reporting.records import Measured, Record, by_budget, grouped
 from louiskv.reporting.scores import curve
 from louiskv.reporting.styles import PALETTE, style_of
@@ -16,6 +19,7 @@ BARS = {
     "error": "Difference of the output of attention from full attention's, as a share of its size; lower is better.",
     "overlap": "Share of the tokens attended to that were so before as well (Jaccard), sinks and window left out.",
 }
+ERROR = Goal("Error of attention", "error of the output of attention", -1)
 # More borders than these would cover what is between them.
 MAX_BORDERS = 24
 
@@ -28,6 +32,7 @@ def inside(model: Measured) -> Section | None:
     for length, own in lengths:
         behind = f" behind {length:,} tokens" if len(lengths) > 1 else ""
         parts += [Figure(_bars(name, behind, own), caption, origins(own)) for name, caption in BARS.items()]
+        parts += fronts(replace(ERROR, title=f"{ERROR.title}{behind}"), _points(own), "", origins(own))
         parts.append(_cosine(own[0], behind))
         parts += _curves(own, behind)
         parts += _folds(own, behind)
@@ -36,6 +41,21 @@ def inside(model: Measured) -> Section | None:
         "of layers do not mix."
     )
     return Section("inside", "Attention from inside", told, parts) if parts else None
+
+
+def _points(records: list[Record]) -> list[Point]:
+    """Each method at each budget, means over its records."""
+    by_method = grouped(records, lambda record: (record["method"], record["budget"]))
+    return [
+        Point(
+            name,
+            budget,
+            reached=mean([_mean(record["error"]) for record in own]),
+            moved=mean([record["fetched_per_token"] for record in own]),
+            held=mean(list(map(device_share, own))),
+        )
+        for (name, budget), own in by_method.items()
+    ]
 
 
 def _folds(records: list[Record], behind: str) -> Iterator[Fold]:

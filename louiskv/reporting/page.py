@@ -12,6 +12,7 @@ from louiskv.errors import ResultsError
 from louiskv.reporting.accuracy import accuracy
 from louiskv.reporting.comparing import compared
 from louiskv.reporting.content import Cell, Section, Table, text
+from louiskv.reporting.exchanged import exchanged
 from louiskv.reporting.inside import inside
 from louiskv.reporting.records import Found, Measured, Record, by_model, grouped, machine
 from louiskv.reporting.scores import fidelity, scores
@@ -24,6 +25,7 @@ SECTIONS: dict[str, Callable[[Measured], Section | None]] = {
     "fidelity": fidelity,
     "trigger": partial(compared, group="trigger"),
     "units": partial(compared, group="units"),
+    "plus": exchanged,
     "inside": inside,
     "calibration": calibrations,
     "speed": speed,

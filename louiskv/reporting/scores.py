@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from louiskv.evaluation.summary import Row, summarise
 from louiskv.reporting.axes import log_axis
-from louiskv.reporting.content import Cell, Figure, Fold, Part, Section, Table, number, origins, size, text
+from louiskv.reporting.content import Cell, Figure, Fold, Origin, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import drawing
 from louiskv.reporting.intervals import TELLS, interval
 from louiskv.reporting.records import Measured, Record, by_budget, grouped
@@ -26,11 +26,11 @@ def scores(model: Measured) -> Section | None:
     records = model.of("task")
     if not records:
         return None
-    parts: list[Part] = [_scores("All contexts", records)]
+    parts: list[Part] = [scores_table("All contexts", records)]
     by_context = grouped(records, lambda record: record["context"])
     if len(by_context) > 1:
         parts += [
-            Fold(f"Context of {context:,} tokens", [_scores("", asked)])
+            Fold(f"Context of {context:,} tokens", [scores_table("", asked)])
             for context, asked in sorted(by_context.items())
         ]
     told = (
@@ -47,7 +47,7 @@ def fidelity(model: Measured) -> Section | None:
         return None
     parts: list[Part] = []
     for length, fed in sorted(grouped(records, lambda record: record["prompt"]).items()):
-        parts.append(_fidelity(f"Behind a prompt of {length:,} tokens", fed))
+        parts.append(fidelity_table(f"Behind a prompt of {length:,} tokens", summarise(fed), origins(fed)))
         parts.extend(_curves(length, fed))
     told = (
         "A text is fed token by token; at each, the distribution of the next token is compared with full attention's. "
@@ -56,10 +56,13 @@ def fidelity(model: Measured) -> Section | None:
     return Section("fidelity", "Fidelity to full attention", told, parts)
 
 
-def _scores(title: str, records: list[Record]) -> Table:
+def scores_table(title: str, records: list[Record]) -> Table:
+    """Scores of each task, and what they cost."""
     rows = summarise(records)
+    late = any(row.ahead is not None for row in rows)
     tasks = list(dict.fromkeys(task for row in rows for task in row.samples))
-    columns = ["method", "budget", "mean", *tasks, "as full", "fetched a token", "retrievals", "device"]
+    columns = ["method", "budget", "mean", *tasks, "as full", "fetched a token", "retrievals"]
+    columns += [*(["ahead"] if late else []), "index", "device"]
     cells = [
         [
             text(row.name),
@@ -69,6 +72,8 @@ def _scores(title: str, records: list[Record]) -> Table:
             number(row.agreement, ".0%"),
             size(row.fetched),
             number(row.rate),
+            *([number(row.ahead)] if late else []),
+            number(row.index, ".1%"),
             number(row.device, ".1%"),
         ]
         for row in rows
@@ -81,8 +86,11 @@ def _score(row: Row, task: str) -> Cell:
     return number(row.scores[task], bounds=interval([samples])) if samples else number(None)
 
 
-def _fidelity(title: str, records: list[Record]) -> Table:
-    columns = ["method", "budget", "KL", "same token", "loss", "fetched a token", "retrievals", "device"]
+def fidelity_table(title: str, rows: list[Row], made: list[Origin]) -> Table:
+    """How far the next token is from full attention's, and what it costs."""
+    late = any(row.fed_ahead is not None for row in rows)
+    columns = ["method", "budget", "KL", "same token", "loss", "fetched a token", "retrievals"]
+    columns += [*(["ahead"] if late else []), "index", "device"]
     cells = [
         [
             text(row.name),
@@ -92,15 +100,17 @@ def _fidelity(title: str, records: list[Record]) -> Table:
             number(row.nll, "+.4f"),
             size(row.fed_fetched),
             number(row.fed_rate),
+            *([number(row.fed_ahead)] if late else []),
+            number(row.fed_index, ".1%"),
             number(row.fed_device, ".1%"),
         ]
-        for row in summarise(records)
+        for row in rows
     ]
     note = (
-        "KL divergence in nats; loss less full attention's; retrievals as a share of steps and layers; bytes on the "
-        "device as a share of full attention's."
+        "KL divergence in nats; loss less full attention's; retrievals as a share of steps and layers; bytes of the "
+        "index, and all on the device, as a share of full attention's."
     )
-    return Table(title, columns, cells, note, origins(records))
+    return Table(title, columns, cells, note, made)
 
 
 def _curves(length: int, records: list[Record]) -> Iterator[Figure]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from louiskv.evaluation.summary import index_share
 from louiskv.reporting.axes import bars_axis, doubling_axis, log_axis
 from louiskv.reporting.content import Figure, Fold, Part, Section, Table, number, origins, size, text
 from louiskv.reporting.drawing import INK, drawing
@@ -148,8 +149,10 @@ def _first_tokens(records: list[Record]) -> Table:
 
 
 def _bytes(title: str, records: list[Record]) -> Table:
+    late = any(record.get("ahead_rate") is not None for record in records)
     columns = ["method", "budget", "context", "batch", "ms a token", "tokens a second", "device", "peak", "host"]
-    columns += ["of full", "fetched a token", "retrievals", "hits", "retrieval's time", "implementation"]
+    columns += ["of full", "index", "fetched a token", "retrievals", *(["ahead"] if late else [])]
+    columns += ["hits", "retrieval's time", "implementation"]
     rows = [
         [
             text(record["method"]),
@@ -162,15 +165,20 @@ def _bytes(title: str, records: list[Record]) -> Table:
             size(record["peak_device_bytes"]),
             size(record["host_bytes"]),
             number(record["device_bytes"] / record["full_bytes"], ".1%") if record["full_bytes"] else text(None),
+            number(index_share(record), ".1%"),
             size(record["fetched_per_token"]),
             number(record["retrieval_rate"]),
+            *([number(record.get("ahead_rate"))] if late else []),
             number(record["hit_rate"]),
             number(record["retrieval_share"], ".0%"),
             text(record["impl"]),
         ]
         for record in records
     ]
-    caption = "Device: resident sets and index. Retrieval's time: scoring, selection and fetch as a share of a step."
+    caption = (
+        "Device: resident sets and index; of full and index: shares of full attention's keys and values. Retrieval's "
+        "time: scoring, selection and fetch as a share of a step."
+    )
     return Table(title, columns, rows, caption, origins(records))
 
 

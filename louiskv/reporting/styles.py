@@ -9,6 +9,8 @@ from louiskv.methods import METHODS
 PALETTE = ("#D55E00", "#1B7CC4", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#B5A000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#8A8F98"
+# This project's own method stands out, wherever it is among the others.
+VIOLET = "#8B5CF6"
 # Full attention in its forms, and the best that so many tokens can do: what others are measured by.
 YARDSTICKS = ("sdpa", "full", "full_offloaded", "oracle_top_k")
 # Those that lose nothing: they have no place on a logarithmic axis of what is lost.
@@ -48,9 +50,10 @@ def _at(place: int) -> Style:
     return Style(PALETTE[(step + 3 * turn) % len(PALETTE)], MARKERS[step], (0, (5, 2)) if turn else "-", turn > 0)
 
 
-_COMPARED = [name for name in METHODS if name not in YARDSTICKS]
+_OWN = {"louiskv_plus": Style(VIOLET, "*")}
+_COMPARED = [name for name in METHODS if name not in YARDSTICKS and name not in _OWN]
 _MEASURES = (Style(GREY, "x", ":"), Style(GREY, "+"), Style(GREY, "1", "--"), Style(GREY, "2", "-."))
-_METHODS = dict(zip(YARDSTICKS, _MEASURES, strict=True)) | {name: _at(place) for place, name in enumerate(_COMPARED)}
+_METHODS = dict(zip(YARDSTICKS, _MEASURES, strict=True)) | _OWN | {name: _at(at) for at, name in enumerate(_COMPARED)}
 
 
 def style_of(method: str) -> Style:

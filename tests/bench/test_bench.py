@@ -29,7 +29,7 @@ SHARED = {
 OF_DECODE = {
     *("batch", "num_real", "steps", "ms_per_token", "ms_quartiles", "tokens_per_second", "device_bytes"),
     *("peak_device_bytes", "resident_bytes", "index_bytes", "host_bytes", "full_bytes", "fetched_per_token"),
-    *("retrieval_rate", "retrieval_share", "hit_rate", "phases", "interleaved"),
+    *("retrieval_rate", "ahead_rate", "retrieval_share", "hit_rate", "phases", "interleaved"),
 }
 OF_PREFILL = {"rounds", "first_token_seconds", "all_seconds", "clustering_seconds", "offload_seconds"}
 
@@ -93,6 +93,7 @@ def test_phases_and_the_model_are_the_whole_step(bench: Bench, monkeypatch: pyte
         told = sum(time for phase, time in record["phases"].items() if phase != "ahead")
         assert told == pytest.approx(mean)
     assert records[-1]["phases"]["ahead"] > 0
+    assert [record["ahead_rate"] for record in records[:-1]] == [None] * 3 and 0 < records[-1]["ahead_rate"] < 1
 
 
 def test_a_batch_moves_what_its_sequences_move(bench: Bench) -> None:

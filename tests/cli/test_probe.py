@@ -59,8 +59,21 @@ def test_what_methods_attend_to_is_told_and_nothing_runs_twice(look: Look, file:
     told = look()
     assert told.exit_code == 0 and not told.stderr
     assert "recall" in told.stdout and "error by layer" in told.stdout and "2 results in" in told.stdout
+    assert "index" in told.stdout and "ahead" not in told.stdout
     assert told.stdout.count("louiskv") == told.stdout.count("snapkv") >= 2
     assert look().stdout == told.stdout and file.read_bytes() == content
+
+
+def test_what_is_selected_ahead_is_told_where_it_is_known(finished: list[Any]) -> None:
+    louiskv, snapkv = finished
+    assert louiskv["ahead_rate"] is None and louiskv["index_bytes"] > 0
+    late = {**louiskv, "ahead_rate": 0.25}
+    del snapkv["ahead_rate"], snapkv["index_bytes"]
+    columns, *_ = probe._tables([late, snapkv], 120)
+    cells = {str(column.header): list(map(str, column.cells)) for column in columns.columns}
+    assert cells["ahead"] == ["0.25", "-"]
+    share = louiskv["index_bytes"] / louiskv["full_bytes"]
+    assert cells["index"] == [f"{share:.1%}", "-"] and cells["device"][1].endswith("%")
 
 
 def test_json_is_json_and_another_file_gets_the_same_figures(

@@ -80,6 +80,14 @@ def test_where_a_method_retrieves_and_how_much_its_choice_changes() -> None:
     assert every.tiers.host.tokens > 0
 
 
+def test_what_is_selected_for_the_next_step_is_told_apart() -> None:
+    own, late = LouisKV(budget=24, sink=2, window=8), FreeKV(budget=24, sink=2, window=8, page_size=4, tau=-1.0)
+    seen = probed([own, late]).seen
+    assert seen[0].ahead_rate is None
+    # The first step selects for itself, all others for the next one.
+    assert seen[1].ahead_rate == pytest.approx(1 - 1 / STEPS)
+
+
 def test_the_cosine_is_what_the_trigger_sees() -> None:
     got = probed([]).cosine
     assert got.shape == (STEPS, 4, 4) and got[0].isnan().all()

@@ -140,6 +140,7 @@ def test_runs_resume_and_figures_repeat(real: tuple[Any, Any, Haystack], tmp_pat
     assert next(record["kl"] for record in full if record["kind"] == "fidelity") == pytest.approx(0, abs=1e-5)
     little = next(record for record in first if record["kind"] == "fidelity" and record["method"] == "louiskv")
     assert little["kl"] > 1e-4 and len(little["curves"]["kl"]) == 1 and little["fetched_per_token"] > 0
+    assert little["index_bytes"] > 0 and little["ahead_rate"] is None
 
     generated = Results(tmp_path / "b.jsonl")
     half = Evaluation(*real, generated)

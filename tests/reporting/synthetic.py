@@ -65,6 +65,7 @@ class Hat:
             "output_tokens": STEPS,
             "fetched_per_token": self.number(1e3, 1e6) if moves else 0.0,
             "retrieval_rate": self.number() if moves else 0.0,
+            "ahead_rate": self.number() if method == "freekv" else None,
             "resident_bytes": (budget or 4096) * 100,
             "index_bytes": 500 if moves else 0,
             "host_bytes": 409600 if moves else 0,
@@ -186,7 +187,11 @@ def everything(
     for name, budget in [("sdpa", None), *field]:
         yield from (hat.decode(name, budget, context, batch) for context in (1024, 4096) for batch in (1, 4))
         yield from (hat.prefill(name, budget, context) for context in (1024, 4096))
-    for group, families in {"trigger": ("every", "cosine"), "units": ("clusters", "pages, mean")}.items():
+    for group, families in {
+        "trigger": ("every", "cosine"),
+        "units": ("clusters", "pages, mean"),
+        "plus": ("plus", "anchor"),
+    }.items():
         for family in families:
             for label in ("4", "8", "16"):
                 of: dict[str, Any] = {"group": group, "family": family}

@@ -1,8 +1,11 @@
 """What is read from a folder, and how it is grouped and put into figures."""
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +13,16 @@ import pytest
 from louiskv.errors import ResultsError, SettingsError
 from louiskv.evaluation.summary import summarise
 from louiskv.methods import METHODS
-from louiskv.reporting.accuracy import front
 from louiskv.reporting.comparing import between
-from louiskv.reporting.content import Figure, Fold
+from louiskv.reporting.content import Figure, Fold, Section, Table
+from louiskv.reporting.fronts import front
 from louiskv.reporting.inside import inside
 from louiskv.reporting.intervals import interval
-from louiskv.reporting.records import Found, by_budget, by_model, comparable, find, short, told_apart
-from louiskv.reporting.scores import curve
+from louiskv.reporting.records import Found, Measured, by_budget, by_model, comparable, find, short, told_apart
+from louiskv.reporting.scores import curve, fidelity, scores
 from louiskv.reporting.speed import speed
-from louiskv.reporting.styles import style_of
-from tests.reporting.synthetic import Hat, taus, write
+from louiskv.reporting.styles import VIOLET, style_at, style_of
+from tests.reporting.synthetic import HEADS, LAYERS, Hat, taus, write
 
 
 def test_each_record_is_read_once_and_other_files_are_left_out(tmp_path: Path) -> None:
@@ -175,6 +178,56 @@ def test_means_are_over_all_samples() -> None:
     assert row.mean_score == pytest.approx(np.mean(scores))
 
 
+def test_the_index_and_what_is_selected_ahead_are_told_where_they_are_known() -> None:
+    hat = Hat()
+    known = [hat.fidelity("freekv", 128, ahead_rate=0.75), hat.fidelity("louiskv", 128), hat.fidelity("quest", 128)]
+    # As it was written before this was told.
+    del known[2]["index_bytes"], known[2]["ahead_rate"]
+    cells = columns(fidelity, known)
+    assert cells["ahead"] == ["0.75", "-", "-"]
+    assert cells["index"] == [f"{500 / 409600:.1%}", f"{500 / 409600:.1%}", "-"]
+    assert cells["device"] == [f"{13300 / 409600:.1%}", f"{13300 / 409600:.1%}", f"{12800 / 409600:.1%}"]
+    assert "ahead" not in columns(fidelity, known[1:])
+
+
+def test_scores_and_benchmarks_tell_them_too() -> None:
+    hat, names = Hat(), ("freekv", "louiskv", "quest")
+    for kind, draw in (("task", scores), ("decode", speed)):
+        known = [hat.task(name, 128) if kind == "task" else hat.decode(name, 128, 1024) for name in names]
+        del known[2]["index_bytes"], known[2]["ahead_rate"]
+        cells = columns(draw, known)
+        assert cells["ahead"] == [f"{known[0]['ahead_rate']:.2f}", "-", "-"]
+        assert cells["index"][0].endswith("%") and cells["index"][2] == "-"
+
+
+def columns(draw: Callable[[Measured], Section | None], records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What the only table of a section says of records, by column."""
+    known = [{**record, "base": record["method"], "label": record["method"]} for record in records]
+    section = draw(by_model(Found(records=known))[0])
+    assert section is not None
+    (table,) = (part for part in section.parts if isinstance(part, Table))
+    return {name: [row[place].text for row in table.rows] for place, name in enumerate(table.columns)}
+
+
+def test_errors_of_attention_stand_over_both_costs() -> None:
+    hat, known = Hat(), list[dict[str, Any]]()
+    for name in ("louiskv", "oracle_top_k", "full"):
+        for budget in (128, 256):
+            record = hat.probe(name, budget)
+            error = [[0.0] * HEADS] * LAYERS if name == "full" else record["error"]
+            known.append({**record, "base": name, "label": f"{name} {budget}", "error": error})
+    section = inside(by_model(Found(records=known))[0])
+    assert section is not None
+    figures = {name: part.svg for part in section.parts if isinstance(part, Figure) for name in _titles(part)}
+    for cost in ("what is moved", "what lies on the device"):
+        written = re.findall(r">([^<>\n]+)</text>", figures[f"Error of attention, by {cost}"])
+        assert {"louiskv", "oracle_top_k"} <= set(written) and "full" not in written
+
+
+def _titles(figure: Figure) -> list[str]:
+    return re.findall(r'aria-label="([^"]*)"', figure.svg)
+
+
 def test_the_front_has_what_no_other_beats() -> None:
     points = [(0.0, 0.2), (0.0, 0.5), (1.0, 0.4), (2.0, 0.9), (2.0, 0.8), (3.0, 0.9)]
     assert front(points, 1) == [(0.0, 0.5), (2.0, 0.9)]
@@ -211,3 +264,9 @@ def test_no_two_methods_look_the_same() -> None:
     styles = [style_of(name) for name in ("sdpa", *METHODS)]
     assert len(set(styles)) == len(styles)
     assert style_of("louiskv tau=0.5 128") == style_of("louiskv")
+
+
+def test_our_own_method_has_a_style_that_no_place_in_a_list_gives() -> None:
+    style = style_of("louiskv_plus")
+    assert (style.color, style.marker) == (VIOLET, "*")
+    assert all((style_at(place).color, style_at(place).marker) != (VIOLET, "*") for place in range(49))
