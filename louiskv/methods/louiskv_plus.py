@@ -6,8 +6,8 @@ from typing import ClassVar
 from louiskv.errors import check_choice, check_count, check_range
 from louiskv.methods.base import setting
 from louiskv.methods.calibrated import Calibrated
+from louiskv.methods.parts import BUNDLE_SIZE
 from louiskv.methods.retrieval import Retrieval
-from louiskv.methods.retrieval_layer import BUNDLE_SIZE
 from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
 from louiskv.units.clusters import Clusters
 from louiskv.units.summaries import Sketch

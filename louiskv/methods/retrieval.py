@@ -7,8 +7,9 @@ from typing import ClassVar
 from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part, check_range
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
+from louiskv.methods.parts import BUNDLE_SIZE, Parts
 from louiskv.methods.per_query_head import PerQueryHead
-from louiskv.methods.retrieval_layer import BUNDLE_SIZE, Parts, RetrievalLayer
+from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops.selection import REDUCES
 from louiskv.store.coding import POOL_BITS, state_size
 from louiskv.triggers import Cosine, Trigger
