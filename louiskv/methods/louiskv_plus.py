@@ -87,7 +87,7 @@ class LouisKVPlus(Calibrated):
             hold=self.hold,
             oversample=self.oversample,
             estimate=True,
-            max_looked=max(self.max_looked, self.budget + BUNDLE_SIZE),
+            max_looked=max(self.max_looked, self.budget + 2 * BUNDLE_SIZE),
             pool_bits=self.pool_bits,
             dense_layers=self.dense_layers,
         )
