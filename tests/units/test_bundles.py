@@ -113,9 +113,12 @@ def test_bundles_are_those_of_all_units_after_whatever_came(
 
 
 def test_long_after_the_prompt_only_the_last_bundles_are_summarised_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    index, seen = bundled_index(1), []
-    keys, values = torch.randn(1, 200, DIM), torch.randn(1, 200, VALUE_DIM)
-    appended(index, index.num_tokens, keys, values, torch.full((1, 50), 4))
+    """In each row its own, however long others are."""
+    index, seen = bundled_index(2), []
+    keys, values = torch.randn(2, 200, DIM), torch.randn(2, 200, VALUE_DIM)
+    prompt = torch.full((2, 48), 4)
+    prompt[1, 4:] = 0
+    appended(index, index.num_tokens, keys, values, prompt)
     coarsen = Sketch.coarsen
 
     def watched(self: Sketch, summaries: tuple[torch.Tensor, ...], sizes: torch.Tensor, size: int) -> object:
@@ -124,7 +127,7 @@ def test_long_after_the_prompt_only_the_last_bundles_are_summarised_anew(monkeyp
 
     monkeypatch.setattr(Sketch, "coarsen", watched)
     for _ in range(6):
-        appended(index, index.num_tokens, keys[:, :3], values[:, :3], torch.tensor([[2, 1]]))
+        appended(index, index.num_tokens, keys[:, :3], values[:, :3], torch.tensor([[2, 1]] * 2))
     assert seen == [4] * 6
     monkeypatch.undo()
     check_bundles(index)
