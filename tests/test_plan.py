@@ -1,5 +1,7 @@
 """The plan against what a cache really allocates, and the check of host memory."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -9,6 +11,7 @@ from louiskv import (
     FullOffloaded,
     HostMemoryError,
     LouisKV,
+    LouisKVPlus,
     Method,
     SettingsError,
     UnsupportedModelError,
@@ -16,9 +19,13 @@ from louiskv import (
     models,
 )
 from louiskv.cache import passing
+from louiskv.methods.base import LayerShape
 from louiskv.methods.retrieval import Retrieval
 from louiskv.plan import plan
+from louiskv.units.index import TABLE_BYTES
 from louiskv.units.pages import Pages
+from louiskv.units.summaries import Sketch
+from louiskv.units.tokens import Tokens
 from tests.families import prompt, tiny
 
 
@@ -28,6 +35,7 @@ from tests.families import prompt, tiny
         Full(),
         FullOffloaded(),
         LouisKV(budget=200, sink=8, window=56, dense_layers=1, iterations=1),
+        LouisKVPlus(budget=200, sink=8, window=56, dense_layers=1, iterations=1),
         Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), per_query_head=True),
         Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), pool_bits=4),
         Retrieval(budget=208, sink=8, window=64, dense_layers=1, units=Pages(16), pool_bits=8, store="device"),
@@ -49,6 +57,20 @@ def test_the_plan_is_what_is_allocated(method: Method) -> None:
     assert planned.index_bytes <= index * 1.05
     assert index <= planned.index_bytes * 1.1 + 65536
     assert planned.device_bytes == planned.resident_bytes + planned.index_bytes
+
+
+def test_bundles_are_a_sixteenth_of_the_summaries_of_units() -> None:
+    shape = LayerShape(num_kv_heads=2, key_dim=8, value_dim=8, item_size=4, group_size=4)
+    units = Tokens(16)
+    flat = Retrieval(budget=100, sink=4, window=16, dense_layers=0, units=units, summary=Sketch(token_bits=False))
+    planned, with_bundles = (method.footprint(0, shape, 20 + 1600) for method in (flat, replace(flat, max_looked=112)))
+    assert planned.index == 2 * 1600 * (8 + 8 + 6 + TABLE_BYTES)
+    assert with_bundles.index - planned.index == 2 * 100 * (8 + 8 + 6)
+    layer = replace(flat, max_looked=112).layer(0)
+    layer.begin(1, 2, 8)
+    layer.absorb(torch.randn(1, 2, 1620, 8), torch.randn(1, 2, 1620, 8), None)
+    # Two counts of each row are what no unit has a part in.
+    assert layer.tiers().index.bytes == with_bundles.index + 2 * 2 * 8
 
 
 def test_only_full_attention_layers_count() -> None:

@@ -6,8 +6,8 @@ from typing import ClassVar
 from louiskv.errors import check_choice, check_count, check_range
 from louiskv.methods.base import setting
 from louiskv.methods.calibrated import Calibrated
+from louiskv.methods.parts import BUNDLE_SIZE
 from louiskv.methods.retrieval import Retrieval
-from louiskv.methods.retrieval_layer import BUNDLE_SIZE
 from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
 from louiskv.units.clusters import Clusters
 from louiskv.units.summaries import Sketch
@@ -87,7 +87,7 @@ class LouisKVPlus(Calibrated):
             hold=self.hold,
             oversample=self.oversample,
             estimate=True,
-            max_looked=max(self.max_looked, self.budget + BUNDLE_SIZE),
+            max_looked=max(self.max_looked, self.budget + 2 * BUNDLE_SIZE),
             pool_bits=self.pool_bits,
             dense_layers=self.dense_layers,
         )

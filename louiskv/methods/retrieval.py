@@ -7,8 +7,9 @@ from typing import ClassVar
 from louiskv.errors import SettingsError, check_choice, check_count, check_multiple, check_part, check_range
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
 from louiskv.methods.full import FullLayer
+from louiskv.methods.parts import BUNDLE_SIZE, Parts
 from louiskv.methods.per_query_head import PerQueryHead
-from louiskv.methods.retrieval_layer import BUNDLE_SIZE, Parts, RetrievalLayer
+from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops.selection import REDUCES
 from louiskv.store.coding import POOL_BITS, state_size
 from louiskv.triggers import Cosine, Trigger
@@ -125,7 +126,8 @@ class Retrieval(Method):
         if self.max_estimated is not None:
             check_count("max_estimated", self.max_estimated, 1)
         if self.max_looked is not None:
-            check_count("max_looked", self.max_looked, self._parts().num_retrieved + BUNDLE_SIZE)
+            # Two bundles more, since one may not fit and the last of a row need not be full.
+            check_count("max_looked", self.max_looked, self._parts().num_retrieved + 2 * BUNDLE_SIZE)
         if not self.oversample and not self.estimate and self.max_looked is None:
             return
         sketch = self.summary if isinstance(self.summary, Sketch) else None
@@ -136,11 +138,18 @@ class Retrieval(Method):
                 "oversample=0, estimate=False and max_looked=None."
             )
         if not self.scaled:
-            raise SettingsError("scaled=False is not allowed with oversample or estimate: they compare with logits.")
+            raise SettingsError(
+                "scaled=False is not allowed with oversample, estimate or max_looked: they compare with logits."
+            )
         if self.oversample and self.recent_units:
             raise SettingsError(
                 f"recent_units={self.recent_units} takes whole units, and oversample={self.oversample} single tokens: "
                 "set one of them to 0."
+            )
+        if self.max_looked is not None and self.recent_units:
+            raise SettingsError(
+                f"recent_units={self.recent_units} takes units that max_looked={self.max_looked} may not look at: "
+                "set recent_units=0 or max_looked=None."
             )
 
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
@@ -161,11 +170,13 @@ class Retrieval(Method):
         pool, on_host = shape.pool_bytes(in_units, self.pool_bits), self.store == "host"
         coding = shape.num_kv_heads * state_size(self.pool_bits, shape.key_dim)
         slots = self.sink + self.window + parts.num_retrieved + parts.num_spare
-        unit_bytes = self.summary.unit_bytes(shape.key_dim, shape.value_dim, shape.item_size) + TABLE_BYTES
-        token_bytes = self.summary.token_bytes(shape.key_dim)
+        num_units = self.units.num_units(in_units)
+        num_bundles = 0 if self.max_looked is None else -(-num_units // BUNDLE_SIZE)
+        summaries = self.summary.unit_bytes(shape.key_dim, shape.value_dim, shape.item_size) * (num_units + num_bundles)
+        details = self.summary.token_bytes(shape.key_dim) * in_units
         return Footprint(
             resident=slots * shape.token_bytes + coding + (0 if on_host else pool),
-            index=round(shape.num_kv_heads * (self.units.num_units(in_units) * unit_bytes + in_units * token_bytes)),
+            index=round(shape.num_kv_heads * (summaries + details + num_units * TABLE_BYTES)),
             host=pool if on_host else 0,
             retrieval=min(in_units, parts.num_retrieved) * shape.coded_bytes(self.pool_bits) if on_host else 0,
         )

@@ -21,7 +21,7 @@ def bisect(points: Tensor, counts: Tensor, leaf: int) -> Tensor:
         [N, U] indices, those of points that are none last.
     """
     num_rows, num_points, dim = points.shape
-    levels = max(0, (-(-num_points // leaf) - 1).bit_length())
+    levels = (max(1, -(-num_points // leaf)) - 1).bit_length()
     width = leaf << levels
     padded = torch.nn.functional.pad(points.float(), (0, 0, 0, width - num_points))
     order = torch.arange(width, device=points.device).expand(num_rows, -1)

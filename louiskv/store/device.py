@@ -1,7 +1,30 @@
 """The resident set: the few tokens of one layer that lie on the device, in slots that never grow."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from louiskv.ops.selection import assign_slots
+
+
+class Change(NamedTuple):
+    """What is to come into the retrieved slots.
+
+    Attributes:
+        place: [N, num_retrieved] place in the pool of the token in each slot, -1 for none.
+        row: [J] rows of the missing tokens.
+        slot: [J] their slots.
+    """
+
+    place: Tensor
+    row: Tensor
+    slot: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """[J] places in the pool of the missing tokens."""
+        return self.place[self.row, self.slot]
 
 
 class ResidentSet:
@@ -123,6 +146,17 @@ class ResidentSet:
         in_window = (slot >= self.num_sinks) & (age < (lengths - window_start)[:, None])
         zone = self.bias[:, 0, : len(slot)]
         zone.fill_(-torch.inf).masked_fill_(in_sinks | in_window, 0)
+
+    def change_to(self, wanted: Tensor, impl: str | None = None) -> Change:
+        """What must change for the places `wanted` [N, W], -1 for none, to be those of the retrieved slots."""
+        place, missing = assign_slots(self.slot_place, wanted, impl=impl)
+        row, slot = missing.nonzero(as_tuple=True)
+        return Change(place, row, slot)
+
+    def fill(self, change: Change, rows: Tensor) -> None:
+        """Make a change, the missing tokens being `rows` [J, Dk + Dv]."""
+        self.fill_retrieved(change.row, change.slot, rows)
+        self.assign(change.place)
 
     def assign(self, slot_place: Tensor) -> None:
         """Write down what the retrieved slots hold from now on."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from louiskv.ops.ragged import append_rows, grown
+from louiskv.ops.ragged import append_rows, grown, take_rows
 from louiskv.units.summaries import Summary
 
 # Bytes of the table's entry for one unit: offset, size and how much of it is resident.
@@ -103,24 +103,26 @@ class UnitIndex:
         begin = self.counts
         self.counts = begin + new
         if self.bundles is not None:
-            self._bundle(self.bundles, int(begin.min()), needed)
+            self._bundle(self.bundles, begin)
         self.num_tokens = self.num_tokens + sizes.sum(1)
         return begin
 
-    def _bundle(self, bundles: Bundles, first: int, end: int) -> None:
-        """Summarise anew the bundles of the units from `first` to `end`."""
+    def _bundle(self, bundles: Bundles, begin: Tensor) -> None:
+        """Summarise anew, in each row, the bundles of the units from `begin` [N] on."""
         num_bundles = self.sizes.shape[1] // bundles.size
-        low, high = first // bundles.size, -(-end // bundles.size)
-        units = slice(low * bundles.size, high * bundles.size)
-        parts = bundles.summary.coarsen(
-            tuple(part[:, units] for part in self.summaries), self.sizes[:, units], bundles.size
-        )
+        first, behind = begin // bundles.size, -(-self.counts // bundles.size)
+        bundle = first[:, None] + torch.arange(int((behind - first).max()), device=begin.device)
+        # Where a row has fewer new ones, others are summarised once more.
+        bundle = bundle.clamp(max=max(0, num_bundles - 1))
+        unit = (bundle[..., None] * bundles.size + torch.arange(bundles.size, device=begin.device)).flatten(1)
+        units = tuple(take_rows(part, unit) for part in self.summaries)
+        parts = bundles.summary.coarsen(units, self.sizes.gather(1, unit), bundles.size)
         if not self.bundled:
             self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in parts)
         if self.bundled[0].shape[1] < num_bundles:
             self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
         for held, part in zip(self.bundled, parts, strict=True):
-            held[:, low:high] = part
+            held.scatter_(1, bundle[..., None].expand_as(part), part)
 
     def _append_details(self, details: Tensor, new: Tensor) -> None:
         held = details.new_zeros(len(details), 0, *details.shape[2:]) if self.details is None else self.details

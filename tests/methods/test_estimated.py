@@ -354,9 +354,12 @@ def test_hold_moves_less() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"summary": MeanKey()}, r"estimate=True need what MeanKey\(\) does not keep: give summary=Sketch"),
-        ({"summary": MeanKey(), "estimate": False, "oversample": 2}, r"oversample=2 .*Sketch\(token_bits=True\)"),
-        ({"summary": Sketch(token_bits=False), "oversample": 2}, r"oversample=2 .*Sketch\(token_bits=True\)"),
+        (
+            {"summary": MeanKey()},
+            r"estimate=True and max_looked=None need what MeanKey\(\) does not keep: give summary=Sketch",
+        ),
+        ({"summary": MeanKey(), "estimate": False, "oversample": 2}, r"oversample=2, .*Sketch\(token_bits=True\)"),
+        ({"summary": Sketch(token_bits=False), "oversample": 2}, r"oversample=2, .*Sketch\(token_bits=True\)"),
         ({"scaled": False}, "scaled=False is not allowed"),
         ({"oversample": 2, "recent_units": 1}, "recent_units=1 takes whole units, and oversample=2 single tokens"),
         ({"hold": -1}, "hold=-1 .* from 0 to 100"),
