@@ -7,8 +7,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+
+# The same examples in every run: what fails for one fails for all.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

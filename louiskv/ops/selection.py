@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import Implementation, choose
-from louiskv.ops.quantize import unpack_bits
+from louiskv.ops.quantize import signs_of
 from louiskv.ops.ragged import left_aligned, take_rows
 
 # How the query heads of a group agree on one score for a unit.
@@ -174,7 +174,7 @@ def _score_tokens(
     query: Tensor, shares: Tensor, bits: Tensor, steps: Tensor, unit: Tensor, place: Tensor, scaling: float
 ) -> Tensor:
     heads = query.shape[1]
-    signs = unpack_bits(take_rows(bits, place), query.shape[-1]).to(query.dtype) * 2 - 1
+    signs = signs_of(take_rows(bits, place), query.shape[-1], query.dtype)
     off = torch.bmm(query * scaling, signs.transpose(1, 2)).float() * steps.gather(1, unit)[:, None]
     return _log_mean(shares.gather(2, unit[:, None].expand(-1, heads, -1)) + off)
 
@@ -195,7 +195,7 @@ def _one_bit(query: Tensor, bits: Tensor, scales: Tensor) -> Tensor:
     num_units, dim = bits.shape[1], query.shape[-1]
     scale, middle = scales.split(dim, dim=-1)
     group_size = num_units // scales.shape[1]
-    signs = unpack_bits(bits, dim).to(query.dtype) * 2 - 1
+    signs = signs_of(bits, dim, query.dtype)
     spread = scale.repeat_interleave(group_size, dim=1)
     moved = torch.bmm(query, middle.transpose(1, 2)).repeat_interleave(group_size, dim=2)
     return torch.bmm(query, (signs * spread).transpose(1, 2)) + moved

@@ -39,6 +39,9 @@ from tests.families import greedy, prompt, tiny
 
 PER_QUERY_HEAD = "per query head"
 
+# A mean on the edge between two codes of 8 bits goes to either by the last bit of a key, and the estimate with it.
+ROUNDED = {"louiskv_plus": 2e-3}
+
 # One line a method: settings under which it holds everything, and settings under which it must choose.
 CASES: dict[str, tuple[Method, Method]] = {
     "full": (Full(), Full()),
@@ -160,7 +163,8 @@ def test_a_batch_gives_what_its_rows_give_alone(
             kv_cache.reset()
             alone = {key: value[row : row + 1, first:] for key, value in inputs.items()}
             expected = decode(model, alone, output[row : row + 1], kv_cache)
-            torch.testing.assert_close(together[row : row + 1], expected, atol=1e-4, rtol=1e-4)
+            tolerance = ROUNDED.get(name, 1e-4)
+            torch.testing.assert_close(together[row : row + 1], expected, atol=tolerance, rtol=tolerance)
 
 
 def check_attended(state: KVLayer, length: int) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from louiskv.ops.quantize import pack_bits, to_int8, unpack_bits
+from louiskv.ops.quantize import pack_bits, signs_of, to_int8, unpack_bits
 
 flags = st.integers(1, 40).flatmap(
     lambda dim: st.lists(st.lists(st.booleans(), min_size=dim, max_size=dim), min_size=1, max_size=4)
@@ -37,6 +37,7 @@ def test_any_number_of_dimensions_also_empty_ones(shape: tuple[int, ...]) -> Non
     packed = pack_bits(bits)
     assert packed.shape == (*shape[:-1], -(-shape[-1] // 8))
     assert torch.equal(unpack_bits(packed, shape[-1]), bits)
+    assert torch.equal(signs_of(packed, shape[-1], torch.bfloat16), bits.bfloat16() * 2 - 1)
 
 
 def test_every_byte() -> None:
