@@ -24,8 +24,8 @@ def signs_of(packed: Tensor, num_bits: int, dtype: torch.dtype) -> Tensor:
     # One look into a table for each byte: a third of the time of shifting bits apart.
     byte = torch.arange(256, device=packed.device, dtype=torch.uint8)[:, None]
     table = unpack_bits(byte, 8).to(dtype) * 2 - 1
-    signs = table.index_select(0, packed.flatten().int())
-    return signs.view(*packed.shape[:-1], -1)[..., :num_bits]
+    signs = table.index_select(0, packed.flatten().int()).view(*packed.shape, 8)
+    return signs.flatten(-2)[..., :num_bits]
 
 
 def to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
