@@ -73,6 +73,22 @@ def _units(budget: int) -> Cells:
     yield "tokens, one bit", "1", replace(every, units=Tokens(32), summary=OneBit(32))
 
 
+def _output(budget: int) -> Cells:
+    """How the output is grouped, and what the index keeps of its units, at every step; for short prompts."""
+    longest = Retrieval().at_budget(budget).window // 2
+    runs = {
+        "segments": Segments(),
+        "pages of 8": Pages(8),
+        "clusters of 8": Clusters(8, output_size=longest),
+        "clusters of 16": Clusters(16, output_size=longest),
+    }
+    summaries = {"mean": MeanKey(), "min/max": MinMax(), "volume": BoundingVolume()}
+    for label, units in runs.items():
+        for kind, summary in summaries.items():
+            parts = Retrieval(output=units, summary=summary, trigger=Every())
+            yield label, kind, parts.at_budget(budget)
+
+
 def _plus(budget: int) -> Cells:
     """LouisKV+, and each of its parts taken away or exchanged."""
     plus = LouisKVPlus().at_budget(budget).parts()
@@ -139,4 +155,9 @@ def _other_triggers() -> Exchanges:
     }
 
 
-COMPARISONS: dict[str, Callable[[int], Cells]] = {"trigger": _triggers, "units": _units, "plus": _plus}
+COMPARISONS: dict[str, Callable[[int], Cells]] = {
+    "trigger": _triggers,
+    "units": _units,
+    "output": _output,
+    "plus": _plus,
+}

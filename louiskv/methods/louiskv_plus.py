@@ -47,6 +47,7 @@ class LouisKVPlus(Calibrated):
     )
     unit_size: int = setting(16, "mean tokens of a cluster of the prompt; of the output half as many")
     max_looked: int = setting(4096, "clusters whose summaries are read at the most; of more, those of the best bundles")
+    max_estimated: int | None = setting(None, "of what is read, estimate only so many with the most attention")
     pool_bits: int | None = setting(None, "bits of a number in the store, 8 or 4; none keeps keys and values exact")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(10, "passes of k-means")
@@ -87,6 +88,7 @@ class LouisKVPlus(Calibrated):
             hold=self.hold,
             oversample=self.oversample,
             estimate=True,
+            max_estimated=self.max_estimated,
             max_looked=max(self.max_looked, self.budget + 2 * BUNDLE_SIZE),
             pool_bits=self.pool_bits,
             dense_layers=self.dense_layers,

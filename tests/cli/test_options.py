@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "cap": 9,
     "ahead": 0.5,
     "pool_bits": 8,
+    "max_estimated": 64,
 }
 
 
