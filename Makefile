@@ -47,14 +47,15 @@ MODEL ?= smollm2
 RESULTS ?= results/$(notdir $(basename $(MODEL)))
 # What a model of this size can do; `louiskv eval --tasks` lists all.
 TASKS ?= passkey multikey multivalue multiquery variable_tracking
-CONTESTANTS ?= full full_offloaded louiskv quest arkvale clusterkv freekv
+CONTESTANTS ?= full full_offloaded louiskv louiskv_plus quest arkvale clusterkv freekv
 RUN = $(BIN)/louiskv $(1) --model $(MODEL) --output $(RESULTS)/$(2)
 
 results: setup
 	$(call RUN,eval,tasks.jsonl) $(TASKS:%=--task %)
 	$(call RUN,eval,ledger.jsonl) --task ledger_behind_text --budget 256
 	$(call RUN,eval,fidelity.jsonl) --task fidelity --prompt 2048
-	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --task fidelity --prompt 2048 --steps 128
+	$(call RUN,eval,compare.jsonl) --compare trigger --compare units --compare plus --task fidelity --prompt 2048 --steps 128
+	$(call RUN,eval,output.jsonl) --compare output --budget 256 --task fidelity --prompt 128 --steps 600
 	$(call RUN,probe,probe.jsonl) --budget 256 --context 2048 --steps 128
 	$(call RUN,calibrate,tau.json) --rate 0.25 --budget 256
 	$(call RUN,bench decode,bench.jsonl) $(CONTESTANTS:%=--method %) --context 2048 --context 8192 --context 32768 --steps 32

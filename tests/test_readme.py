@@ -25,7 +25,7 @@ def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
         exec(compile(snippet, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "The capital of France is" in printed
-    assert "LouisKV(budget=1024" in printed
+    assert "LouisKVPlus(budget=1024" in printed
 
 
 def test_commands_have_the_options_that_are_shown() -> None:
