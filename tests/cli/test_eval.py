@@ -138,7 +138,10 @@ def test_another_text_of_the_same_name_is_another_text(
         (("--task", "passkeys"), "There is no task 'passkeys'. The tasks are: passkey"),
         (("--task", "fidelty"), "ledger_behind_text, fidelity."),
         (("--method", "louis"), "There is no method 'louis'. The methods are: full"),
-        (("--compare", "colours"), "There is no comparison 'colours'. The comparisons are: trigger, units, output, plus."),
+        (
+            ("--compare", "colours"),
+            "'colours'. The comparisons are: trigger, units, output, plus.",
+        ),
         (("--text", "/nope"), "The text /nope cannot be read"),
         (("--impl", "nope"), "There is no implementation 'nope'"),
         (("--task", "passkey", "--context", "32"), "A context of"),
