@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 
 
@@ -68,10 +67,6 @@ class Transfer:
         coded = pool.take(row, index)
         self._count_fetched(pool, len(coded))
         return pool.coding.decode(coded.to(self.device, non_blocking=True), row)
-
-    def fetch(self, pool: Pool, resident: ResidentSet, row: Tensor, index: Tensor, slot: Tensor) -> None:
-        """Copy the tokens at the places `index` [J] of the pool rows `row` [J] into retrieved slots `slot` [J]."""
-        resident.fill_retrieved(row, slot, self.gather(pool, row, index))
 
     def read(self, pool: Pool, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Bring the whole pool to the device, a chunk at a time.

@@ -109,7 +109,7 @@ def test_bytes_are_counted_where_they_move() -> None:
     pool, rows = filled_pool([8, 8])
     resident, transfer = ResidentSet(2, 1, 1, 4, 4, 2, torch.float32, CPU), Transfer(CPU)
     row, index, slot = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3]), torch.tensor([2, 0, 1])
-    transfer.fetch(pool, resident, row, index, slot)
+    resident.fill_retrieved(row, slot, transfer.gather(pool, row, index))
     assert torch.equal(resident.rows[row, slot + 2], rows[row, index])
     assert transfer.traffic.fetched_tokens == 3
     assert transfer.traffic.fetched_bytes == 3 * 24
