@@ -31,7 +31,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         "devices": {str(device): _description(device) for device in devices},
         "operations": {
             name: {
-                candidate.name: {str(device): candidate.refusal(device) for device in devices}
+                candidate.name: {str(device): candidate.refusal(torch.empty(0, device=device)) for device in devices}
                 for candidate in candidates
             }
             for name, candidates in OPS.items()

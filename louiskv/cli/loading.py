@@ -13,9 +13,10 @@ from transformers.utils import logging as transformers_logging
 import louiskv
 from louiskv import calibration, models
 from louiskv.cli.options import ModelChoice
-from louiskv.errors import ImplementationError, NotCalibratedError, SettingsError
+from louiskv.errors import NotCalibratedError, SettingsError
 from louiskv.methods import Method
 from louiskv.ops import OPS
+from louiskv.ops.dispatch import choose
 
 
 def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -24,7 +25,7 @@ def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTra
     be_quiet()
     with console.status(f"Loading {choice.name}"):
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
-    _check_implementation(choice.impl, model.device)
+    _check_implementation(choice.impl, model.device, model.dtype)
     return model, tokenizer
 
 
@@ -60,13 +61,13 @@ def versions() -> dict[str, str]:
 
 def _check_name_of_implementation(impl: str | None) -> None:
     known = sorted({candidate.name for candidates in OPS.values() for candidate in candidates})
-    if impl is not None and impl not in known:
-        raise SettingsError(f"There is no implementation {impl!r}. There are: {', '.join(known)}.")
+    for name in [] if impl is None else impl.split(","):
+        if name not in known:
+            raise SettingsError(f"There is no implementation {name!r}. There are: {', '.join(known)}.")
 
 
-def _check_implementation(impl: str | None, device: torch.device) -> None:
-    """Refuse now what would be refused after the prompt: an implementation that no operation can use here."""
-    named = [candidate for candidates in OPS.values() for candidate in candidates if candidate.name == impl]
-    reasons = {candidate.refusal(device) for candidate in named}
-    if named and None not in reasons:
-        raise ImplementationError(f"--impl {impl} cannot run on {device}: {'; '.join(map(str, reasons))}.")
+def _check_implementation(impl: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse now what would be refused after the prompt: an operation that none of the named can compute here."""
+    if impl is not None:
+        for op, candidates in OPS.items():
+            choose(op, candidates, impl, torch.empty(0, device=device, dtype=dtype))

@@ -4,16 +4,33 @@ from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PART
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
-from louiskv.ops.selection import AGREE, ASSIGN_SLOTS, SCORE_TOKENS, SELECT_UNITS, UNIT_LOGITS, UNIT_SHARES
+from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
+from louiskv.ops.selection import (
+    AGREE,
+    ASSIGN_SLOTS,
+    COUNT_IN_UNITS,
+    PLACES_OF,
+    SCORE_TOKENS,
+    SELECT_UNITS,
+    UNIT_LOGITS,
+    UNIT_SHARES,
+)
+from louiskv.ops.turning import QUERY_COSINES
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
+    "query_cosines": QUERY_COSINES,
+    "append_token": APPEND_TOKEN,
+    "store_rows": STORE_ROWS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,
     "score_tokens": SCORE_TOKENS,
     "select_units": SELECT_UNITS,
+    "places_of": PLACES_OF,
     "assign_slots": ASSIGN_SLOTS,
+    "fetch_rows": FETCH_ROWS,
+    "count_in_units": COUNT_IN_UNITS,
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
     "attention_with_weights": ATTENTION_WITH_WEIGHTS,

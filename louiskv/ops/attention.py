@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from louiskv.ops.dispatch import Implementation, choose
+from louiskv.ops.dispatch import choose, implementations
+from louiskv.ops.ragged import take_rows
 
 # Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB).
 MAX_SCORES = 64 * 1024 * 1024
@@ -31,6 +32,18 @@ class Rest(NamedTuple):
     steps: Tensor
 
 
+class Chosen(NamedTuple):
+    """Tokens that are attended to where they lie, in memory that is the device's own.
+
+    Attributes:
+        rows: [N, C, D + Dv], the value of a token behind its key.
+        place: [N, S] int32, which of them take part; -1 for none.
+    """
+
+    rows: Tensor
+    place: Tensor
+
+
 def decode_attention(
     query: Tensor,
     keys: Tensor,
@@ -40,10 +53,11 @@ def decode_attention(
     scaling: float,
     softcap: float | None = None,
     attention_sinks: Tensor | None = None,
+    chosen: Chosen | None = None,
     rest: Rest | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """Attend with one query token over a set of slots, and to the rest by estimate, in one softmax.
+    """Attend with one query token over slots and chosen tokens, and to the rest by estimate, in one softmax.
 
     Args:
         query: [N, G, D].
@@ -53,17 +67,18 @@ def decode_attention(
         scaling: Factor of the logits.
         softcap: Logits become `softcap * tanh(logit / softcap)` if given (Gemma 2).
         attention_sinks: [N, G], a learned logit of each query head that takes mass and gives no value (GPT-OSS).
-        rest: What is attended to beside the slots, None for nothing.
+        chosen: Tokens attended to beside the slots, None for none.
+        rest: What is attended to by estimate, None for nothing.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, G, Dv] in the dtype of the query.
+        [N, G, Dv] in the dtype of the query. Each row must have something to attend to.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("decode_attention", DECODE_ATTENTION, impl, query.device)
-    out: Tensor = function(query, keys, values, bias, scaling, softcap, attention_sinks, rest)
+    function = choose("decode_attention", DECODE_ATTENTION, impl, query)
+    out: Tensor = function(query, keys, values, bias, scaling, softcap, attention_sinks, chosen, rest)
     return out
 
 
@@ -75,8 +90,11 @@ def _decode_attention(
     scaling: float,
     softcap: float | None,
     attention_sinks: Tensor | None,
+    chosen: Chosen | None,
     rest: Rest | None,
 ) -> Tensor:
+    if chosen is not None:
+        keys, values, bias = _beside(keys, values, bias, chosen)
     num_slots = keys.shape[1]
     if bias is None or softcap is not None:
         scores = torch.bmm(query * scaling, keys.transpose(1, 2))
@@ -98,6 +116,20 @@ def _decode_attention(
     # In float32: a small weight times a small step leaves the range of float16.
     estimated = weights[..., num_slots : num_slots + rest.values.shape[1]] * rest.steps
     return (out + torch.bmm(estimated, rest.values.float())).to(query.dtype)
+
+
+def _beside(keys: Tensor, values: Tensor, bias: Tensor | None, chosen: Chosen) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and bias of the slots and, behind them, of the chosen tokens."""
+    rows = take_rows(chosen.rows, chosen.place.clamp(min=0))
+    num_rows, num_slots, key_dim = keys.shape
+    if bias is None:
+        bias = keys.new_zeros(num_rows, 1, num_slots)
+    beside = torch.zeros_like(chosen.place, dtype=bias.dtype).masked_fill(chosen.place < 0, -torch.inf)
+    return (
+        torch.cat([keys, rows[..., :key_dim]], dim=1),
+        torch.cat([values, rows[..., key_dim:]], dim=1),
+        torch.cat([bias.expand(num_rows, 1, -1), beside[:, None]], dim=-1),
+    )
 
 
 def partial_attention(
@@ -128,7 +160,7 @@ def partial_attention(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("partial_attention", PARTIAL_ATTENTION, impl, query.device)
+    function = choose("partial_attention", PARTIAL_ATTENTION, impl, query)
     out, lse = function(query, keys, values, mask, scaling, softcap)
     return out, lse
 
@@ -194,7 +226,7 @@ def attention_with_weights(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("attention_with_weights", ATTENTION_WITH_WEIGHTS, impl, query.device)
+    function = choose("attention_with_weights", ATTENTION_WITH_WEIGHTS, impl, query)
     out, weights, lse = function(query, keys, values, mask, scaling, softcap, attention_sinks)
     return out, weights, lse
 
@@ -250,6 +282,6 @@ def dim_by_attention_sinks(out: Tensor, lse: Tensor, attention_sinks: Tensor) ->
     return out * torch.sigmoid(lse - attention_sinks.float()[..., None])[..., None]
 
 
-DECODE_ATTENTION = (Implementation("torch", _decode_attention),)
-PARTIAL_ATTENTION = (Implementation("torch", _partial_attention),)
-ATTENTION_WITH_WEIGHTS = (Implementation("torch", _attention_with_weights),)
+DECODE_ATTENTION = implementations("attention", _decode_attention, ())
+PARTIAL_ATTENTION = implementations("attention", _partial_attention, ())
+ATTENTION_WITH_WEIGHTS = implementations("attention", _attention_with_weights, ())

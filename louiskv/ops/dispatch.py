@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from louiskv.errors import ImplementationError
+from louiskv.ops import build
 
 
-def _runs_everywhere(_device: torch.device) -> str | None:
+def _runs_everywhere(_like: Tensor) -> str | None:
     return None
 
 
@@ -20,32 +23,71 @@ class Implementation:
     Attributes:
         name: What `impl=` selects it by.
         function: Computes the operation; all implementations of one operation share its signature.
-        refusal: Says why it cannot run on a device, or None where it can.
+        refusal: Says why it cannot run on tensors of the dtype and device of one, or None where it can.
     """
 
     name: str
     function: Callable[..., Any]
-    refusal: Callable[[torch.device], str | None] = _runs_everywhere
+    refusal: Callable[[Tensor], str | None] = _runs_everywhere
 
 
-def choose(
-    op: str, implementations: Sequence[Implementation], impl: str | None, device: torch.device
-) -> Callable[..., Any]:
-    """Return the implementation named `impl`, or the first that can run on `device` when `impl` is None.
+# Best first: of those that can run, the first does.
+_REFUSALS: dict[str, Callable[[Tensor], str | None]] = {
+    "cuda": build.refuses_cuda,
+    "triton": build.refuses_triton,
+    "cpu": build.refuses_cpu,
+}
 
-    An implementation asked for by name is never replaced by another.
+
+def implementations(module: str, reference: Callable[..., Any], twins: Sequence[str]) -> tuple[Implementation, ...]:
+    """The twins of an operation, best first, then its reference.
+
+    The twin `x_cpu.name` of the reference `x._name` takes the same arguments. It is imported when it is first used.
+
+    Args:
+        module: Name of the reference's module, x.
+        reference: The specification, in plain torch.
+        twins: Of "cuda", "triton" and "cpu" those that there are.
+    """
+    name = reference.__name__.removeprefix("_")
+    found = [
+        Implementation(twin, _imported_late(f"louiskv.ops.{module}_{twin}", name), refusal)
+        for twin, refusal in _REFUSALS.items()
+        if twin in twins
+    ]
+    return (*found, Implementation("torch", reference))
+
+
+def _imported_late(module: str, name: str) -> Callable[..., Any]:
+    @cache
+    def load() -> Callable[..., Any]:
+        function: Callable[..., Any] = getattr(import_module(module), name)
+        return function
+
+    def call(*args: Any) -> Any:
+        return load()(*args)
+
+    return call
+
+
+def choose(op: str, candidates: Sequence[Implementation], impl: str | None, like: Tensor) -> Callable[..., Any]:
+    """Return the implementation named `impl`, or the first that can run on tensors like one when `impl` is None.
+
+    `impl` may name several, with commas between them: the first named that the operation has and that can run.
+    An implementation that is not named never runs.
 
     Raises:
-        ImplementationError: None can run, or the named one cannot; says for each why it was refused.
+        ImplementationError: None can run, or none of those named; says for each why it was refused.
     """
+    if impl is not None:
+        by_name = {candidate.name: candidate for candidate in candidates}
+        known, candidates = candidates, [by_name[name] for name in impl.split(",") if name in by_name]
     refused = []
-    for candidate in implementations:
-        if impl is not None and candidate.name != impl:
-            continue
-        reason = candidate.refusal(device)
+    for candidate in candidates:
+        reason = candidate.refusal(like)
         if reason is None:
             return candidate.function
         refused.append(f"{candidate.name}: {reason}")
-    known = ", ".join(candidate.name for candidate in implementations)
     why = "; ".join(refused) or f"there is no {impl!r}"
-    raise ImplementationError(f"{op} cannot run as impl={impl!r} on {device}: {why}. It has: {known}.")
+    names = ", ".join(candidate.name for candidate in known)
+    raise ImplementationError(f"{op} cannot run as impl={impl!r} on {like.device}: {why}. It has: {names}.")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from louiskv.ops.dispatch import Implementation, choose
+from louiskv.ops.dispatch import choose, implementations
 from louiskv.ops.ragged import left_aligned, take_rows
 
 # Cosines held at once while the tokens to drop look for partners (float32, so 256 MiB).
@@ -32,7 +32,7 @@ def choose_victims(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("choose_victims", CHOOSE_VICTIMS, impl, scores.device)
+    function = choose("choose_victims", CHOOSE_VICTIMS, impl, scores)
     lost: Tensor = function(scores, positions, excess, page_size)
     return lost
 
@@ -83,7 +83,7 @@ def merge_similar(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("merge_similar", MERGE_SIMILAR, impl, keys.device)
+    function = choose("merge_similar", MERGE_SIMILAR, impl, keys)
     keys, values, votes = function(keys, values, votes, log_scores, lost, threshold)
     return keys, values, votes
 
@@ -139,5 +139,5 @@ def _targets(keys: Tensor, kept: Tensor, lost: Tensor, threshold: float) -> tupl
     return goes_to, moved | (reached[:, :-1] > 0)
 
 
-CHOOSE_VICTIMS = (Implementation("torch", _choose_victims),)
-MERGE_SIMILAR = (Implementation("torch", _merge_similar),)
+CHOOSE_VICTIMS = implementations("eviction", _choose_victims, ())
+MERGE_SIMILAR = implementations("eviction", _merge_similar, ())

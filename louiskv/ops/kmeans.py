@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from louiskv.ops.dispatch import Implementation, choose
+from louiskv.ops.dispatch import choose, implementations
 from louiskv.ops.ragged import sum_by_label
 
 # Scores that one assignment pass holds at once: small enough to stay in a processor's cache.
@@ -47,7 +47,7 @@ def kmeans(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("kmeans", KMEANS, impl, keys.device)
+    function = choose("kmeans", KMEANS, impl, keys)
     assignment: Tensor = function(keys, counts, num_clusters, iterations, metric, start)
     return assignment
 
@@ -121,4 +121,4 @@ def _update(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tens
     return sums / sizes.clamp(min=1)[..., None], sizes
 
 
-KMEANS = (Implementation("torch", _kmeans),)
+KMEANS = implementations("kmeans", _kmeans, ())

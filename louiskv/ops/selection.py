@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from louiskv.ops.dispatch import Implementation, choose
+from louiskv.ops.dispatch import choose, implementations
 from louiskv.ops.quantize import signs_of
 from louiskv.ops.ragged import left_aligned, take_rows
 
@@ -15,7 +15,13 @@ REDUCES = ("softmax_mean", "softmax_max", "share_mean", "logit_mean", "logit_max
 
 
 def unit_logits(
-    query: Tensor, summaries: tuple[Tensor, ...], *, kind: str = "dot", scaling: float, impl: str | None = None
+    query: Tensor,
+    summaries: tuple[Tensor, ...],
+    *,
+    kind: str = "dot",
+    scaling: float,
+    where: Tensor | None = None,
+    impl: str | None = None,
 ) -> Tensor:
     """Estimate the logit that each query head gives to a token of each unit.
 
@@ -32,6 +38,7 @@ def unit_logits(
             groups of g units.
         kind: What the summaries are.
         scaling: Factor of the logits.
+        where: [N] rows for which it is asked, None for all; the others get anything.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -40,12 +47,14 @@ def unit_logits(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("unit_logits", UNIT_LOGITS, impl, query.device)
-    logits: Tensor = function(query, summaries, kind, scaling)
+    function = choose("unit_logits", UNIT_LOGITS, impl, query)
+    logits: Tensor = function(query, summaries, kind, scaling, where)
     return logits
 
 
-def _unit_logits(query: Tensor, summaries: tuple[Tensor, ...], kind: str, scaling: float) -> Tensor:
+def _unit_logits(
+    query: Tensor, summaries: tuple[Tensor, ...], kind: str, scaling: float, _where: Tensor | None
+) -> Tensor:
     return _LOGITS[kind](query * scaling, *summaries).float()
 
 
@@ -64,7 +73,7 @@ def unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None = None, *, 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("unit_shares", UNIT_SHARES, impl, logits.device)
+    function = choose("unit_shares", UNIT_SHARES, impl, logits)
     shares: Tensor = function(logits, sizes, beside)
     return shares
 
@@ -77,7 +86,9 @@ def _unit_shares(logits: Tensor, sizes: Tensor, beside: Tensor | None) -> Tensor
     return shares.masked_fill((sizes == 0)[:, None], -torch.inf)
 
 
-def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None) -> Tensor:
+def agree(
+    logits: Tensor, sizes: Tensor, reduce: str, *, where: Tensor | None = None, impl: str | None = None
+) -> Tensor:
     """Let the heads of a query group agree on one score for each unit, so that they choose one set.
 
     The score is, by `reduce`, the logarithm of the mean or the maximum over the heads of the softmax over units (mean:
@@ -89,6 +100,7 @@ def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None
             counts for less.
         sizes: [N, U] tokens of each unit; 0 where there is none.
         reduce: Of REDUCES; "query_mean" has one head left, the mean query.
+        where: [N] rows for which it is asked, None for all; the others get anything.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -97,12 +109,12 @@ def agree(logits: Tensor, sizes: Tensor, reduce: str, *, impl: str | None = None
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("agree", AGREE, impl, logits.device)
-    scores: Tensor = function(logits, sizes, reduce)
+    function = choose("agree", AGREE, impl, logits)
+    scores: Tensor = function(logits, sizes, reduce, where)
     return scores
 
 
-def _agree(logits: Tensor, sizes: Tensor, reduce: str) -> Tensor:
+def _agree(logits: Tensor, sizes: Tensor, reduce: str, _where: Tensor | None) -> Tensor:
     logits = logits.masked_fill((sizes == 0)[:, None], -torch.inf)
     if reduce == "share_mean":
         return _log_mean(logits)
@@ -165,7 +177,7 @@ def score_tokens(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("score_tokens", SCORE_TOKENS, impl, query.device)
+    function = choose("score_tokens", SCORE_TOKENS, impl, query)
     scores: Tensor = function(query, shares, bits, steps, unit, place, scaling)
     return scores
 
@@ -209,13 +221,21 @@ def _sketch(query: Tensor, codes: Tensor, _values: Tensor, steps: Tensor) -> Ten
 _LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit, "sketch": _sketch}
 
 
-def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, *, impl: str | None = None) -> Tensor:
+def select_units(
+    scores: Tensor,
+    sizes: Tensor,
+    budget: Tensor | int,
+    *,
+    where: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
     """Take units by descending score until the budget is taken; the unit that crosses it is cut to fit.
 
     Args:
         scores: [N, U]; ties go to the lower index.
         sizes: [N, U] tokens of each unit.
         budget: [N] tokens to take for each row, or one number for all.
+        where: [N] rows for which it is asked, None for all; the others get anything.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -224,12 +244,12 @@ def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, *, impl: s
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("select_units", SELECT_UNITS, impl, scores.device)
-    take: Tensor = function(scores, sizes, budget)
+    function = choose("select_units", SELECT_UNITS, impl, scores)
+    take: Tensor = function(scores, sizes, budget, where)
     return take
 
 
-def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int) -> Tensor:
+def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, _where: Tensor | None) -> Tensor:
     order = scores.argsort(dim=1, descending=True, stable=True)
     ordered = sizes.gather(1, order)
     before = ordered.cumsum(1) - ordered
@@ -238,22 +258,63 @@ def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int) -> Tensor
     return torch.zeros_like(sizes).scatter_(1, order, take.to(sizes.dtype))
 
 
-def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Places of the first tokens of units.
+def places_of(take: Tensor, offsets: Tensor, width: int, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
+    """Places of the first tokens of units, unit by unit.
 
     Args:
         take: [N, U] how many of each unit.
         offsets: [N, U] where each unit begins.
         width: Most places of a row; what is beyond is left out.
+        impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, width] places, -1 behind the last of a row, and [N, width] the units they belong to.
+        [N, width] int64 places, -1 behind the last of a row, and [N, width] int64 the units they belong to, any where
+        there is none.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
     """
+    function = choose("places_of", PLACES_OF, impl, take)
+    place, unit = function(take, offsets, width)
+    return place, unit
+
+
+def _places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     through = take.cumsum(1)
     ordinal = torch.arange(width, device=take.device).expand(len(take), -1).contiguous()
     unit = torch.searchsorted(through, ordinal, right=True).clamp(max=take.shape[1] - 1)
     place = offsets.gather(1, unit) + ordinal - (through - take).gather(1, unit)
     return place.where(ordinal < through[:, -1:], -1), unit
+
+
+def count_in_units(place: Tensor, sizes: Tensor, *, impl: str | None = None) -> Tensor:
+    """Count the tokens of each unit.
+
+    Args:
+        place: [N, S] places, -1 for none.
+        sizes: [N, U] tokens of each unit, which lie side by side from place 0 on.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, U] in the dtype of `sizes`.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("count_in_units", COUNT_IN_UNITS, impl, place)
+    counts: Tensor = function(place, sizes)
+    return counts
+
+
+def _count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
+    unit = unit_at(place.clamp(min=0), sizes)
+    return torch.zeros_like(sizes).scatter_add_(1, unit, (place >= 0).to(sizes.dtype))
+
+
+def unit_at(place: Tensor, sizes: Tensor) -> Tensor:
+    """Units [N, S] of the tokens at the places [N, S], of sizes [N, U]; any unit for a place without a token."""
+    unit = torch.searchsorted(sizes.cumsum(1), place.long(), right=True)
+    return unit.clamp(max=sizes.shape[1] - 1)
 
 
 def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
@@ -270,7 +331,7 @@ def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None)
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("assign_slots", ASSIGN_SLOTS, impl, slot_place.device)
+    function = choose("assign_slots", ASSIGN_SLOTS, impl, slot_place)
     place, missing = function(slot_place, wanted)
     return place, missing
 
@@ -292,9 +353,11 @@ def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(filled, fetched.to(slot_place.dtype), slot_place.masked_fill(~kept, -1)), filled
 
 
-UNIT_LOGITS = (Implementation("torch", _unit_logits),)
-UNIT_SHARES = (Implementation("torch", _unit_shares),)
-AGREE = (Implementation("torch", _agree),)
-SCORE_TOKENS = (Implementation("torch", _score_tokens),)
-SELECT_UNITS = (Implementation("torch", _select_units),)
-ASSIGN_SLOTS = (Implementation("torch", _assign_slots),)
+UNIT_LOGITS = implementations("selection", _unit_logits, ())
+UNIT_SHARES = implementations("selection", _unit_shares, ())
+AGREE = implementations("selection", _agree, ())
+SCORE_TOKENS = implementations("selection", _score_tokens, ())
+PLACES_OF = implementations("selection", _places_of, ())
+COUNT_IN_UNITS = implementations("selection", _count_in_units, ())
+SELECT_UNITS = implementations("selection", _select_units, ())
+ASSIGN_SLOTS = implementations("selection", _assign_slots, ())

@@ -12,7 +12,7 @@ from tests.cli.conftest import Run
 
 
 def test_every_implementation_is_listed_with_whether_it_can_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = Implementation("stone", lambda: None, lambda device: f"{device.type} is no stone")
+    refused = Implementation("stone", lambda: None, lambda like: f"{like.device.type} is no stone")
     monkeypatch.setitem(OPS, "kmeans", (*OPS["kmeans"], refused))
     found = json.loads(run("doctor", "--json").stdout)
     assert {name: list(candidates) for name, candidates in found["operations"].items()} == {
