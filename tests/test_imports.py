@@ -12,7 +12,7 @@ ROOT = Path(louiskv.__file__).parent
 # What each part may import of louiskv; `errors` may be imported by all.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
-    "ops": {"ops"},
+    "ops": {"ops", "folders"},
     "units": {"units", "ops"},
     "triggers": {"triggers", "ops"},
     "importance": {"ops"},

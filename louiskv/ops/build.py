@@ -1,18 +1,24 @@
-"""Where compiled kernels come from, and why there may be none."""
+"""Compile the kernels ahead of their first use: `python -m louiskv.ops.build`."""
 
-from torch import Tensor
+import sys
 
-
-def refuses_cpu(like: Tensor) -> str | None:
-    """Why the kernels in C++ cannot run on tensors like this one."""
-    return None if like.device.type == "cpu" else f"it runs on the CPU, not on {like.device}"
+from louiskv.ops.compiling import BuildError
+from louiskv.ops.native import cpu_library
 
 
-def refuses_triton(like: Tensor) -> str | None:
-    """Why the kernels in Triton cannot run on tensors like this one."""
-    return None if like.device.type == "cuda" else f"it runs on CUDA, not on {like.device}"
+def main() -> int:
+    """Compile what can be compiled here, and print what and where; 1 if that fails."""
+    library = cpu_library()
+    try:
+        path = library.path()
+        there = path.is_file()
+        library.build(tell=False)
+    except BuildError as error:
+        print(f"{library.name} cannot be built: {error}", file=sys.stderr)
+        return 1
+    print(f"{library.name}: {path} ({'was there' if there else 'built'})")
+    return 0
 
 
-def refuses_cuda(like: Tensor) -> str | None:
-    """Why the kernels in CUDA cannot run on tensors like this one."""
-    return None if like.device.type == "cuda" else f"it runs on CUDA, not on {like.device}"
+if __name__ == "__main__":
+    sys.exit(main())

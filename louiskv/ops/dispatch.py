@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from louiskv.errors import ImplementationError
-from louiskv.ops import build
+from louiskv.ops import refusals
 
 
 def _runs_everywhere(_like: Tensor) -> str | None:
@@ -33,9 +33,9 @@ class Implementation:
 
 # Best first: of those that can run, the first does.
 _REFUSALS: dict[str, Callable[[Tensor], str | None]] = {
-    "cuda": build.refuses_cuda,
-    "triton": build.refuses_triton,
-    "cpu": build.refuses_cpu,
+    "cuda": refusals.refuses_cuda,
+    "triton": refusals.refuses_triton,
+    "cpu": refusals.refuses_cpu,
 }
 
 
@@ -59,13 +59,17 @@ def implementations(module: str, reference: Callable[..., Any], twins: Sequence[
 
 
 def _imported_late(module: str, name: str) -> Callable[..., Any]:
-    @cache
-    def load() -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(import_module(module), name)
-        return function
+    found: list[Callable[..., Any]] = []
+
+    # While `torch.compile` traces a call, this is run and not traced.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def find() -> None:
+        if not found:
+            found.append(getattr(import_module(module), name))
 
     def call(*args: Any) -> Any:
-        return load()(*args)
+        find()
+        return found[0](*args)
 
     return call
 

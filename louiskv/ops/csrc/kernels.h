@@ -1,0 +1,36 @@
+// What the kernels take, and the table of them that each instruction set has. Knows nothing of torch.
+#pragma once
+
+#include <cstdint>
+
+namespace louiskv {
+
+enum class Type : int32_t { f32, bf16, f16, i8, u8, i32, i64, boolean };
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// A tensor; strides in elements. `data` is null where there is none.
+struct Array {
+  void* data = nullptr;
+  Type type = Type::f32;
+  int64_t size[4] = {1, 1, 1, 1};
+  int64_t stride[4] = {0, 0, 0, 0};
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+struct Kernels {
+  const char* name;
+  // out [B, H] float32, of queries and others [B, H, D].
+  void (*query_cosines)(const Array& query, const Array& other, const Array& out);
+};
+
+// Of the instruction set that this CPU has, or that LOUISKV_CPU_ISA names.
+const Kernels& kernels();
+
+}  // namespace louiskv
