@@ -288,7 +288,7 @@ class CacheLayer(CacheLayerMixin):
         tiers = self.state.tiers()
         telemetry: LayerTelemetry = self.state.telemetry
         fired, ahead = telemetry.fired.tensor().float(), telemetry.ahead.tensor().float()
-        selected = telemetry.selected_tokens
+        selected = telemetry.selected.read()
         return LayerReport(
             layer=self.index,
             kind=type(self.state).__name__,
@@ -296,11 +296,11 @@ class CacheLayer(CacheLayerMixin):
             steps=self.steps,
             retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
             ahead_rate=float(ahead.mean()) if ahead.numel() else None,
-            hit_rate=telemetry.hit_tokens / selected if selected else None,
+            hit_rate=1 - telemetry.missed.read() / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
             offloaded_bytes=self.state.traffic.offloaded_bytes,
             similarity=summarise(telemetry.similarity),
-            segment_sizes=dict(sorted(telemetry.segment_sizes.items())),
+            segment_sizes=telemetry.segments.read(),
             coding_error=telemetry.coding_error.read(),
             seconds=telemetry.clock.read(),
         )

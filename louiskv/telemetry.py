@@ -51,6 +51,42 @@ class Series:
         return torch.cat([*self._before, held.flatten()]).cpu() if self._before else held.cpu()
 
 
+class Count:
+    """A number of True entries, summed where they arise; adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self._total: Tensor | None = None
+
+    def add(self, where: Tensor) -> None:
+        """Count the entries that are True."""
+        if self._total is None:
+            self._total = torch.zeros((), dtype=torch.int64, device=where.device)
+        self._total += where.sum()
+
+    def read(self) -> int:
+        """How many there were."""
+        return 0 if self._total is None else int(self._total)
+
+
+class Histogram:
+    """How often there was which size, counted where sizes arise; adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self._numbers: Tensor | None = None
+
+    def add(self, sizes: Tensor, most: int) -> None:
+        """Count sizes [...] from 1 to `most`; 0 counts for none."""
+        if self._numbers is None:
+            self._numbers = torch.zeros(most + 1, dtype=torch.int64, device=sizes.device)
+        flat = sizes.flatten().long()
+        self._numbers.scatter_add_(0, flat, (flat > 0).long())
+
+    def read(self) -> dict[int, int]:
+        """The number of each size that occurred, the least first."""
+        numbers = [] if self._numbers is None else self._numbers.tolist()
+        return {size: number for size, number in enumerate(numbers) if number}
+
+
 class CodingError:
     """How far off the keys and values of a pool are, summed where they arise; adding waits for nothing."""
 
@@ -129,9 +165,9 @@ class LayerTelemetry:
         fired: [steps, B, Hkv] where a decode step retrieved before it attended.
         ahead: [steps, B, Hkv] where it selected for the next one, if the trigger is late.
         similarity: [steps, B] cosine of neighbouring queries, if the trigger looks at it.
-        selected_tokens: Tokens chosen by all retrievals, over all KV heads.
-        hit_tokens: Those of them that were resident already.
-        segment_sizes: Number of closed segments of each size.
+        selected: Tokens chosen by all retrievals, over all KV heads.
+        missed: Those of them that were not resident.
+        segments: Number of closed segments of each size.
         coding_error: How far off a pool of few bits is.
         clock: Seconds spent.
     """
@@ -139,16 +175,11 @@ class LayerTelemetry:
     fired: Series = field(default_factory=Series)
     ahead: Series = field(default_factory=Series)
     similarity: Series = field(default_factory=Series)
-    selected_tokens: int = 0
-    hit_tokens: int = 0
-    segment_sizes: dict[int, int] = field(default_factory=dict)
+    selected: Count = field(default_factory=Count)
+    missed: Count = field(default_factory=Count)
+    segments: Histogram = field(default_factory=Histogram)
     coding_error: CodingError = field(default_factory=CodingError)
     clock: Clock = field(default_factory=Clock)
-
-    def count_segments(self, sizes: Tensor) -> None:
-        """Count the segments of these sizes [N]; 0 counts for none."""
-        for size, number in zip(*[part.tolist() for part in sizes[sizes > 0].unique(return_counts=True)], strict=True):
-            self.segment_sizes[size] = self.segment_sizes.get(size, 0) + number
 
 
 @dataclass(frozen=True)

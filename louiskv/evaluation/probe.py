@@ -152,8 +152,8 @@ class _WatchedLayer(FullLayer):
             watcher.state.prompt(query, keys, values, mask, valid, options, dense)
         return super().prompt(query, keys, values, mask, valid, options, dense)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        super().append(keys, values)
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        super()._append(keys, values)
         for watcher in self.watchers:
             watcher.state.append(keys, values)
 
@@ -165,8 +165,8 @@ class _WatchedLayer(FullLayer):
         self._direction = direction
         out, weights, _ = attention_with_weights(
             grouped[:, :, None],
-            self.keys[:, : self.longest],
-            self.values[:, : self.longest],
+            self.keys,
+            self.values,
             self._present()[:, None],
             scaling=options.scaling,
             softcap=options.softcap,

@@ -108,6 +108,7 @@ class KVLayer(ABC):
         self.batch_size = 0
         self.num_kv_heads = 0
         self.group_size = 0
+        self._step_begun = False
 
     def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
         """Learn the sizes, before the first prompt is taken in."""
@@ -197,8 +198,28 @@ class KVLayer(ABC):
         """Take in a prompt's keys [B, Hkv, T, D] and values; `valid` [B, T] is False for padding."""
 
     @abstractmethod
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many decode steps, so that none of them allocates what lasts."""
+
+    def begin_step(self) -> None:
+        """Do what the host must do before a decode step: make room, count on. What follows is for the device alone."""
+        self._step_begun = True
+        self._begin_step()
+
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence: keys [B, Hkv, 1, D] and values."""
+        """Take in one token of each sequence, keys [B, Hkv, 1, D] and values; begins the step if nobody has."""
+        if not self._step_begun:
+            self.begin_step()
+        self._step_begun = False
+        self._append(keys, values)
+
+    @abstractmethod
+    def _begin_step(self) -> None:
+        """As `begin_step`."""
+
+    @abstractmethod
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        """As `append`, in a step that has begun."""
 
     @abstractmethod
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:

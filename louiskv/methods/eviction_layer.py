@@ -231,7 +231,7 @@ class EvictionLayer(KVLayer):
     def _victims(self, positions: Tensor, votes: Tensor, stats: Tensor, window: int, num_new: int) -> Tensor:
         """Where tokens [N, C] must go so that each row keeps to its limit when `num_new` more have come."""
         parts, page_size = self.parts, self.parts.importance.page_size
-        newest = (self.lengths - window) // page_size * page_size
+        newest = (self.lengths + num_new - window) // page_size * page_size
         may_go = (positions >= parts.num_sinks) & (positions < newest[:, None])
         scores = parts.importance.scores(stats, positions, votes).masked_fill(~may_go, torch.inf)
         excess = ((positions >= 0).sum(1) + num_new - self.limits).clamp(min=0)
@@ -242,14 +242,20 @@ class EvictionLayer(KVLayer):
         log_scores = self.parts.importance.log_scores(stats)
         return self.parts.merging.merge(rows, self.kept.key_dim, votes, log_scores, lost, self.impl)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence; where all slots are taken, the least important one is freed first."""
-        self.lengths = self.lengths + 1
+    def reserve(self, num_steps: int) -> None:
+        """Nothing to do: the slots are all there are."""
+
+    def _begin_step(self) -> None:
+        """Where all slots are taken, the least important token is freed."""
         if self.steps_to_full == 0:
-            with self.telemetry.clock.time("selection", keys.device):
+            with self.telemetry.clock.time("selection", self.lengths.device):
                 self._make_room()
-        self.kept.append(torch.cat([keys, values], dim=-1).flatten(0, 2), self.lengths - 1)
         self.steps_to_full -= 1
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence."""
+        self.kept.append(torch.cat([keys, values], dim=-1).flatten(0, 2), self.lengths)
+        self.lengths = self.lengths + 1
 
     def _make_room(self) -> None:
         """Let one token of each full row go, or its page."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Footprint, KVLayer, LayerShape, Method
 from louiskv.ops.attention import decode_attention, partial_attention
+from louiskv.ops.moving import append_token
 from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
@@ -33,9 +34,11 @@ class Full(Method):
 
 
 class FullLayer(KVLayer):
-    """Keys [N, capacity, D] and values of one layer, on the device.
+    """Keys and values of one layer, on the device.
 
     Attributes:
+        rows: [N, capacity, Dk + Dv] in order of position.
+        bias: [N, 1, capacity], 0 where there is a token and -inf where not.
         lengths: [N] tokens of each row.
         longest: Tokens of the longest row.
         ragged: Whether rows may differ in length.
@@ -43,56 +46,66 @@ class FullLayer(KVLayer):
 
     def __init__(self, impl: str | None = None) -> None:
         super().__init__(impl)
-        self.keys = self.values = torch.empty(0)
+        self.rows = self.bias = torch.empty(0)
         self.lengths = torch.empty(0, dtype=torch.int64)
+        self.key_dim = 0
         self.longest = 0
         self.ragged = False
 
+    @property
+    def keys(self) -> Tensor:
+        """[N, longest, Dk], a view."""
+        return self.rows[:, : self.longest, : self.key_dim]
+
+    @property
+    def values(self) -> Tensor:
+        """[N, longest, Dv], a view."""
+        return self.rows[:, : self.longest, self.key_dim :]
+
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt."""
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
         if self.longest == 0:
-            self.lengths = torch.zeros(len(keys), dtype=torch.int64, device=keys.device)
-            self.keys, self.values = keys[:, :0].contiguous(), values[:, :0].contiguous()
-        if valid is None:
-            counts = torch.full_like(self.lengths, keys.shape[1])
-        else:
+            self.key_dim = keys.shape[-1]
+            self.lengths = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+            self.rows = rows[:, :0].contiguous()
+            self.bias = rows.new_zeros(len(rows), 1, 0)
+        counts = torch.full_like(self.lengths, rows.shape[1])
+        if valid is not None:
             order, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
-            keys, values = take_rows(keys.contiguous(), order), take_rows(values.contiguous(), order)
-        lengths = self.lengths + counts
-        self.longest, shortest = int(lengths.max()), int(lengths.min())
-        self.ragged = shortest != self.longest
-        self._reserve(self.longest)
-        append_rows(self.keys, self.lengths, keys, counts)
-        append_rows(self.values, self.lengths, values, counts)
-        self.lengths = lengths
+            rows = take_rows(rows, order)
+        longest = int((self.lengths + counts).max())
+        self._make_room(longest)
+        append_rows(self.rows, self.lengths, rows, counts)
+        self._resize(self.lengths + counts)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence."""
-        self._reserve(self.longest + 1)
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        if self.ragged:
-            place = self.lengths[:, None, None]
-            self.keys.scatter_(1, place.expand(-1, 1, keys.shape[-1]), keys)
-            self.values.scatter_(1, place.expand(-1, 1, values.shape[-1]), values)
-        else:
-            self.keys[:, self.longest] = keys[:, 0]
-            self.values[:, self.longest] = values[:, 0]
-        self.lengths = self.lengths + 1
+    def reserve(self, num_steps: int) -> None:
+        """Make room for as many tokens."""
+        self._make_room(self.longest + num_steps)
+
+    def _begin_step(self) -> None:
+        """Make room for a token."""
         self.longest += 1
+        self._make_room(self.longest)
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence."""
+        sizes = {"num_sinks": self.rows.shape[1], "window": 1}
+        append_token(
+            self.rows, self.bias, self.lengths, keys.flatten(0, 2), values.flatten(0, 2), **sizes, impl=self.impl
+        )
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to everything."""
+        # On a GPU all that there is room for, and the bias says what counts: so a step has the shape of the one before.
+        num_slots = self.longest if query.device.type == "cpu" else self.rows.shape[1]
+        rows, masked = self.rows[:, :num_slots], self.ragged or num_slots > self.longest
         with self.telemetry.clock.time("attention", query.device):
-            bias = None
-            if self.ragged:
-                bias = torch.zeros(len(self.lengths), 1, self.longest, dtype=query.dtype, device=query.device)
-                bias.masked_fill_(~self._present(), -torch.inf)
             out = decode_attention(
                 self.group(query),
-                self.keys[:, : self.longest],
-                self.values[:, : self.longest],
-                bias,
+                rows[..., : self.key_dim],
+                rows[..., self.key_dim :],
+                self.bias[..., :num_slots] if masked else None,
                 scaling=options.scaling,
                 softcap=options.softcap,
                 attention_sinks=options.sinks_by_row(self.batch_size, self.num_kv_heads),
@@ -102,37 +115,34 @@ class FullLayer(KVLayer):
 
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend to everything, as a partial result."""
-        keys, values = self.keys[:, : self.longest], self.values[:, : self.longest]
         mask = self._present()[:, None] if self.ragged else None
-        return partial_attention(query, keys, values, mask, scaling=scaling, softcap=softcap, impl=self.impl)
+        return partial_attention(query, self.keys, self.values, mask, scaling=scaling, softcap=softcap, impl=self.impl)
 
     def crop(self, counts: Tensor) -> None:
         """Forget the last tokens."""
-        self.lengths = self.lengths - counts.repeat_interleave(self.num_kv_heads).to(self.lengths.device)
-        self.longest = int(self.lengths.max())
-        self.ragged = bool((self.lengths != self.longest).any())
+        self._resize(self.lengths - counts.repeat_interleave(self.num_kv_heads).to(self.lengths.device))
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
         rows = self.rows_of_batch(index)
-        self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
-        self.lengths = self.lengths.index_select(0, rows)
-        self.longest = int(self.lengths.max())
-        self.ragged = bool((self.lengths != self.longest).any())
+        self.rows, self.bias = self.rows.index_select(0, rows), self.bias.index_select(0, rows)
+        self._resize(self.lengths.index_select(0, rows))
         self.batch_size = len(index)
 
     def tiers(self) -> Tiers:
         """Everything is resident."""
-        size = self.keys.nbytes + self.values.nbytes + self.lengths.nbytes
+        size = self.rows.nbytes + self.bias.nbytes + self.lengths.nbytes
         tokens = int(self.lengths.sum())
-        token_size = (self.keys.shape[-1] + self.values.shape[-1]) * self.keys.element_size()
+        token_size = self.rows.shape[-1] * self.rows.element_size()
         nothing = Tier(0, 0)
         return Tiers(Tier(tokens, size), nothing, nothing, Tier(tokens, tokens * token_size))
 
     def check_integrity(self) -> None:
         """Lengths and capacities agree."""
-        assert self.longest == int(self.lengths.max()) <= self.keys.shape[1] == self.values.shape[1]
+        assert self.longest == int(self.lengths.max()) <= self.rows.shape[1] == self.bias.shape[2]
         assert self.ragged or bool((self.lengths == self.longest).all())
+        assert torch.equal(self.bias[:, :, : self.longest] == 0, self._present())
+        assert bool((self.bias[..., self.longest :] == -torch.inf).all())
 
     def attended_positions(self) -> Tensor:
         """Everything."""
@@ -146,7 +156,16 @@ class FullLayer(KVLayer):
     def _present(self) -> Tensor:
         return (torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None])[:, None]
 
-    def _reserve(self, needed: int) -> None:
-        if needed > self.keys.shape[1]:
+    def _resize(self, lengths: Tensor) -> None:
+        """Hold so many tokens of each row; this waits for the device."""
+        self.lengths = lengths
+        self.longest, shortest = int(lengths.max()), int(lengths.min())
+        self.ragged = shortest != self.longest
+        slot = torch.arange(self.rows.shape[1], device=lengths.device)
+        self.bias.zero_().masked_fill_((slot >= lengths[:, None])[:, None], -torch.inf)
+
+    def _make_room(self, needed: int) -> None:
+        if needed > self.rows.shape[1]:
             capacity = -(-needed // GROWTH) * GROWTH
-            self.keys, self.values = grown(self.keys, capacity), grown(self.values, capacity)
+            closed = self.bias.new_full((len(self.bias), 1, capacity - self.bias.shape[2]), -torch.inf)
+            self.rows, self.bias = grown(self.rows, capacity), torch.cat([self.bias, closed], dim=-1)

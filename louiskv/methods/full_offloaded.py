@@ -68,10 +68,17 @@ class FullOffloadedLayer(KVLayer):
             order, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
             rows = take_rows(rows, order)
         with self.telemetry.clock.time("offload", rows.device):
-            positions = self.pool.lengths[:, None] + torch.arange(rows.shape[1])
+            positions = self.pool.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
             self.transfer.offload(self.pool, rows, positions, counts)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
+    def reserve(self, num_steps: int) -> None:
+        """Make room for as many tokens."""
+        self.pool.reserve(int(self.pool.lengths.max()) + num_steps)
+
+    def _begin_step(self) -> None:
+        """Nothing to do: the pool grows when a token comes."""
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
         self.absorb(keys, values, None)
 
@@ -107,7 +114,7 @@ class FullOffloadedLayer(KVLayer):
     def crop(self, counts: Tensor) -> None:
         """Forget the last tokens."""
         self.transfer.settle()
-        ends = self.pool.lengths - counts.to("cpu").repeat_interleave(self.num_kv_heads)
+        ends = self.pool.lengths - counts.repeat_interleave(self.num_kv_heads).to(self.pool.lengths.device)
         self.pool.keep_before(ends)
 
     def select_batch(self, index: Tensor) -> None:
@@ -125,13 +132,13 @@ class FullOffloadedLayer(KVLayer):
     def check_integrity(self) -> None:
         """Tokens lie in order of position, none is missing."""
         token = torch.arange(self.pool.rows.shape[1])
-        held = token < self.pool.lengths[:, None]
+        held = token < self.pool.lengths.cpu()[:, None]
         assert bool((self.pool.positions == token)[held].all())
 
     def attended_positions(self) -> Tensor:
         """Everything."""
         token = torch.arange(int(self.pool.lengths.max()))
-        return token.where(token < self.pool.lengths[:, None], -1)
+        return token.where(token < self.pool.lengths.cpu()[:, None], -1)
 
     @property
     def traffic(self) -> Traffic:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.attention import Rest
-from louiskv.ops.selection import agree, score_tokens, select_units, unit_logits, unit_shares
+from louiskv.ops.selection import agree, count_in_units, score_tokens, select_units, unit_logits, unit_shares
 from louiskv.store.device import ResidentSet
 from louiskv.units.entries import AllUnits, BestBundles, Entries
 from louiskv.units.index import UnitIndex
@@ -36,6 +36,7 @@ class Look:
         self.index, self.resident, self.summary, self.query = index, resident, summary, query
         self.scaling, self.reduce, self.max_looked = scaling, reduce, max_looked
         self.attention_sinks, self.impl = attention_sinks, impl
+        self._counted: tuple[Tensor, Tensor] | None = None
 
     def _logits(self, query: Tensor, summaries: tuple[Tensor, ...]) -> Tensor:
         return unit_logits(query, summaries, kind=self.summary.kind, scaling=self.scaling, impl=self.impl)
@@ -59,7 +60,11 @@ class Look:
     @property
     def num_resident(self) -> Tensor:
         """[N, E] resident tokens of each entry."""
-        return self.entries.counted(self.index.resident)
+        slot_place = self.resident.slot_place
+        if self._counted is None or self._counted[0] is not slot_place:
+            in_units = count_in_units(slot_place, self.index.sizes, impl=self.impl)
+            self._counted = slot_place, self.entries.counted(in_units)
+        return self._counted[1]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -108,7 +113,8 @@ class Look:
 
     def best_coverage(self) -> Tensor:
         """[N] what as many tokens of the best units would get."""
-        take = select_units(self.scores, self.unit_sizes, self.index.resident.sum(1), impl=self.impl)
+        num_resident = (self.resident.slot_place >= 0).sum(1)
+        take = select_units(self.scores, self.unit_sizes, num_resident, impl=self.impl)
         return (self.mass[:, : self.entries.num_units] * take).sum(1)
 
     def token_scores(self, entry: Tensor, place: Tensor) -> Tensor:

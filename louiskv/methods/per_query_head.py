@@ -30,7 +30,15 @@ class PerQueryHead(KVLayer):
         """Take in a prompt."""
         self.state.absorb(self._copied(keys), self._copied(values), valid)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
+    def _begin_step(self) -> None:
+        """As the state does."""
+        self.state.begin_step()
+
+    def reserve(self, num_steps: int) -> None:
+        """As the state does."""
+        self.state.reserve(num_steps)
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
         self.state.append(self._copied(keys), self._copied(values))
 

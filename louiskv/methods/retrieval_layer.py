@@ -7,11 +7,12 @@ from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.look import Look
+from louiskv.methods.pace import Pace
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
-from louiskv.ops.attention import decode_attention, merge_attention, partial_attention
-from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
+from louiskv.ops.ragged import left_aligned, may_hold, take_rows, width_of
 from louiskv.store.background import Background
 from louiskv.store.device import Change, ResidentSet
 from louiskv.store.pool import Pool
@@ -32,7 +33,8 @@ class RetrievalLayer(KVLayer):
         index: What the device keeps of every unit.
         pool: Keys and values of every unit.
         cuts: Where the window is cut into units.
-        ahead: The selection for the next step, if the trigger is late.
+        pace: When windows are full.
+        ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
     """
 
     resident: ResidentSet
@@ -46,7 +48,7 @@ class RetrievalLayer(KVLayer):
         super().__init__(impl)
         self.parts = parts
         self.trigger = parts.trigger.start()
-        self.steps_to_full = 0
+        self.pace = Pace.of(parts)
         self._begun = False
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
@@ -71,10 +73,10 @@ class RetrievalLayer(KVLayer):
         key_dim, value_dim, dtype, device = keys.shape[-1], values.shape[-1], keys.dtype, keys.device
         parts = self.parts
         sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
-        self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device)
-        self.index = parts.new_index(num_rows, device)
         coding = parts.new_coding(num_rows, key_dim, value_dim, dtype, device)
         self.pool = Pool(num_rows, coding, device, parts.store)
+        self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
+        self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
         self.ahead = Background(device)
@@ -87,62 +89,67 @@ class RetrievalLayer(KVLayer):
             order, sizes = self.parts.group_prompt(rows[..., : self.resident.key_dim], counts, self.impl)
             rows = take_rows(rows, order)
         with clock.time("offload", device):
-            begin, held = self._offload(rows, positions.gather(1, order), counts)
+            begin, held = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
+            self._note_coding(rows, held, counts)
         with clock.time("clustering", device):
-            self._add_units(begin, sizes, held)
+            self.index.append(*self._units(begin, sizes, held))
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence; where the window is full, its oldest run leaves first."""
+    def _begin_step(self) -> None:
+        """Land what was fetched ahead; where a window is full, its oldest run leaves."""
         self._land()
-        if self.steps_to_full == 0:
-            with self.telemetry.clock.time("offload", keys.device):
-                self._offload_oldest()
-        position = self.resident.append(torch.cat([keys, values], dim=-1).flatten(0, 2))
-        self.cuts.append(position)
-        self.steps_to_full -= 1
+        if self.pace.step():
+            with self.telemetry.clock.time("offload", self.resident.rows.device):
+                self._make_room()
 
-    def _offload_oldest(self) -> None:
-        """Move the oldest run of every full window to the pool; it stays resident as far as slots are free."""
-        resident, parts, start = self.resident, self.parts, self.resident.window_start
-        counts = self.cuts.oldest_size(start, resident.lengths) * (resident.window_room() <= 0)
-        positions = start[:, None] + torch.arange(int(counts.max()), device=start.device)
-        rows = take_rows(resident.rows, resident.slots_of(positions))
-        order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, self.impl)
-        rows, positions = take_rows(rows, order), positions.gather(1, order)
-        begin, held = self._offload(rows, positions, counts)
-        self._add_units(begin, sizes, held)
-        self.telemetry.count_segments(sizes)
-        resident.advance(resident.lengths, start + counts)
+    def _append(self, keys: Tensor, values: Tensor) -> None:
+        """Take in one token of each sequence."""
+        self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
+        self.cuts.append(self.resident.lengths - 1)
 
-        room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
-        token = torch.arange(rows.shape[1], device=start.device)
-        stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-        change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), self.impl)
-        self._fill(change, held[change.row, change.source - begin[change.row]])
-        self.steps_to_full = int(resident.window_room().min())
+    def _make_room(self) -> None:
+        """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
 
-    def _offload(self, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Move tokens to the end of the pool: [N] where they begin there, and what it holds of them.
-
-        What is summarised and what becomes resident is that, and not what came: so it does not matter whether a token
-        was in the window a moment ago.
+        What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
+        whether a token was in the window a moment ago.
         """
-        begin, held = self.transfer.offload(self.pool, rows, positions, counts)
+        resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
+        full = resident.window_room() < self.pace.stride
+        if may_hold(full):
+            self.reserve(0)
+            counts = self.cuts.oldest_size(start, resident.lengths) * full
+            token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
+            positions = start[:, None] + token
+            rows = take_rows(resident.rows, resident.slots_of(positions))
+            order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
+            rows, positions = take_rows(rows, order), positions.gather(1, order)
+            begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
+            self._note_coding(rows, held, counts)
+            self.index.append_few(*self._units(begin, sizes, held), impl=impl)
+            self.telemetry.segments.add(sizes, self.pace.longest_run)
+            resident.advance(resident.lengths, start + counts)
+            room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
+            stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
+            change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
+            resident.fill(change, held, change.place - begin[:, None], impl)
+        self.pace.left(resident.window_room(), self.index.counts)
+
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many tokens more, so that taking them in allocates nothing."""
+        tokens = self.pace.longest + num_steps - self.parts.num_sinks
+        self.pool.reserve(tokens)
+        self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
+
+    def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
             self.telemetry.coding_error.add(rows, held, self.resident.key_dim, counts)
-        return begin.to(rows.device), held
 
-    def _add_units(self, begin: Tensor, sizes: Tensor, rows: Tensor) -> None:
-        """Tell the index of units of sizes [N, U], whose tokens [N, T, Dk + Dv] begin in the pool at [N]."""
+    def _units(
+        self, begin: Tensor, sizes: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
+        """What the index is told of units of sizes [N, U], whose tokens [N, T, Dk + Dv] begin in the pool at [N]."""
         keys, values = rows.tensor_split([self.resident.key_dim], dim=-1)
         summaries, details = self.parts.summarise(keys, values, sizes)
-        offsets, device = begin[:, None] + sizes.cumsum(1) - sizes, self.resident.rows.device
-        self.index.append(
-            offsets.to(device),
-            sizes.to(device),
-            tuple(part.to(device) for part in summaries),
-            None if details is None else details.to(device),
-        )
+        return begin[:, None] + sizes.cumsum(1) - sizes, sizes, summaries, details
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""
@@ -153,8 +160,7 @@ class RetrievalLayer(KVLayer):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
             self._record(fired)
             fire = fired.flatten()
-            # On a GPU this waits for the device; the kernels that test `fire` themselves do not.
-            retrieve = bool(fire.any())
+            retrieve = may_hold(fire)
             if retrieve:
                 self.cuts.cut(fire, self.resident.lengths - 1)
         rest = None
@@ -165,8 +171,9 @@ class RetrievalLayer(KVLayer):
             if parts.estimate:
                 with clock.time("estimate", query.device):
                     rest = look.rest(parts.max_estimated)
-            if self.trigger.ahead is not None and bool(self.trigger.ahead.any()):
+            if self.trigger.ahead is not None and may_hold(self.trigger.ahead):
                 self._start_ahead(look, self.trigger.ahead.flatten())
+        in_place = self._has_units and self.resident.in_place
         with clock.time("attention", query.device):
             out = decode_attention(
                 grouped,
@@ -176,6 +183,7 @@ class RetrievalLayer(KVLayer):
                 scaling=options.scaling,
                 softcap=options.softcap,
                 attention_sinks=attention_sinks,
+                chosen=Chosen(self.pool.rows, self.resident.slot_place) if in_place else None,
                 rest=rest,
                 impl=self.impl,
             )
@@ -183,34 +191,26 @@ class RetrievalLayer(KVLayer):
 
     @property
     def _has_units(self) -> bool:
-        return self.index.sizes.shape[1] > 0
+        return len(self.index.summaries) > 0 and self.index.sizes.shape[1] > 0
 
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
             change = self._select(look, where)
         with self.telemetry.clock.time("fetch", look.query.device):
-            self._apply(where, change, self._fetch(change))
+            self.transfer.fetch(self.pool, change, self.resident.retrieved, self.impl)
+            self.resident.assign(change.place)
+            self._count(where, change)
 
     def _select(self, look: Look, where: Tensor) -> Change:
         """What must change in the slots for a new selection in rows `where` [N]."""
         wanted = torch.where(where[:, None], self.parts.select(look), self.resident.slot_place)
         return self.resident.change_to(wanted, self.impl)
 
-    def _fetch(self, change: Change) -> Tensor:
-        """[J, Dk + Dv] what is missing."""
-        return self.transfer.gather(self.pool, change.row, change.source)
-
-    def _apply(self, where: Tensor, change: Change, rows: Tensor) -> None:
-        """Fill the slots, and count what the selection took and what of it was resident already."""
-        selected = int(((change.place >= 0) & where[:, None]).sum())
-        self.telemetry.selected_tokens += selected
-        self.telemetry.hit_tokens += selected - len(rows)
-        self._fill(change, rows)
-
-    def _fill(self, change: Change, rows: Tensor) -> None:
-        self.resident.fill(change, rows)
-        self.index.count_resident(change.place)
+    def _count(self, where: Tensor, change: Change) -> None:
+        """Count what the selection took and what of it was not resident."""
+        self.telemetry.selected.add((change.place >= 0) & where[:, None])
+        self.telemetry.missed.add(change.missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step in the background, changing nothing yet.
@@ -221,7 +221,9 @@ class RetrievalLayer(KVLayer):
         def prepare() -> tuple[Tensor, Change, Tensor]:
             with self.telemetry.clock.time("ahead", look.query.device):
                 change = self._select(look, where)
-                return where, change, self._fetch(change)
+                rows = torch.empty_like(self.resident.retrieved)
+                self.transfer.fetch(self.pool, change, rows, self.impl)
+                return where, change, rows
 
         self.ahead.start(prepare)
 
@@ -229,7 +231,10 @@ class RetrievalLayer(KVLayer):
         """Put what was fetched ahead into its slots."""
         if self._begun and self.ahead.busy:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self._apply(*self.ahead.collect())
+                where, change, rows = self.ahead.collect()
+                slot = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
+                self.resident.fill(change, rows, slot, self.impl)
+                self._count(where, change)
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)
@@ -273,13 +278,17 @@ class RetrievalLayer(KVLayer):
         """Take the tokens from `start` [N] on out of the pool, those before `end` [N] back into the window."""
         resident, pool = self.resident, self.pool
         sizes = take_back(resident, pool, self.transfer, self.index.sizes, start, end)
-        self.index = self.parts.new_index(len(sizes), resident.rows.device)
-        self._add_units(torch.zeros_like(pool.lengths), sizes, pool.decoded())
+        device = resident.rows.device
+        self.index = self.parts.new_index(len(sizes), device)
+        self.index.append(*self._units(torch.zeros_like(pool.lengths), sizes.to(device), pool.decoded().to(device)))
 
     def _start_over(self) -> None:
         """Begin with the window as it lies: what the trigger has seen is over."""
         self.trigger.reset()
-        self.steps_to_full = int(self.resident.window_room().min())
+        self._look_around()
+
+    def _look_around(self) -> None:
+        self.pace.start(self.resident.lengths, self.resident.window_room(), self.index.counts)
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
@@ -290,7 +299,7 @@ class RetrievalLayer(KVLayer):
             part.select_rows(rows)
         self.trigger.select_batch(index)
         self.batch_size = len(index)
-        self.steps_to_full = int(self.resident.window_room().min())
+        self._look_around()
 
     def tiers(self) -> Tiers:
         """What lies where."""

@@ -85,7 +85,7 @@ def take_back(
     """
     transfer.settle()
     token = torch.arange(pool.rows.shape[1], device=pool.device)
-    gone = (token < pool.lengths[:, None]) & (pool.positions >= start.to(pool.device)[:, None])
+    gone = (token < pool.lengths.to(pool.device)[:, None]) & (pool.positions >= start.to(pool.device)[:, None])
     row, place = (gone & (pool.positions < end.to(pool.device)[:, None])).nonzero(as_tuple=True)
     position = pool.positions[row, place].long().to(end.device)
     resident.put(row.to(end.device), position, transfer.gather(pool, row, place))

@@ -47,7 +47,17 @@ class SplitLayer(KVLayer):
         held = [(part, heads) for part, heads in zip(self.parts, places, strict=True) if len(heads)]
         self.parts, self._places = tuple(part for part, _ in held), tuple(heads for _, heads in held)
 
-    def append(self, keys: Tensor, values: Tensor) -> None:
+    def _begin_step(self) -> None:
+        """As both parts do."""
+        for part in self.parts:
+            part.begin_step()
+
+    def reserve(self, num_steps: int) -> None:
+        """As both parts do."""
+        for part in self.parts:
+            part.reserve(num_steps)
+
+    def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
         for part, heads in zip(self.parts, self._places, strict=True):
             part.append(keys[:, heads], values[:, heads])

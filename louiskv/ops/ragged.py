@@ -7,6 +7,16 @@ from torch import Tensor
 PROMPT = 1024
 
 
+def may_hold(condition: Tensor) -> bool:
+    """False if no entry is True and it takes no wait for a device to know that: then what follows can be left out."""
+    return condition.device.type != "cpu" or bool(condition.any())
+
+
+def width_of(counts: Tensor, most: int) -> int:
+    """Entries that the widest row needs; `most`, which none exceeds, where asking would wait for a device."""
+    return most if counts.device.type != "cpu" else int(counts.max())
+
+
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
     """Pick entries of each row.
 

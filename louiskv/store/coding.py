@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from louiskv.ops.ragged import may_hold
+
 # Bits of a number in a pool; None for the numbers as they are.
 POOL_BITS = (None, 8, 4)
 # Scale and offset, of the key and of the value, in 16 bits each.
@@ -34,10 +36,12 @@ class Coding(ABC):
     Attributes:
         size: Entries of a kept token.
         dtype: Their type.
+        exact: Whether they are the numbers of its key and its value.
     """
 
     size: int
     dtype: torch.dtype
+    exact: bool = False
 
     @property
     def token_size(self) -> int:
@@ -85,6 +89,8 @@ class Coding(ABC):
 class Exact(Coding):
     """A token is its key and its value, as they are."""
 
+    exact = True
+
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self.size, self.dtype = size, dtype
 
@@ -118,7 +124,7 @@ class FewBits(Coding):
     Attributes:
         mean: [N, Dk] float32 mean of each key channel.
         spread: [N, Dk] float32 standard deviation of each key channel.
-        learnt: [N] whether there were tokens to learn them from; in host memory, where asking waits for nothing.
+        learnt: [N] whether there were tokens to learn them from.
     """
 
     def __init__(
@@ -129,7 +135,7 @@ class FewBits(Coding):
         self.decoded_dtype = dtype
         self.mean = torch.zeros(num_rows, key_dim, dtype=torch.float32, device=device)
         self.spread = torch.ones_like(self.mean)
-        self.learnt = torch.zeros(num_rows, dtype=torch.bool)
+        self.learnt = torch.zeros(num_rows, dtype=torch.bool, device=device)
 
     @property
     def num_bytes(self) -> int:
@@ -172,11 +178,11 @@ class FewBits(Coding):
 
     def _learn(self, keys: Tensor, counts: Tensor) -> None:
         """Learn from keys [N, T, Dk] the rows that have tokens for the first time."""
-        if bool(self.learnt.all()):
+        if not may_hold(~self.learnt):
             return
-        fresh = ~self.learnt & (counts > 0).to(self.learnt.device)
+        fresh = ~self.learnt & (counts > 0)
         self.learnt = self.learnt | fresh
-        here = fresh.to(keys.device)[:, None]
+        here = fresh[:, None]
         present = (torch.arange(keys.shape[1], device=keys.device) < counts.to(keys.device)[:, None])[..., None]
         number = counts.to(keys.device).clamp(min=1)[:, None]
         # In float64 a sum is the same to float32 in any order, so that padding beside a row changes nothing.

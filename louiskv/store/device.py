@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from louiskv.ops.moving import append_token, fetch_rows
 from louiskv.ops.selection import assign_slots
 
 
@@ -13,28 +14,23 @@ class Change(NamedTuple):
 
     Attributes:
         place: [N, num_retrieved] place in the pool of the token in each slot, -1 for none.
-        row: [J] rows of the missing tokens.
-        slot: [J] their slots.
+        missing: [N, num_retrieved] True where the token is not there yet.
     """
 
     place: Tensor
-    row: Tensor
-    slot: Tensor
-
-    @property
-    def source(self) -> Tensor:
-        """[J] places in the pool of the missing tokens."""
-        return self.place[self.row, self.slot]
+    missing: Tensor
 
 
 class ResidentSet:
     """Slots of one layer on the device: sinks, then the window as a ring, then retrieved tokens.
 
     A token's slot in the first two zones follows from its position p alone: p if p < num_sinks, otherwise
-    num_sinks + (p - num_sinks) mod window. What lies in the third zone is written down slot by slot.
+    num_sinks + (p - num_sinks) mod window. What lies in the third zone is written down slot by slot; where the pool is
+    in the device's own memory, tokens are attended to there, and this zone has no rows.
 
     Attributes:
-        rows: [N, L, Dk + Dv] with L = num_sinks + window + num_retrieved, zero where never filled.
+        in_place: Whether retrieved tokens stay where they are in the pool.
+        rows: [N, L, Dk + Dv] with L = num_sinks + window, + num_retrieved if not in place; zero where never filled.
         bias: [N, 1, L], 0 where a slot is occupied and -inf where it is empty.
         lengths: [N] int64, tokens seen by each row.
         window_start: [N] int64, position of the oldest token in the window (num_sinks at the least).
@@ -51,10 +47,11 @@ class ResidentSet:
         value_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        in_place: bool = False,
     ) -> None:
         self.num_sinks, self.window, self.num_retrieved = num_sinks, window, num_retrieved
-        self.key_dim = key_dim
-        size = num_sinks + window + num_retrieved
+        self.key_dim, self.in_place = key_dim, in_place
+        size = num_sinks + window + (0 if in_place else num_retrieved)
         self.rows = torch.zeros(num_rows, size, key_dim + value_dim, dtype=dtype, device=device)
         self.bias = torch.full((num_rows, 1, size), -torch.inf, dtype=dtype, device=device)
         self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -79,6 +76,11 @@ class ResidentSet:
         return self.keys[:, :end], self.bias[..., :end]
 
     @property
+    def retrieved(self) -> Tensor:
+        """[N, num_retrieved, Dk + Dv], a view of the retrieved slots; without slots if they are in place."""
+        return self.rows[:, self.num_sinks + self.window :]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of device memory this set has allocated."""
         tensors = (self.rows, self.bias, self.lengths, self.window_start, self.slot_place)
@@ -91,8 +93,9 @@ class ResidentSet:
 
     @property
     def num_resident(self) -> Tensor:
-        """[N] tokens of each row that lie here."""
-        return (self.bias[:, 0] == 0).sum(1)
+        """[N] tokens of each row that take part."""
+        _, always = self.always
+        return (always[:, 0] == 0).sum(1) + (self.slot_place >= 0).sum(1)
 
     def window_room(self) -> Tensor:
         """[N] tokens each row can still take in before its window is over-full."""
@@ -111,21 +114,10 @@ class ResidentSet:
         position = torch.where(slot < self.num_sinks, slot, start + (slot - start) % self.window)
         return position.where(self.bias[:, 0, : len(slot)] == 0, -1)
 
-    def append(self, rows: Tensor) -> Tensor:
-        """Take in one token of each row; the window must have room.
-
-        Args:
-            rows: [N, Dk + Dv].
-
-        Returns:
-            [N] its position.
-        """
-        position = self.lengths
-        flat = self.first_slot + self.slots_of(position)
-        self.rows.flatten(0, 1).index_copy_(0, flat, rows)
-        self.bias.view(-1).index_fill_(0, flat, 0)
-        self.lengths = position + 1
-        return position
+    def append(self, keys: Tensor, values: Tensor, impl: str | None = None) -> None:
+        """Take in one token of each row, keys [N, Dk] and values; the window must have room."""
+        sizes = {"num_sinks": self.num_sinks, "window": self.window}
+        append_token(self.rows, self.bias, self.lengths, keys, values, **sizes, impl=impl)
 
     def place(self, rows: Tensor, positions: Tensor, present: Tensor) -> None:
         """Write sink or window tokens [N, J, Dk + Dv] at these positions [N, J] where `present` [N, J]."""
@@ -149,25 +141,20 @@ class ResidentSet:
 
     def change_to(self, wanted: Tensor, impl: str | None = None) -> Change:
         """What must change for the places `wanted` [N, W], -1 for none, to be those of the retrieved slots."""
-        place, missing = assign_slots(self.slot_place, wanted, impl=impl)
-        row, slot = missing.nonzero(as_tuple=True)
-        return Change(place, row, slot)
+        return Change(*assign_slots(self.slot_place, wanted, impl=impl))
 
-    def fill(self, change: Change, rows: Tensor) -> None:
-        """Make a change, the missing tokens being `rows` [J, Dk + Dv]."""
-        self.fill_retrieved(change.row, change.slot, rows)
+    def fill(self, change: Change, rows: Tensor, place: Tensor, impl: str | None = None) -> None:
+        """Make a change, the missing token of each slot being that of `rows` [N, T, Dk + Dv] at `place` [N, S]."""
+        if not self.in_place:
+            fetch_rows(rows, place, change.missing, self.retrieved, impl=impl)
         self.assign(change.place)
 
     def assign(self, slot_place: Tensor) -> None:
         """Write down what the retrieved slots hold from now on."""
         self.slot_place = slot_place
-        zone = self.bias[:, 0, self.num_sinks + self.window :]
-        zone.fill_(-torch.inf).masked_fill_(slot_place >= 0, 0)
-
-    def fill_retrieved(self, row: Tensor, slot: Tensor, rows: Tensor) -> None:
-        """Write tokens [J, Dk + Dv] into the retrieved slots [J] of rows [J]."""
-        flat = self.first_slot[row] + self.num_sinks + self.window + slot
-        self.rows.flatten(0, 1).index_copy_(0, flat, rows)
+        if not self.in_place:
+            zone = self.bias[:, 0, self.num_sinks + self.window :]
+            zone.fill_(-torch.inf).masked_fill_(slot_place >= 0, 0)
 
     def forget_retrieved(self) -> None:
         """Empty all retrieved slots."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import HostMemoryError
+from louiskv.ops.moving import store_rows
 from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
 from louiskv.store.coding import Coding
 
@@ -29,7 +30,7 @@ class Pool:
         coding: What is kept of a token; it codes and decodes on the device, beside the pool.
         rows: [N, capacity, C] coded tokens; in host memory pinned when the device is a GPU.
         positions: [N, capacity] int32, where each token stands in its sequence (padding not counted).
-        lengths: [N] int64, tokens held by each row.
+        lengths: [N] int64, tokens held by each row; on the device.
         tier: "host", or "device" where the tokens stay on the device and are only picked from.
     """
 
@@ -39,8 +40,13 @@ class Pool:
         self.pinned = tier == "host" and device.type == "cuda"
         shape = (num_rows, 0, coding.size)
         self.rows = torch.empty(shape, dtype=coding.dtype, device=self.device, pin_memory=self.pinned)
-        self.positions = torch.empty(num_rows, 0, dtype=torch.int32, device=self.device)
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
+        self.positions = torch.empty(num_rows, 0, dtype=torch.int32, device=self.device, pin_memory=self.pinned)
+        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the device can attend to tokens where they lie here."""
+        return self.device == self.lengths.device and self.coding.exact
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +59,7 @@ class Pool:
         return self.coding.token_size
 
     def append(self, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
-        """Copy tokens to the end of the pool.
+        """Copy tokens of a prompt to the end of the pool.
 
         Args:
             rows: [N, T, C] coded tokens, on any device.
@@ -66,12 +72,21 @@ class Pool:
         Raises:
             HostMemoryError: There is no room for them.
         """
-        counts = counts.to(self.device)
-        self._reserve(int((self.lengths + counts).max()))
+        counts = counts.to(self.lengths.device)
+        self.reserve(int((self.lengths + counts).max()))
         append_rows(self.rows, self.lengths, rows, counts)
         append_rows(self.positions, self.lengths, positions.to(self.device, torch.int32), counts)
+        return self._lengthen(counts)
+
+    def append_few(self, rows: Tensor, positions: Tensor, counts: Tensor, impl: str | None = None) -> Tensor:
+        """The same for the tokens of one run, for which room was reserved; waits for nothing."""
+        store_rows(self.rows, self.lengths, rows, counts, impl=impl)
+        store_rows(self.positions, self.lengths, positions.to(torch.int32), counts, impl=impl)
+        return self._lengthen(counts)
+
+    def _lengthen(self, counts: Tensor) -> Tensor:
         begin = self.lengths
-        self.lengths = self.lengths + counts
+        self.lengths = begin + counts
         return begin
 
     def take(self, row: Tensor, index: Tensor) -> Tensor:
@@ -97,25 +112,30 @@ class Pool:
             [N, T] True for the tokens kept, in the places they had.
         """
         token = torch.arange(self.rows.shape[1], device=self.device)
-        held = token < self.lengths[:, None]
+        held = token < self.lengths.to(self.device)[:, None]
         keep = held & (self.positions < ends.to(self.device)[:, None])
-        order, self.lengths = left_aligned(keep)
-        rows = take_rows(self.rows, order)
-        self.rows = rows.pin_memory() if self.pinned else rows
-        self.positions = self.positions.gather(1, order)
+        order, lengths = left_aligned(keep)
+        self.lengths = lengths.to(self.lengths.device)
+        self._replace(take_rows(self.rows, order), self.positions.gather(1, order))
         self.coding.forget(self.lengths == 0)
         return keep
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
-        index = index.to(self.device)
-        rows = self.rows.index_select(0, index)
-        self.rows = rows.pin_memory() if self.pinned else rows
-        self.positions = self.positions.index_select(0, index)
-        self.lengths = self.lengths.index_select(0, index)
+        here = index.to(self.device)
+        self._replace(self.rows.index_select(0, here), self.positions.index_select(0, here))
+        self.lengths = self.lengths.index_select(0, index.to(self.lengths.device))
         self.coding.select_rows(index)
 
-    def _reserve(self, needed: int) -> None:
+    def _replace(self, rows: Tensor, positions: Tensor) -> None:
+        self.rows, self.positions = (part.pin_memory() if self.pinned else part for part in (rows, positions))
+
+    def reserve(self, needed: int) -> None:
+        """Make room for so many tokens of each row.
+
+        Raises:
+            HostMemoryError: There is none.
+        """
         capacity = self.rows.shape[1]
         if needed <= capacity:
             return

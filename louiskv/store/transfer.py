@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from louiskv.ops.moving import fetch_rows
+from louiskv.ops.ragged import left_aligned, width_of
+from louiskv.store.device import Change
 from louiskv.store.pool import Pool
 
 
@@ -24,19 +27,31 @@ class Traffic:
 
 
 class Transfer:
-    """Moves tokens of one layer between its resident set and its pool; a pool on the device moves nothing.
+    """Moves tokens of one layer between its resident set and its pool, and counts what a bus between them carries.
 
-    On a GPU the offload of a prompt runs on a side stream, beside the computation of the next layer; `settle` waits
-    for it before the pool is read.
+    Where both are the same memory, as on a CPU, a fetch moves nothing and is counted all the same. No bus leads to
+    a pool whose tier is the device.
+
+    On a GPU the offload of a prompt runs on a side stream, beside the computation of the next layer.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.traffic = Traffic()
         self.device = device
+        self._read = Traffic()
+        # Fetched and offloaded tokens, counted where they are known.
+        self._moved = torch.zeros(2, dtype=torch.int64, device=device)
+        self._token_size = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._on_its_way = False
+
+    @property
+    def traffic(self) -> Traffic:
+        """What has moved; on a GPU this waits for the device."""
+        fetched, offloaded = self._moved.tolist()
+        return self._read + Traffic(fetched, fetched * self._token_size, offloaded, offloaded * self._token_size)
 
     def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Code tokens on the device, and copy what comes out to the end of the pool.
+        """Code tokens of a prompt on the device, and copy what comes out to the end of the pool.
 
         Args:
             pool: The pool.
@@ -48,24 +63,48 @@ class Transfer:
             [N] where they begin in the pool, and [N, T, Dk + Dv] what it will give back, on the device.
         """
         coded, held = pool.coding.encode(rows, counts)
-        if pool.tier == "device":
-            return pool.append(coded, positions, counts), held
-        tokens = int(counts.sum())
-        self.traffic.offloaded_tokens += tokens
-        self.traffic.offloaded_bytes += tokens * pool.token_size
-        if self._stream is None:
+        self._count(pool, 1, counts)
+        if self._stream is None or pool.tier == "device":
             return pool.append(coded, positions, counts), held
         self._stream.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(self._stream):
             begin = pool.append(coded, positions, counts)
         coded.record_stream(self._stream)
+        self._on_its_way = True
         return begin, held
+
+    def offload_few(
+        self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor, impl: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same for the tokens of one run of the output, for which the pool has room; waits for nothing."""
+        self._join()
+        coded, held = pool.coding.encode(rows, counts)
+        self._count(pool, 1, counts)
+        return pool.append_few(coded, positions, counts, impl), held
+
+    def fetch(self, pool: Pool, change: Change, slots: Tensor, impl: str | None = None) -> None:
+        """Bring the tokens that are missing into their slots [N, S, Dk + Dv]; tokens in place stay there."""
+        self._join()
+        self._count(pool, 0, change.missing)
+        if pool.in_place:
+            return
+        if pool.coding.exact:
+            fetch_rows(pool.rows, change.place, change.missing, slots, impl=impl)
+            return
+        order, counts = left_aligned(change.missing)
+        slot = order[:, : width_of(counts, order.shape[1])]
+        missing = change.missing.gather(1, slot)
+        coded = torch.empty(*slot.shape, pool.coding.size, dtype=pool.coding.dtype, device=self.device)
+        fetch_rows(pool.rows, change.place.gather(1, slot), missing, coded, impl=impl)
+        rows = pool.coding.decode(coded, torch.arange(len(slot), device=self.device)[:, None])
+        index = slot[..., None].expand_as(rows)
+        slots.scatter_(1, index, torch.where(missing[..., None], rows, slots.gather(1, index)))
 
     def gather(self, pool: Pool, row: Tensor, index: Tensor) -> Tensor:
         """Bring the tokens at the places `index` [J] of the pool rows `row` [J] to the device: [J, Dk + Dv]."""
         self.settle()
         coded = pool.take(row, index)
-        self._count_fetched(pool, len(coded))
+        self._count_read(pool, len(coded))
         return pool.coding.decode(coded.to(self.device, non_blocking=True), row)
 
     def read(self, pool: Pool, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,19 +121,31 @@ class Transfer:
         longest = int(pool.lengths.max())
         for first in range(0, longest, chunk_size):
             coded = pool.rows[:, first : min(first + chunk_size, longest)]
-            token = torch.arange(first, first + coded.shape[1], device=pool.device)
-            present = token < pool.lengths[:, None]
-            self._count_fetched(pool, coded.shape[0] * coded.shape[1])
+            token = torch.arange(first, first + coded.shape[1], device=self.device)
+            self._count_read(pool, coded.shape[0] * coded.shape[1])
             coded = coded.to(self.device, copy=pool.tier == "host")
             row = torch.arange(len(coded), device=self.device)[:, None]
-            yield pool.coding.decode(coded, row), present.to(self.device)
+            yield pool.coding.decode(coded, row), token < pool.lengths[:, None]
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""
         if self._stream is not None:
             self._stream.synchronize()
+            torch.cuda.current_stream(self.device).synchronize()
+            self._on_its_way = False
 
-    def _count_fetched(self, pool: Pool, num_tokens: int) -> None:
+    def _join(self) -> None:
+        """Let the device wait, and not the caller, until a prompt has arrived in the pool."""
+        if self._on_its_way and self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            self._on_its_way = False
+
+    def _count(self, pool: Pool, which: int, tokens: Tensor) -> None:
         if pool.tier == "host":
-            self.traffic.fetched_tokens += num_tokens
-            self.traffic.fetched_bytes += num_tokens * pool.token_size
+            self._token_size = pool.token_size
+            self._moved[which] += tokens.sum()
+
+    def _count_read(self, pool: Pool, num_tokens: int) -> None:
+        if pool.tier == "host":
+            self._read.fetched_tokens += num_tokens
+            self._read.fetched_bytes += num_tokens * pool.token_size

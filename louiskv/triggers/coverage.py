@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_choice, check_count, check_range
+from louiskv.ops.ragged import may_hold
 from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
 from louiskv.triggers.cosine import AnchorState
 
@@ -67,8 +68,7 @@ class CoverageState(TriggerState):
         cosine, due = self.anchor.turned(query, num_kv_heads)
         moved = ~(cosine >= self.settings.guard)
         fired = cosine.isnan() | due
-        # On a GPU this waits for the device.
-        if estimate is not None and bool((moved & ~fired).any()):
+        if estimate is not None and may_hold(moved & ~fired):
             fired = fired | self._uncovered(estimate, moved)
         self.chosen(fired)
         return fired

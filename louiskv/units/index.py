@@ -1,15 +1,19 @@
 """The index: what the device keeps of every unit of one layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from louiskv.ops.ragged import append_rows, grown, take_rows
+from louiskv.ops.moving import store_rows
+from louiskv.ops.ragged import append_rows, grown, take_rows, width_of
+from louiskv.ops.selection import unit_at
 from louiskv.units.summaries import Summary
 
-# Bytes of the table's entry for one unit: offset, size and how much of it is resident.
-TABLE_BYTES = 12
+# Bytes of the table's entry for one unit: offset and size.
+TABLE_BYTES = 8
 # Room added when the index is full and few units come.
 GROWTH = 64
 
@@ -28,12 +32,11 @@ class Bundles:
 
 
 class UnitIndex:
-    """Place, size and summary of every unit of one layer, and how much of it is resident.
+    """Place, size and summary of every unit of one layer.
 
     Attributes:
         offsets: [N, U] int32, where the unit begins in its row of the pool.
         sizes: [N, U] int32, its tokens; 0 past a row's count.
-        resident: [N, U] int32, how many of its tokens lie in retrieved slots.
         summaries: Tensors [N, U / stride, ...], as `Summary.build` makes them; U is a multiple of every stride.
         details: [N, T, ...] what is kept of each token, as `Summary.details` makes it; None for nothing.
         bundled: What `summaries` is, of bundles [N, U / bundle size, ...]; empty without bundles.
@@ -46,13 +49,13 @@ class UnitIndex:
     ) -> None:
         self.offsets = torch.zeros(num_rows, 0, dtype=torch.int32, device=device)
         self.sizes = torch.zeros_like(self.offsets)
-        self.resident = torch.zeros_like(self.offsets)
         self.summaries: tuple[Tensor, ...] = ()
         self.bundled: tuple[Tensor, ...] = ()
         self.details: Tensor | None = None
         self.strides, self.bundles = strides, bundles
         self.counts = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.num_tokens = torch.zeros_like(self.counts)
+        self._token_room = 0
 
     @property
     def summary_bytes(self) -> int:
@@ -64,13 +67,13 @@ class UnitIndex:
     @property
     def num_bytes(self) -> int:
         """Bytes of device memory of it all: the summaries, and what says where the units lie."""
-        tables = (self.offsets, self.sizes, self.resident, self.counts, self.num_tokens)
+        tables = (self.offsets, self.sizes, self.counts, self.num_tokens)
         return self.summary_bytes + sum(tensor.nbytes for tensor in tables)
 
     def append(
         self, offsets: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...], details: Tensor | None = None
     ) -> Tensor:
-        """Add units; of each row those that come before its first size of 0.
+        """Add the units of a prompt; of each row those that come before its first size of 0.
 
         Args:
             offsets: [N, u].
@@ -81,37 +84,81 @@ class UnitIndex:
         Returns:
             [N] index of the first unit added to each row.
         """
-        new = (sizes > 0).sum(1)
-        needed = int((self.counts + new).max())
-        if not self.summaries:
-            self.summaries = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in summaries)
-        if needed > self.sizes.shape[1]:
-            capacity = needed if self.sizes.shape[1] == 0 else needed + GROWTH
+        new, tokens = (sizes > 0).sum(1), sizes.sum(1)
+        self._shape_like(summaries, details)
+        self.reserve(int((self.counts + new).max()), int((self.num_tokens + tokens).max()))
+        return self._write(offsets, sizes, summaries, details, append_rows)
+
+    def append_few(
+        self,
+        offsets: Tensor,
+        sizes: Tensor,
+        summaries: tuple[Tensor, ...],
+        details: Tensor | None = None,
+        impl: str | None = None,
+    ) -> Tensor:
+        """The same for the units of one run, for which room was reserved; waits for nothing."""
+        self._shape_like(summaries, details)
+        return self._write(offsets, sizes, summaries, details, partial(store_rows, impl=impl))
+
+    def reserve(self, num_units: int, num_tokens: int) -> None:
+        """Make room for so many units of each row, and the details of so many tokens."""
+        capacity = self.sizes.shape[1]
+        if num_units > capacity:
+            capacity = num_units + (GROWTH if capacity else 0)
             whole = max(self.strides) if self.bundles is None else self.bundles.size
             capacity = -(-capacity // whole) * whole
-            for name in ("offsets", "sizes", "resident"):
-                setattr(self, name, grown(getattr(self, name), capacity))
-            self.summaries = tuple(
-                grown(part, capacity // stride) for part, stride in zip(self.summaries, self.strides, strict=True)
-            )
-        append_rows(self.offsets, self.counts, offsets.to(torch.int32), new)
-        append_rows(self.sizes, self.counts, sizes.to(torch.int32), new)
+            self.offsets, self.sizes = grown(self.offsets, capacity), grown(self.sizes, capacity)
+        if num_tokens > self._token_room:
+            self._token_room = num_tokens + (max(16 * GROWTH, num_tokens // 16) if self._token_room else 0)
+        self._grow_kept()
+
+    def _shape_like(self, summaries: tuple[Tensor, ...], details: Tensor | None) -> None:
+        """Learn from the first units what is kept of a unit and of a token."""
+        if not self.summaries:
+            self.summaries = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in summaries)
+            if details is not None:
+                self.details = details.new_zeros(len(details), 0, *details.shape[2:])
+            self._grow_kept()
+
+    def _grow_kept(self) -> None:
+        """Give summaries and details the room that was reserved."""
+        capacity = self.sizes.shape[1]
+        self.summaries = tuple(
+            part if part.shape[1] * stride == capacity else grown(part, capacity // stride)
+            for part, stride in zip(self.summaries, self.strides, strict=bool(self.summaries))
+        )
+        if self.details is not None and self.details.shape[1] < self._token_room:
+            self.details = grown(self.details, self._token_room)
+
+    def _write(
+        self,
+        offsets: Tensor,
+        sizes: Tensor,
+        summaries: tuple[Tensor, ...],
+        details: Tensor | None,
+        write: Callable[[Tensor, Tensor, Tensor, Tensor], None],
+    ) -> Tensor:
+        new, tokens, begin = (sizes > 0).sum(1), sizes.sum(1), self.counts
+        write(self.offsets, begin, offsets.to(torch.int32), new)
+        write(self.sizes, begin, sizes.to(torch.int32), new)
         for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
-            append_rows(held, self.counts // stride, part, new // stride)
+            write(held, begin // stride, part, new // stride)
         if details is not None:
-            self._append_details(details, sizes.sum(1))
-        begin = self.counts
+            assert self.details is not None
+            write(self.details, self.num_tokens, details, tokens)
         self.counts = begin + new
         if self.bundles is not None:
-            self._bundle(self.bundles, begin)
-        self.num_tokens = self.num_tokens + sizes.sum(1)
+            self._bundle(self.bundles, begin, sizes.shape[1])
+        self.num_tokens = self.num_tokens + tokens
         return begin
 
-    def _bundle(self, bundles: Bundles, begin: Tensor) -> None:
-        """Summarise anew, in each row, the bundles of the units from `begin` [N] on."""
+    def _bundle(self, bundles: Bundles, begin: Tensor, most: int) -> None:
+        """Summarise anew, in each row, the bundles of the units from `begin` [N] on, `most` units at the most."""
         num_bundles = self.sizes.shape[1] // bundles.size
         first, behind = begin // bundles.size, -(-self.counts // bundles.size)
-        bundle = first[:, None] + torch.arange(int((behind - first).max()), device=begin.device)
+        width = width_of(behind - first, most // bundles.size + 2)
+        bundle = first[:, None] + torch.arange(width, device=begin.device)
         # Where a row has fewer new ones, others are summarised once more.
         bundle = bundle.clamp(max=max(0, num_bundles - 1))
         unit = (bundle[..., None] * bundles.size + torch.arange(bundles.size, device=begin.device)).flatten(1)
@@ -124,27 +171,13 @@ class UnitIndex:
         for held, part in zip(self.bundled, parts, strict=True):
             held.scatter_(1, bundle[..., None].expand_as(part), part)
 
-    def _append_details(self, details: Tensor, new: Tensor) -> None:
-        held = details.new_zeros(len(details), 0, *details.shape[2:]) if self.details is None else self.details
-        needed = int((self.num_tokens + new).max())
-        if needed > held.shape[1]:
-            held = grown(held, needed if held.shape[1] == 0 else needed + max(16 * GROWTH, needed // 16))
-        append_rows(held, self.num_tokens, details, new)
-        self.details = held
-
     def unit_of(self, place: Tensor) -> Tensor:
         """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
-        unit = torch.searchsorted(self.sizes.cumsum(1), place.long(), right=True)
-        return unit.clamp(max=self.sizes.shape[1] - 1)
-
-    def count_resident(self, place: Tensor) -> None:
-        """Count the tokens of each unit at these places [N, S], -1 for none."""
-        unit = self.unit_of(place.clamp(min=0))
-        self.resident = torch.zeros_like(self.sizes).scatter_add_(1, unit, (place >= 0).to(self.sizes.dtype))
+        return unit_at(place, self.sizes)
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
-        for name in ("offsets", "sizes", "resident", "counts", "num_tokens"):
+        for name in ("offsets", "sizes", "counts", "num_tokens"):
             setattr(self, name, getattr(self, name).index_select(0, index))
         if self.details is not None:
             self.details = self.details.index_select(0, index)

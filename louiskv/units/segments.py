@@ -106,11 +106,20 @@ class Cuts:
         else:
             self.opened = torch.minimum(self.opened, end.clamp(min=self.num_sinks))
 
+    @property
+    def least_leaving(self) -> int:
+        """Tokens that leave a window at once, at the least."""
+        return self.runs.longest if self.fixed else self.runs.shortest
+
     def oldest_size(self, first: Tensor, end: Tensor) -> Tensor:
-        """[N] size of the run that begins at `first` [N], when the newest token stands before `end` [N]."""
-        step = torch.arange(1, self.window + 1, device=first.device)
+        """[N] size of the run that begins at `first` [N], when the newest token stands before `end` [N].
+
+        One that is shorter than runs may be, since a prompt ended there, takes of the next what it can.
+        """
+        step = torch.arange(1, self.runs.longest + 1, device=first.device)
         position = first[:, None] + step
-        closes = self.starts.gather(1, position % self.window) | (position >= end[:, None])
+        starts = self.starts.gather(1, position % self.window) & (step >= self.least_leaving)
+        closes = starts | (position >= end[:, None]) | (step == self.runs.longest)
         return closes.to(torch.uint8).argmax(dim=1) + 1
 
     def select_rows(self, index: Tensor) -> None:

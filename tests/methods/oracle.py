@@ -102,12 +102,22 @@ def attention(query: Vector, keys: list[Vector], values: list[Vector]) -> Vector
     ]
 
 
+def attended_rows(layer: RetrievalLayer, row: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [S, D] of the tokens that a row attends to, in their slots or where they lie in the pool."""
+    resident, pool = layer.resident, layer.pool
+    held = resident.rows[row, resident.bias[row, 0] == 0]
+    if resident.in_place:
+        place = resident.slot_place[row]
+        held = torch.cat([held, pool.rows[row, place[place >= 0].long()]])
+    return held[:, : resident.key_dim], held[:, resident.key_dim :]
+
+
 def attended_positions(layer: RetrievalLayer, keys: Tensor) -> list[set[int]]:
-    """The positions whose keys lie in occupied slots, found by the keys themselves."""
+    """The positions of the keys that are attended to, found by the keys themselves."""
     found = []
-    for held, bias, known in zip(layer.resident.keys, layer.resident.bias[:, 0], keys, strict=True):
+    for row, known in enumerate(keys):
         position = {tuple(key): place for place, key in enumerate(known.tolist())}
-        places = [position[tuple(key)] for key in held[bias == 0].tolist()]
+        places = [position[tuple(key)] for key in attended_rows(layer, row)[0].tolist()]
         assert len(places) == len(set(places)), "no token is attended to twice"
         found.append(set(places))
     return found

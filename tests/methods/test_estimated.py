@@ -19,7 +19,7 @@ from louiskv.units.pages import Pages
 from louiskv.units.segments import Segments
 from louiskv.units.summaries import MeanKey, Sketch, Summary
 from louiskv.units.tokens import Tokens
-from tests.methods.oracle import NUM_KV_HEADS, SCALING, decode, drifting, started
+from tests.methods.oracle import NUM_KV_HEADS, SCALING, attended_rows, decode, drifting, started
 from tests.methods.test_retrieval import full_attention
 
 DIM, VALUE_DIM, GROUP_SIZE = 8, 6, 3
@@ -86,13 +86,13 @@ def written_out(
 ) -> Tensor:
     """[B, Hq, Dv] in float64: what is in the slots, and for all others of a unit the mean value at the mean key."""
     resident, index = layer.resident, layer.index
-    grouped = query.view(len(resident.keys), -1, query.shape[-1]).double()
+    grouped = query.view(len(resident.rows), -1, query.shape[-1]).double()
     sinks = options.sinks_by_row(layer.batch_size, layer.num_kv_heads)
     outs = []
     for row, queries in enumerate(grouped):
-        occupied = resident.bias[row, 0] == 0
-        logits = [options.scaling * queries @ key.double() for key in resident.keys[row, occupied]]
-        values = [value.double() for value in resident.values[row, occupied]]
+        exact_keys, exact_values = attended_rows(layer, row)
+        logits = [options.scaling * queries @ key.double() for key in exact_keys]
+        values = [value.double() for value in exact_values]
         mean_logits, mean_values, left = units_of(layer, row, queries, options.scaling)
         assert len(values) + sum(left) == int(resident.lengths[row]), "each token counts once"
         beside = torch.stack(logits[: int((resident.always[1][row, 0] == 0).sum())], dim=1).logsumexp(1)

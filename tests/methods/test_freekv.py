@@ -12,6 +12,7 @@ from torch import Tensor
 from louiskv import FreeKV, SettingsError
 from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.store.background import Background
+from louiskv.store.device import Change
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Transfer
 from tests.methods.oracle import (
@@ -174,7 +175,7 @@ def test_the_set_of_one_step_serves_the_next() -> None:
 
 
 class Watched:
-    """`Transfer.gather` with a gate: who called it, and whether it may go on."""
+    """`Transfer.fetch` with a gate: who called it, and whether it may go on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # What a test before this one left behind comes first.
@@ -185,18 +186,18 @@ class Watched:
         self.entered, self.gate = threading.Event(), threading.Event()
         self.gate.set()
         self.error: Exception | None = None
-        gather = Transfer.gather
+        fetch = Transfer.fetch
 
-        def watched(transfer: Transfer, pool: Pool, row: Tensor, index: Tensor) -> Tensor:
+        def watched(transfer: Transfer, pool: Pool, change: Change, slots: Tensor, impl: str | None) -> None:
             self.threads.append(threading.get_ident())
             if threading.current_thread() is not threading.main_thread():
                 self.entered.set()
                 assert self.gate.wait(PATIENCE)
                 if self.error is not None:
                     raise self.error
-            return gather(transfer, pool, row, index)
+            fetch(transfer, pool, change, slots, impl)
 
-        monkeypatch.setattr(Transfer, "gather", watched)
+        monkeypatch.setattr(Transfer, "fetch", watched)
 
 
 def is_fetching(layer: RetrievalLayer) -> bool:

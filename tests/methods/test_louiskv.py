@@ -25,16 +25,19 @@ class Unit:
 
 @dataclass
 class Head:
-    """One KV head: all keys and values by position, its units, and its window as a list of segments."""
+    """One KV head: all keys and values by position, its units, its window, and where runs begin in it."""
 
     keys: Tensor
     values: Tensor
     units: list[Unit] = field(default_factory=list)
-    segments: list[list[int]] = field(default_factory=list)
-    newest_closed: bool = True
+    window: list[int] = field(default_factory=list)
+    starts: set[int] = field(default_factory=set)
+    opened: int = 0
 
-    def window(self) -> list[int]:
-        return [position for segment in self.segments for position in segment]
+    def oldest(self, least: int, longest: int) -> list[int]:
+        """The first run: of fewer tokens than `least` only if there are no more."""
+        ends = [place for place, position in enumerate(self.window) if place >= least and position in self.starts]
+        return self.window[: min([longest, *ends])]
 
 
 class Oracle:
@@ -57,8 +60,10 @@ class Oracle:
                     members = [place for place, label in zip(pushed_out, labels, strict=True) if label == cluster]
                     if members:
                         head.units.append(Unit(members))
-            tail, run = later[leaving:], min(method.unit_size, self.longest_segment)
-            head.segments = [tail[first : first + run] for first in range(0, len(tail), run)]
+            head.window, run = later[leaving:], min(method.unit_size, self.longest_segment)
+            head.starts = set(head.window[::run])
+            head.opened = max(length, method.sink)
+        self.steps = 0
 
     @property
     def longest_segment(self) -> int:
@@ -67,20 +72,22 @@ class Oracle:
     def step(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, bool]:
         method = self.method
         assert isinstance(method.tau, float)
-        position = self.heads[0].keys.shape[0]
+        position, least = self.heads[0].keys.shape[0], min(method.min_segment, self.longest_segment)
+        looks = self.steps % least == 0
+        self.steps += 1
         for head, key, value in zip(self.heads, keys, values, strict=True):
             head.keys, head.values = torch.cat([head.keys, key[None]]), torch.cat([head.values, value[None]])
-            if position < method.sink:
-                continue
-            if len(head.window()) == method.window:
-                segment = Unit(head.segments.pop(0))
+            if looks and max(0, method.sink - position) + method.window - len(head.window) < least:
+                segment = Unit(head.oldest(least, self.longest_segment))
+                head.window = head.window[len(segment.positions) :]
                 room = method.budget - method.sink - method.window - sum(unit.resident for unit in head.units)
                 segment.resident = min(room, len(segment.positions))
                 head.units.append(segment)
-            if head.newest_closed or not head.segments or len(head.segments[-1]) >= self.longest_segment:
-                head.segments.append([])
-                head.newest_closed = False
-            head.segments[-1].append(position)
+            if position < method.sink:
+                continue
+            if position == head.opened or position - head.opened >= self.longest_segment:
+                self.open(head, position)
+            head.window.append(position)
         direction = query.double() / query.double().norm(dim=-1, keepdim=True)
         fired = self.previous is None or float((direction * self.previous).sum(-1).mean()) < method.tau
         self.previous = direction
@@ -91,10 +98,14 @@ class Oracle:
         ]
         return torch.cat(out), fired
 
+    def open(self, head: Head, position: int) -> None:
+        head.starts.add(position)
+        head.opened = position
+
     def attend(self, head: Head, query: Tensor, fired: bool, scaling: float) -> Tensor:
-        method = self.method
-        if fired and head.segments and len(head.segments[-1]) - 1 >= method.min_segment:
-            head.segments.append([head.segments[-1].pop()])
+        method, newest = self.method, len(head.keys) - 1
+        if fired and newest - head.opened >= min(method.min_segment, self.longest_segment):
+            self.open(head, newest)
         if fired and head.units:
             shares = []
             for each in query.double():
@@ -105,7 +116,7 @@ class Oracle:
             for unit in sorted(range(len(head.units)), key=lambda unit: -score[unit]):
                 head.units[unit].resident = min(left, len(head.units[unit].positions))
                 left -= head.units[unit].resident
-        attended = [*range(min(method.sink, len(head.keys))), *head.window()]
+        attended = [*range(min(method.sink, len(head.keys))), *head.window]
         attended += [place for unit in head.units for place in unit.positions[: unit.resident]]
         weights = torch.softmax(scaling * query.double() @ head.keys[attended].double().T, dim=-1)
         return weights @ head.values[attended].double()

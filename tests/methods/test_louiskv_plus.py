@@ -250,7 +250,7 @@ def test_what_is_retrieved_at_once_is_the_budget_and_then_little_moves() -> None
     # The prompt left a full window, of which a run of 32 went.
     room = (256 - 16 - 33) * NUM_KV_HEADS
     # Of the run that has just left the window some is resident already.
-    assert layer.telemetry.selected_tokens == room >= layer.traffic.fetched_tokens
+    assert layer.telemetry.selected.read() == room >= layer.traffic.fetched_tokens
     for step in range(1, 30):
         decode(layer, sequence, step)
     assert layer.traffic.fetched_tokens < 1.5 * room

@@ -110,7 +110,7 @@ def test_nothing_moves_and_the_index_is_two_keys_a_page() -> None:
     assert layer.tiers().host.bytes == 0
     assert layer.tiers().resident.tokens == num_tokens * NUM_KV_HEADS
     # A selection takes three pages of each KV head, at every fourth of 40 steps.
-    assert layer.telemetry.selected_tokens == 10 * 3 * 16 * NUM_KV_HEADS
+    assert layer.telemetry.selected.read() == 10 * 3 * 16 * NUM_KV_HEADS
 
 
 @pytest.mark.parametrize(

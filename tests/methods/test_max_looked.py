@@ -21,7 +21,7 @@ from louiskv.units.clusters import Clusters
 from louiskv.units.pages import Pages
 from louiskv.units.summaries import MeanKey, Sketch
 from louiskv.units.tokens import Tokens
-from tests.methods.oracle import NUM_KV_HEADS, SCALING, decode, drifting, started
+from tests.methods.oracle import NUM_KV_HEADS, SCALING, attended_rows, decode, drifting, started
 from tests.methods.test_estimated import DIM, GROUP_SIZE, PLAIN, SMALL, VALUE_DIM, Driven
 
 # Three bundles of sixteen and a half, for about twenty tokens to retrieve.
@@ -116,8 +116,7 @@ def check_selected(
 
 def attended(layer: RetrievalLayer, row: int, queries: Tensor, entries: list[Entry], resident: set[int]) -> Tensor:
     """[G, Dv]: exactly what is in the slots, and the others as their entry says."""
-    occupied = layer.resident.bias[row, 0] == 0
-    keys, values = (each[row, occupied].double() for each in (layer.resident.keys, layer.resident.values))
+    keys, values = (each.double() for each in attended_rows(layer, row))
     weights, sums = (SCALING * queries @ keys.T).exp(), values
     left = [entry for entry in entries for place in entry.places if place not in resident]
     assert len(values) + len(left) == int(layer.resident.lengths[row]), "each token counts once"

@@ -175,7 +175,7 @@ def test_where_the_keys_lie_changes_nothing_but_the_traffic(
         assert attended_positions(device, sequence.keys) == attended_positions(host, sequence.keys)
     assert host.traffic.fetched_tokens > 0 and host.traffic.offloaded_tokens > 0
     assert device.traffic.fetched_bytes == device.traffic.offloaded_bytes == 0
-    assert host.telemetry.selected_tokens == device.telemetry.selected_tokens
+    assert host.telemetry.selected.read() == device.telemetry.selected.read()
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=str)
@@ -231,7 +231,7 @@ def test_the_output_is_grouped_like_the_prompt_except_beside_clusters() -> None:
         layer = started(combined(units, None, MeanKey(), Cosine(-1)), sequence)
         for step in range(40):
             decode(layer, sequence, step)
-        assert set(layer.telemetry.segment_sizes) == {longest}, units
+        assert set(layer.telemetry.segments.read()) == {longest}, units
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=str)

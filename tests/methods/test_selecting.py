@@ -104,11 +104,11 @@ def some_case(sizes: list[list[int]], num_slots: int, group_size: int, seed: int
     sketch, index = Sketch(), UnitIndex(len(sizes), (1, 1, 1), torch.device("cpu"))
     built = sketch.build(keys, keys, held)
     index.append(held.cumsum(1) - held, held, built, sketch.details(keys, held, built))
-    index.count_resident(slot_place)
     beside = ResidentSet(len(sizes), 2, 3, num_slots, DIM, DIM, torch.float32, torch.device("cpu"))
     beside.rows.copy_(torch.randn(beside.rows.shape, generator=generator))
     lengths = torch.randint(1, 6, (len(sizes),), generator=generator)
     beside.advance(lengths, beside.window_start)
+    beside.assign(slot_place)
     query = torch.randn(len(sizes), group_size, DIM, generator=generator)
     return Case(sizes, looking(index, beside, query), slot_place)
 
@@ -210,7 +210,7 @@ def test_with_enough_hold_all_stays_and_with_none_what_is_resident_does_not_matt
     nowhere = torch.full_like(case.slot_place, -1)
 
     def select(slot_place: Tensor, hold: float) -> list[set[int]]:
-        case.index.count_resident(slot_place)
+        case.look.resident.assign(slot_place)
         look = looking(case.index, case.look.resident, case.look.query)
         got = (
             select_inside(look, room, slot_place, hold, 5) if inside else select_whole(look, room, slot_place, hold, 0)
@@ -229,7 +229,7 @@ def test_with_enough_hold_all_stays_and_with_none_what_is_resident_does_not_matt
 def test_more_oversampling_finds_better_tokens() -> None:
     case = some_case([[4] * 30], 8, 2, seed=5)
     nowhere = torch.full_like(case.slot_place, -1)
-    case.index.count_resident(nowhere)
+    case.look.resident.assign(nowhere)
     scores = case.token_scores(0)
     sums = []
     for oversample in (1, 2, 4, 15):

@@ -87,17 +87,22 @@ def test_a_pool_that_cannot_grow_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
         pool.append(torch.zeros(1, 10, 6), torch.zeros(1, 10), torch.tensor([10]))
 
 
+def append(resident: ResidentSet, value: float) -> None:
+    resident.append(torch.full((1, 4), value), torch.full((1, 2), value))
+
+
 def test_sinks_and_window_have_their_slots() -> None:
     resident = ResidentSet(1, 2, 3, 2, 4, 2, torch.float32, CPU)
     size = resident.num_bytes
     for token in range(5):
-        assert resident.append(torch.full((1, 6), float(token))).tolist() == [token]
+        assert resident.lengths.tolist() == [token]
+        append(resident, float(token))
     assert resident.window_room().tolist() == [0]
     assert resident.rows[0, :, 0].tolist() == [0, 1, 2, 3, 4, 0, 0]
     assert int(resident.num_resident) == 5
     resident.advance(resident.lengths, resident.window_start + 2)
     assert int(resident.num_resident) == 3
-    resident.append(torch.full((1, 6), 5.0))
+    append(resident, 5.0)
     assert resident.rows[0, :5, 0].tolist() == [0, 1, 5, 3, 4]
     assert (resident.bias[0, 0] == 0).tolist() == [True, True, True, False, True, False, False]
     assert resident.num_bytes == size
@@ -108,9 +113,13 @@ def test_sinks_and_window_have_their_slots() -> None:
 def test_bytes_are_counted_where_they_move() -> None:
     pool, rows = filled_pool([8, 8])
     resident, transfer = ResidentSet(2, 1, 1, 4, 4, 2, torch.float32, CPU), Transfer(CPU)
-    row, index, slot = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3]), torch.tensor([2, 0, 1])
-    resident.fill_retrieved(row, slot, transfer.gather(pool, row, index))
-    assert torch.equal(resident.rows[row, slot + 2], rows[row, index])
+    assert pool.in_place, "what a GPU would copy can be read where it lies"
+    change = resident.change_to(torch.tensor([[7, -1], [0, 3]]))
+    transfer.fetch(pool, change, resident.retrieved)
+    assert resident.rows.eq(0).all()
+    resident.fill(change, pool.rows, change.place)
+    assert torch.equal(resident.retrieved[0, 0], rows[0, 7])
+    assert torch.equal(resident.retrieved[1, :2], rows[1, [0, 3]])
     assert transfer.traffic.fetched_tokens == 3
     assert transfer.traffic.fetched_bytes == 3 * 24
     transfer.offload(pool, rows[:, :2], torch.zeros(2, 2), torch.tensor([2, 1]))

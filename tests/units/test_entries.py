@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from louiskv.units.entries import AllUnits, BestBundles
 from louiskv.units.index import UnitIndex
@@ -12,13 +13,14 @@ from tests.units.test_sketch import appended, ragged_rows
 SIZE = BUNDLES.size
 
 
-def some_index(rows: list[list[int]], seed: int) -> UnitIndex:
+def some_index(rows: list[list[int]], seed: int) -> tuple[UnitIndex, Tensor]:
+    """An index, and how many tokens of each unit are resident."""
     index = bundled_index(len(rows))
     keys, values, sizes = ragged_rows(rows, 0, seed)
     appended(index, index.num_tokens, keys, values, sizes)
     generator = torch.Generator().manual_seed(seed)
-    index.resident = (index.sizes * torch.rand(index.sizes.shape, generator=generator)).round().int()
-    return index
+    resident: Tensor = (index.sizes * torch.rand(index.sizes.shape, generator=generator)).round().int()
+    return index, resident
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -28,7 +30,7 @@ def some_index(rows: list[list[int]], seed: int) -> UnitIndex:
     seed=st.integers(0, 99),
 )
 def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]], share: float, seed: int) -> None:
-    index = some_index(rows, seed)
+    index, of_units = some_index(rows, seed)
     num_units = index.sizes.shape[1]
     num_bundles = num_units // SIZE
     num_chosen = max(1, round(share * num_bundles))
@@ -36,7 +38,7 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
     chosen = torch.stack([torch.randperm(num_bundles, generator=generator)[:num_chosen] for _ in rows])
     entries = BestBundles(index, chosen)
     assert entries.num_units == num_chosen * SIZE
-    sizes, resident = entries.counted(index.sizes), entries.counted(index.resident)
+    sizes, resident = entries.counted(index.sizes), entries.counted(of_units)
     assert sizes.shape == (len(rows), entries.num_units + num_bundles)
     entry_of = entries.entry_of(torch.arange(num_units).expand(len(rows), -1))
     for row in range(len(rows)):
@@ -44,7 +46,7 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
         for entry, unit in enumerate(looked):
             assert entries.offsets[row, entry] == index.offsets[row, unit]
             assert sizes[row, entry] == index.sizes[row, unit]
-            assert resident[row, entry] == index.resident[row, unit]
+            assert resident[row, entry] == of_units[row, unit]
             for part, held in zip(entries.summaries, index.summaries, strict=True):
                 assert torch.equal(part[row, entry], held[row, unit])
         for unit in range(num_units):
@@ -53,15 +55,15 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
             entry, inside = entries.num_units + bundle, slice(bundle * SIZE, (bundle + 1) * SIZE)
             left = 0 if bundle in chosen[row].tolist() else 1
             assert sizes[row, entry] == left * index.sizes[row, inside].sum()
-            assert resident[row, entry] == left * index.resident[row, inside].sum()
+            assert resident[row, entry] == left * of_units[row, inside].sum()
             for part, held in zip(entries.summaries, index.bundled, strict=True):
                 assert torch.equal(part[row, entry], held[row, bundle])
     assert torch.equal(sizes.sum(1), index.num_tokens), "every token counts once"
-    assert torch.equal(resident.sum(1), index.resident.sum(1))
+    assert torch.equal(resident.sum(1), of_units.sum(1))
 
 
 def test_without_bundles_each_unit_is_an_entry() -> None:
-    index = some_index([[3, 1, 2], [4]], 0)
+    index, _ = some_index([[3, 1, 2], [4]], 0)
     entries, unit = AllUnits(index), torch.tensor([[2, 0], [0, 0]])
     assert entries.num_units == index.sizes.shape[1]
     assert entries.offsets is index.offsets and entries.summaries is index.summaries

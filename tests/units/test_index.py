@@ -57,11 +57,10 @@ def check(index: UnitIndex, expected: list[list[Unit]], strides: tuple[int, ...]
     assert index.counts.tolist() == [len(row) for row in expected]
     assert index.num_tokens.tolist() == [sum(size for _, size, _ in row) for row in expected]
     capacity = index.sizes.shape[1]
-    assert index.offsets.shape == index.resident.shape == index.sizes.shape == (3, capacity)
+    assert index.offsets.shape == index.sizes.shape == (3, capacity)
     for row, units in enumerate(expected):
         assert index.offsets[row, : len(units)].tolist() == [offset for offset, _, _ in units]
         assert index.sizes[row].tolist() == [size for _, size, _ in units] + [0] * (capacity - len(units))
-        assert index.resident[row].eq(0).all()
         for part, stride in zip(index.summaries, strides, strict=True):
             assert part.shape[1] == capacity / stride
             contents = [content // stride for _, _, content in units[::stride]]
@@ -90,14 +89,12 @@ def test_only_what_comes_after_a_prompt_leaves_room() -> None:
     assert index.sizes.shape == (1, 100 + 2 * (GROWTH + 1))
 
 
-def test_what_is_resident_outlives_growth_and_selection() -> None:
+def test_rows_can_be_copied() -> None:
     index = UnitIndex(2, (1,), CPU)
     append(index, [[(0, 3, 1.0)], [(0, 2, 2.0)]], (1,))
-    index.resident = torch.tensor([[2], [1]], dtype=torch.int32)
     append(index, [[(3, 3, 3.0)], [(2, 2, 4.0)]], (1,))
-    assert index.resident[:, :2].tolist() == [[2, 0], [1, 0]]
     index.select_rows(torch.tensor([1, 0, 1]))
-    assert index.resident[:, 0].tolist() == [1, 2, 1]
+    assert index.sizes[:, 0].tolist() == [2, 3, 2]
     assert index.counts.tolist() == [2, 2, 2]
 
 

@@ -158,5 +158,3 @@ def test_a_place_is_of_the_unit_that_holds_it() -> None:
     assert units[0, :6].tolist() == [0, 0, 0, 1, 2, 2]
     # Behind the last token, and in a row that has none, it is still a unit that can be gathered with.
     assert int(units.min()) >= 0 and int(units.max()) < index.sizes.shape[1]
-    index.count_resident(torch.tensor([[5, 0, -1, 2], [-1, -1, -1, -1]]))
-    assert index.resident[:, :3].tolist() == [[2, 0, 1], [0, 0, 0]]
