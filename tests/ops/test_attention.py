@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from louiskv.ops import attention as ops
+from tests.ops.implementations import each, here
 
 # Tolerance by dtype against float64 arithmetic on the same inputs, for entries of order 1.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -35,6 +36,7 @@ def written_out(
     return out
 
 
+@each("decode_attention")
 @settings(deadline=None, max_examples=20)
 @given(
     num_slots=st.sampled_from([1, 15, 17, 63]),
@@ -45,8 +47,9 @@ def written_out(
     seed=st.integers(0, 99),
 )
 def test_decode_attention(
-    num_slots: int, group_size: int, dtype: torch.dtype, softcap: float | None, with_sinks: bool, seed: int
+    impl: str, num_slots: int, group_size: int, dtype: torch.dtype, softcap: float | None, with_sinks: bool, seed: int
 ) -> None:
+    assume(impl in here("decode_attention", dtype))
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, group_size, 8, generator=generator).to(dtype)
     rows = torch.randn(2, num_slots, 14, generator=generator).to(dtype)
@@ -55,15 +58,18 @@ def test_decode_attention(
     allowed[:, 0] = True
     sinks = torch.randn(2, group_size, generator=generator) if with_sinks else None
     bias = torch.zeros(2, 1, num_slots, dtype=dtype).masked_fill(~allowed[:, None], -torch.inf)
-    got = ops.decode_attention(query, keys, values, bias, scaling=0.3, softcap=softcap, attention_sinks=sinks)
+    got = ops.decode_attention(
+        query, keys, values, bias, scaling=0.3, softcap=softcap, attention_sinks=sinks, impl=impl
+    )
     expected = written_out(query, keys, values, allowed, 0.3, softcap, sinks)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-def test_no_bias_means_every_slot() -> None:
+@each("decode_attention")
+def test_no_bias_means_every_slot(impl: str) -> None:
     query, keys, values = torch.randn(2, 3, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
-    got = ops.decode_attention(query, keys, values, None, scaling=0.3)
+    got = ops.decode_attention(query, keys, values, None, scaling=0.3, impl=impl)
     expected = written_out(query, keys, values, torch.ones(2, 9, dtype=torch.bool), 0.3)
     torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=2e-5)
 

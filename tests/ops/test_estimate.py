@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from louiskv.ops.attention import Rest, decode_attention
 from louiskv.ops.quantize import to_int8
+from tests.ops.implementations import each, here
 from tests.ops.test_attention import TOLERANCE
 
 DIM, VALUE_DIM, SCALING = 8, 6, 0.3
@@ -51,6 +52,7 @@ def some_rest(num_rows: int, group_size: int, num_entries: int, most: int, gener
     return Rest(logits, counts.log(), codes, steps[:, None])
 
 
+@each("decode_attention")
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(
     num_slots=st.sampled_from([1, 15, 17, 63]),
@@ -64,6 +66,7 @@ def some_rest(num_rows: int, group_size: int, num_entries: int, most: int, gener
     seed=st.integers(0, 99),
 )
 def test_an_entry_is_as_many_equal_tokens(
+    impl: str,
     num_slots: int,
     num_entries: int,
     group_size: int,
@@ -74,6 +77,7 @@ def test_an_entry_is_as_many_equal_tokens(
     with_bias: bool,
     seed: int,
 ) -> None:
+    assume(impl in here("decode_attention", dtype))
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, group_size, DIM, generator=generator).to(dtype)
     rows = torch.randn(2, num_slots, DIM + VALUE_DIM, generator=generator).to(dtype)
@@ -94,28 +98,31 @@ def test_an_entry_is_as_many_equal_tokens(
         softcap=softcap,
         attention_sinks=sinks,
         rest=rest,
+        impl=impl,
     )
     assert got.dtype == dtype
     expected = dense(query, keys, values, occupied, rest, softcap, sinks)
     torch.testing.assert_close(got.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@each("decode_attention")
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_where_all_slots_are_closed_the_rest_is_everything(softcap: float | None) -> None:
+def test_where_all_slots_are_closed_the_rest_is_everything(impl: str, softcap: float | None) -> None:
     generator = torch.Generator().manual_seed(0)
     query, keys = torch.randn(2, 3, DIM, generator=generator), torch.randn(2, 5, DIM, generator=generator)
     values, rest = torch.randn(2, 5, VALUE_DIM, generator=generator), some_rest(2, 3, 9, 4, generator)
     closed = torch.full((2, 1, 5), -torch.inf)
-    got = decode_attention(query, keys, values, closed, scaling=SCALING, softcap=softcap, rest=rest)
+    got = decode_attention(query, keys, values, closed, scaling=SCALING, softcap=softcap, rest=rest, impl=impl)
     expected = dense(query, keys, values, closed[:, 0] == 0, rest, softcap)
     torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=2e-5)
 
 
-def test_closed_entries_are_nothing_whatever_they_would_say() -> None:
+@each("decode_attention")
+def test_closed_entries_are_nothing_whatever_they_would_say(impl: str) -> None:
     generator = torch.Generator().manual_seed(0)
     query, keys = torch.randn(2, 3, DIM, generator=generator), torch.randn(2, 5, DIM, generator=generator)
     values, rest = torch.randn(2, 5, VALUE_DIM, generator=generator), some_rest(2, 3, 9, 4, generator)
-    expected = decode_attention(query, keys, values, None, scaling=SCALING, rest=rest)
+    expected = decode_attention(query, keys, values, None, scaling=SCALING, impl=impl, rest=rest)
     # What stands for a unit without tokens is finite, and may be any number.
     far = Rest(
         torch.cat([rest.logits, torch.full((2, 3, 4), 1e30)], dim=2),
@@ -123,15 +130,22 @@ def test_closed_entries_are_nothing_whatever_they_would_say() -> None:
         torch.nn.functional.pad(rest.values, (0, 0, 0, 4), value=127),
         torch.nn.functional.pad(rest.steps, (0, 4), value=6e4),
     )
-    got = decode_attention(query, keys, values, None, scaling=SCALING, rest=far)
+    got = decode_attention(query, keys, values, None, scaling=SCALING, impl=impl, rest=far)
     torch.testing.assert_close(got, expected)
     closed = far._replace(bias=torch.full_like(far.bias, -torch.inf))
-    alone = decode_attention(query, keys, values, None, scaling=SCALING)
-    torch.testing.assert_close(decode_attention(query, keys, values, None, scaling=SCALING, rest=closed), alone)
+    alone = decode_attention(query, keys, values, None, scaling=SCALING, impl=impl)
+    torch.testing.assert_close(
+        decode_attention(query, keys, values, None, scaling=SCALING, impl=impl, rest=closed), alone
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_entries_of_little_weight_are_not_lost(dtype: torch.dtype) -> None:
+    for impl in here("decode_attention", dtype):
+        many_entries_of_little_weight(dtype, impl)
+
+
+def many_entries_of_little_weight(dtype: torch.dtype, impl: str) -> None:
     # 4,000 entries that get 10^-5 of the attention each; one of their numbers times its step is under 10^-7.
     num_entries = 4000
     query, keys = torch.zeros(1, 2, DIM, dtype=dtype), torch.zeros(1, 1, DIM, dtype=dtype)
@@ -139,6 +153,6 @@ def test_many_entries_of_little_weight_are_not_lost(dtype: torch.dtype) -> None:
     logits = torch.full((1, 2, num_entries), -11.5)
     rest = Rest(logits, torch.zeros(1, 1, num_entries), codes, steps[:, None])
     values = torch.zeros(1, 1, VALUE_DIM, dtype=dtype)
-    got = decode_attention(query, keys, values, None, scaling=1.0, rest=rest)
+    got = decode_attention(query, keys, values, None, scaling=1.0, rest=rest, impl=impl)
     expected = dense(query, keys, values, torch.ones(1, 1, dtype=torch.bool), rest)
     torch.testing.assert_close(got.double(), expected, atol=0, rtol=4 * torch.finfo(dtype).eps)

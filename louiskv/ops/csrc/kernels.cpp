@@ -1,5 +1,7 @@
 // The kernels of one instruction set, LOUISKV_ISA: this file is compiled once for each.
 #include "kernels.h"
+
+#include "decode.h"
 #include "turning.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -11,6 +13,7 @@ namespace LOUISKV_ISA {
 extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
+    decode_attention,
     query_cosines,
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace louiskv {
 
@@ -24,13 +25,30 @@ struct Array {
   explicit operator bool() const { return data != nullptr; }
 };
 
+struct DecodeAttention {
+  Array query, keys, values, bias, attention_sinks;
+  // What is attended to in place.
+  Array rows, place;
+  // What is attended to by estimate.
+  Array logits, rest_bias, rest_values, steps;
+  float scaling = 1.0f;
+  // 0 for none.
+  float softcap = 0.0f;
+  Array out;
+};
+
 struct Kernels {
   const char* name;
+  void (*decode_attention)(const DecodeAttention& problem, int num_threads);
   // out [B, H] float32, of queries and others [B, H, D].
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
 };
 
-// Of the instruction set that this CPU has, or that LOUISKV_CPU_ISA names.
+// Of the best instruction set that this CPU has, or the one that LOUISKV_CPU_ISA names.
 const Kernels& kernels();
+// Those that this CPU has, the best first, with commas between them.
+std::string instruction_sets();
+// From now on this one; the best for "".
+void use_instruction_set(const std::string& name);
 
 }  // namespace louiskv

@@ -20,8 +20,15 @@ Tensor query_cosines(const Tensor& query, const Tensor& other) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("query_cosines(Tensor query, Tensor other) -> Tensor");
+  library.def("instruction_sets() -> str");
+  library.def("use_instruction_set(str name) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) { library.impl("query_cosines", TORCH_BOX(&query_cosines)); }
+
+STABLE_TORCH_LIBRARY_IMPL(louiskv, CompositeExplicitAutograd, library) {
+  library.impl("instruction_sets", TORCH_BOX(&instruction_sets));
+  library.impl("use_instruction_set", TORCH_BOX(&use_instruction_set));
+}
 
 }  // namespace louiskv

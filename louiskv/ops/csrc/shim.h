@@ -61,6 +61,22 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   return Tensor(handle);
 }
 
+// A first dimension of 1 stands for all rows.
+inline Array spread(Array array) {
+  if (array.size[0] == 1) array.stride[0] = 0;
+  return array;
+}
+
+inline int num_threads() {
+  uint32_t num_threads;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&num_threads));
+  return static_cast<int>(num_threads);
+}
+
+inline void check_index(const Array& array, const char* name) {
+  STD_TORCH_CHECK(array.type == Type::i32 || array.type == Type::i64, "louiskv: ", name, " must be int32 or int64");
+}
+
 inline void check_dense(const Array& array, int last, const char* name) {
   STD_TORCH_CHECK(array.size[last] <= 1 || array.stride[last] == 1, "louiskv: the last dimension of ", name,
                   " must be dense");
