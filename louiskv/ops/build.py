@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from louiskv.ops import triton_runtime
+
 
 def refuses_cpu(like: Tensor) -> str | None:
     """Why the kernels in C++ cannot run on tensors like this one."""
@@ -10,7 +12,7 @@ def refuses_cpu(like: Tensor) -> str | None:
 
 def refuses_triton(like: Tensor) -> str | None:
     """Why the kernels in Triton cannot run on tensors like this one."""
-    return None if like.device.type == "cuda" else f"it runs on CUDA, not on {like.device}"
+    return triton_runtime.refuses(like)
 
 
 def refuses_cuda(like: Tensor) -> str | None:
