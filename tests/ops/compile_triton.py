@@ -45,15 +45,13 @@ def source_of(kernel: Kernel, check: dict[str, Any], config: dict[str, int], dty
 
 
 def ways(dtypes: tuple[str, ...]) -> Iterator[tuple[str, Kernel, dict[str, Any], dict[str, int], str]]:
-    """Every kernel with its checks, its configurations and the dtypes that it depends on."""
+    """Every kernel with its checks; the first of them with every dtype that it depends on, and every configuration."""
     for module in MODULES:
         for name, kernel in kernels(module).items():
             for number, check in enumerate(kernel.checks):
                 depends = any(isinstance(value, str) and "T" in value for value in check.values())
-                for dtype in dtypes if depends else dtypes[:1]:
-                    # All configurations of the first way, of the others the one that must always fit.
-                    configs = kernel.configs if number == 0 and dtype == dtypes[0] else kernel.configs[:1]
-                    for config in configs:
+                for dtype in dtypes if depends and number == 0 else dtypes[:1]:
+                    for config in kernel.configs if (number, dtype) == (0, dtypes[0]) else kernel.configs[:1]:
                         yield f"{module}.{name} {number} {dtype} {config}", kernel, dict(check), dict(config), dtype
 
 

@@ -38,17 +38,19 @@ def is_jit(node: ast.expr) -> bool:
     return ast.unparse(node).startswith("triton.jit")
 
 
-def launched(tree: ast.Module) -> set[str]:
-    """Names of what is called as `name[grid](...)`."""
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    subscripts = (func.value for func in calls if isinstance(func, ast.Subscript))
-    return {name.id for name in subscripts if isinstance(name, ast.Name)}
+def launches(tree: ast.Module) -> list[tuple[str, set[str]]]:
+    """What is called as `name[grid](...)`: the name, and the arguments given by name."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)]
+    return [(ast.unparse(call.func).split("[")[0], {each.arg for each in call.keywords if each.arg}) for call in calls]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_is_launched_is_declared_as_a_kernel_and_so_compiled_here(module: str) -> None:
-    assert launched(TREES[module]) == set(kernels(module))
-    for kernel in kernels(module).values():
+    declared = kernels(module)
+    assert {name for name, _ in launches(TREES[module])} == set(declared)
+    for name, by_name in launches(TREES[module]):
+        assert by_name >= set(declared[name].key), name
+    for kernel in declared.values():
         assert kernel.checks
         for check in kernel.checks:
             assert set(check) | set(kernel.configs[0]) == {*kernel.function.arg_names, "num_warps", "num_stages"}
