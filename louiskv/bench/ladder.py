@@ -51,7 +51,7 @@ def parts(budget: int, device: torch.device) -> list[Entry]:
 def why_not_fast(device: torch.device) -> str | None:
     """Why no implementation but the reference can run on a device; None if one can."""
     others = [each for candidates in OPS.values() for each in candidates if each.name != REFERENCE]
-    refusals = {each.name: each.refusal(torch.empty(0, device=device)) for each in others}
+    refusals = {each.name: each.declines(torch.empty(0, device=device)) for each in others}
     if None in refusals.values():
         return None
     told = "; ".join(f"{name}: {why}" for name, why in refusals.items())

@@ -282,6 +282,6 @@ def dim_by_attention_sinks(out: Tensor, lse: Tensor, attention_sinks: Tensor) ->
     return out * torch.sigmoid(lse - attention_sinks.float()[..., None])[..., None]
 
 
-DECODE_ATTENTION = implementations("attention", _decode_attention, ("cpu",))
+DECODE_ATTENTION = implementations("attention", _decode_attention, ("triton", "cpu"))
 PARTIAL_ATTENTION = implementations("attention", _partial_attention, ())
 ATTENTION_WITH_WEIGHTS = implementations("attention", _attention_with_weights, ())

@@ -24,11 +24,20 @@ class Implementation:
         name: What `impl=` selects it by.
         function: Computes the operation; all implementations of one operation share its signature.
         refusal: Says why it cannot run on tensors of the dtype and device of one, or None where it can.
+        home: Type of the devices on which it is taken without being named; None for all. Elsewhere it may run, slowly.
     """
 
     name: str
     function: Callable[..., Any]
     refusal: Callable[[Tensor], str | None] = _runs_everywhere
+    home: str | None = None
+
+    def declines(self, like: Tensor) -> str | None:
+        """Why it does not run on tensors like one unless it is named, None if it does."""
+        reason = self.refusal(like)
+        if reason is None and self.home not in (None, like.device.type):
+            return f"on {like.device} it runs only when it is named"
+        return reason
 
 
 # Best first: of those that can run, the first does.
@@ -37,6 +46,7 @@ _REFUSALS: dict[str, Callable[[Tensor], str | None]] = {
     "triton": refusals.refuses_triton,
     "cpu": refusals.refuses_cpu,
 }
+_HOMES = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 
 
 def implementations(module: str, reference: Callable[..., Any], twins: Sequence[str]) -> tuple[Implementation, ...]:
@@ -51,7 +61,7 @@ def implementations(module: str, reference: Callable[..., Any], twins: Sequence[
     """
     name = reference.__name__.removeprefix("_")
     found = [
-        Implementation(twin, _imported_late(f"louiskv.ops.{module}_{twin}", name), refusal)
+        Implementation(twin, _imported_late(f"louiskv.ops.{module}_{twin}", name), refusal, _HOMES[twin])
         for twin, refusal in _REFUSALS.items()
         if twin in twins
     ]
@@ -88,7 +98,7 @@ def choose(op: str, candidates: Sequence[Implementation], impl: str | None, like
         known, candidates = candidates, [by_name[name] for name in impl.split(",") if name in by_name]
     refused = []
     for candidate in candidates:
-        reason = candidate.refusal(like)
+        reason = candidate.declines(like) if impl is None else candidate.refusal(like)
         if reason is None:
             return candidate.function
         refused.append(f"{candidate.name}: {reason}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from louiskv.ops import native
+from louiskv.ops import native, triton_runtime
 
 _ON_THE_CPU = frozenset({torch.float32, torch.bfloat16, torch.int32, torch.int64, torch.bool, torch.uint8})
 
@@ -20,7 +20,7 @@ def refuses_cpu(like: Tensor) -> str | None:
 
 def refuses_triton(like: Tensor) -> str | None:
     """Why the kernels in Triton cannot run on tensors like this one."""
-    return None if like.device.type == "cuda" else f"it runs on CUDA, not on {like.device}"
+    return triton_runtime.refuses(like)
 
 
 def refuses_cuda(like: Tensor) -> str | None:
