@@ -24,18 +24,33 @@ class Series:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._before: list[Tensor] = []
-        self.length = 0
+        self._next: Tensor
+        self._most = 0
+
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many steps."""
+        self._most += num_steps
+        if self._buffer is not None and self._most > len(self._buffer):
+            more = self._buffer.new_empty(
+                max(self._most - len(self._buffer), len(self._buffer)), *self._buffer.shape[1:]
+            )
+            self._buffer = torch.cat([self._buffer, more])
 
     def append(self, value: Tensor) -> None:
-        """Add the value of one step."""
+        """Add the value of one step, for which room was reserved."""
         if self._buffer is None or self._buffer.shape[1:] != value.shape:
             if self._buffer is not None:
                 self._before.append(self._buffer[: self.length].flatten())
-            self._buffer, self.length = value.new_empty(256, *value.shape), 0
-        if self.length == len(self._buffer):
-            self._buffer = torch.cat([self._buffer, torch.empty_like(self._buffer)])
-        self._buffer[self.length] = value
-        self.length += 1
+            self._most = max(1, self._most)
+            self._buffer = value.new_empty(max(256, self._most), *value.shape)
+            self._next = torch.zeros(1, dtype=torch.int64, device=value.device)
+        self._buffer.index_copy_(0, self._next, value[None])
+        self._next += 1
+
+    @property
+    def length(self) -> int:
+        """Steps that there are of the last shape; on a GPU this waits for the device."""
+        return 0 if self._buffer is None else int(self._next)
 
     @property
     def last(self) -> Tensor:
@@ -120,7 +135,10 @@ class Clock:
     @contextmanager
     def time(self, phase: str, device: torch.device) -> Iterator[None]:
         """Add what runs inside to a phase."""
-        if device.type == "cuda":
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # What a graph replays takes the time that it takes as a whole.
+            yield
+        elif device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
             try:
@@ -180,6 +198,11 @@ class LayerTelemetry:
     segments: Histogram = field(default_factory=Histogram)
     coding_error: CodingError = field(default_factory=CodingError)
     clock: Clock = field(default_factory=Clock)
+
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many steps."""
+        for series in (self.fired, self.ahead, self.similarity):
+            series.reserve(num_steps)
 
 
 @dataclass(frozen=True)

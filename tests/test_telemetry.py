@@ -101,6 +101,7 @@ def test_an_empty_cache_reports_too() -> None:
 def test_series_grows_and_keeps_order() -> None:
     series = Series()
     for step in range(600):
+        series.reserve(1)
         series.append(torch.tensor([step, -step]))
     assert torch.equal(series.tensor()[:, 0], torch.arange(600))
     assert summarise(Series()) is None
@@ -114,6 +115,7 @@ def test_bytes_as_people_read_them() -> None:
 def test_a_series_goes_on_when_the_batch_changes() -> None:
     series = Series()
     for value in (torch.zeros(2, 3), torch.ones(1, 3), torch.ones(1, 3)):
+        series.reserve(1)
         series.append(value)
     assert series.tensor().tolist() == [0.0] * 6 + [1.0] * 6
 

@@ -204,6 +204,7 @@ class KVLayer(ABC):
     def begin_step(self) -> None:
         """Do what the host must do before a decode step: make room, count on. What follows is for the device alone."""
         self._step_begun = True
+        self.telemetry.reserve(1)
         self._begin_step()
 
     def append(self, keys: Tensor, values: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from louiskv.methods.base import AttentionOptions, Footprint, KVLayer, LayerShape, Method
 from louiskv.ops.attention import decode_attention, partial_attention
 from louiskv.ops.moving import append_token
-from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
+from louiskv.ops.ragged import append_rows, grown, is_readable, left_aligned, take_rows
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
 
@@ -98,7 +98,7 @@ class FullLayer(KVLayer):
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to everything."""
         # On a GPU all that there is room for, and the bias says what counts: so a step has the shape of the one before.
-        num_slots = self.longest if query.device.type == "cpu" else self.rows.shape[1]
+        num_slots = self.longest if is_readable(query) else self.rows.shape[1]
         rows, masked = self.rows[:, :num_slots], self.ragged or num_slots > self.longest
         with self.telemetry.clock.time("attention", query.device):
             out = decode_attention(

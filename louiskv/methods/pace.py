@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from louiskv.methods.parts import Parts
+from louiskv.ops.ragged import is_readable
 
 
 @dataclass
 class Pace:
-    """Bounds that hold for every row of a layer; on a CPU, where asking costs nothing, they are exact.
+    """Bounds that hold for every row of a layer; where values are readable without a wait, they are exact.
 
     Rows give up a run when their window has no room for the tokens until the next look. From one look to the next it is
     as many steps as a run has tokens at the least, so that one run is enough; where runs are of fixed size, one step.
@@ -61,7 +62,7 @@ class Pace:
 
     def left(self, room: Tensor, units: Tensor) -> None:
         """Learn that windows without room have given up a run: what room [N] there is and what units [N]."""
-        if room.device.type == "cpu":
+        if is_readable(room):
             self.room, self.units = int(room.min()) - 1, int(units.max())
             return
         gained = self.room + self.longest_run if self.fixed and self.even else self.stride - 1

@@ -47,7 +47,7 @@ class RetrievalLayer(KVLayer):
     def __init__(self, parts: Parts, impl: str | None = None) -> None:
         super().__init__(impl)
         self.parts = parts
-        self.trigger = parts.trigger.start()
+        self.trigger = parts.trigger.start(impl)
         self.pace = Pace.of(parts)
         self._begun = False
 

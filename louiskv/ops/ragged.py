@@ -7,14 +7,23 @@ from torch import Tensor
 PROMPT = 1024
 
 
+# Types of devices whose values the host can read without waiting for them.
+READABLE = {"cpu"}
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether the host can read values without waiting for a device: only then a step may branch on them."""
+    return tensor.device.type in READABLE
+
+
 def may_hold(condition: Tensor) -> bool:
-    """False if no entry is True and it takes no wait for a device to know that: then what follows can be left out."""
-    return condition.device.type != "cpu" or bool(condition.any())
+    """False if it is readable that no entry is True: then what follows can be left out."""
+    return not is_readable(condition) or bool(condition.any())
 
 
 def width_of(counts: Tensor, most: int) -> int:
-    """Entries that the widest row needs; `most`, which none exceeds, where asking would wait for a device."""
-    return most if counts.device.type != "cpu" else int(counts.max())
+    """Entries that the widest row needs; `most`, which none exceeds, where that is not readable."""
+    return int(counts.max()) if is_readable(counts) else most
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def query_cosines(query: Tensor, other: Tensor, *, impl: str | None = None) -> T
     """
     function = choose("query_cosines", QUERY_COSINES, impl, query)
     cosines: Tensor = function(query, other)
-    return cosines
+    # Rounding must not take one past where a trigger never fires.
+    return cosines.clamp_(-1, 1)
 
 
 def _query_cosines(query: Tensor, other: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class Trigger(ABC):
         return self
 
     @abstractmethod
-    def start(self) -> TriggerState:
-        """Begin to watch one layer."""
+    def start(self, impl: str | None = None) -> TriggerState:
+        """Begin to watch one layer, with this implementation of the operations."""
 
 
 def check_layers(name: str, value: float | tuple[float, ...], least: float, most: float) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
+from louiskv.ops.turning import query_cosines
 from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
 
 
@@ -32,28 +33,27 @@ class Cosine(Trigger):
         """With the tau of that layer."""
         return replace(self, tau=of_layer("tau", self.tau, layer_index))
 
-    def start(self) -> "CosineState":
+    def start(self, impl: str | None = None) -> "CosineState":
         """Begin to watch one layer.
 
         Raises:
             SettingsError: There is a tau for each layer, and it is not known which this is.
         """
-        return CosineState(the_one("tau", self.tau), self.per_head)
+        return CosineState(the_one("tau", self.tau), self.per_head, impl)
 
 
 class CosineState(TriggerState):
-    """The direction of the last query of each head."""
+    """The last query of each head."""
 
-    def __init__(self, tau: float, per_head: bool) -> None:
-        self.tau, self.per_head = tau, per_head
+    def __init__(self, tau: float, per_head: bool, impl: str | None) -> None:
+        self.tau, self.per_head, self.impl = tau, per_head, impl
         self.previous: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire for the sequences, or the KV heads of them, whose query has turned."""
-        direction = torch.nn.functional.normalize(query.float(), dim=-1)
-        previous = torch.full_like(direction, torch.nan) if self.previous is None else self.previous
-        self.previous = direction
-        cosine = (direction * previous).sum(-1)
+        previous = torch.full_like(query, torch.nan) if self.previous is None else self.previous
+        self.previous = query
+        cosine = query_cosines(query, previous, impl=self.impl)
         self.similarity = cosine.mean(1)
         groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else self.similarity[:, None]
         # Not `groups < tau`: without a previous query it is NaN, and must fire.
@@ -104,27 +104,27 @@ class AnchorCosine(Trigger):
         """With the tau of that layer."""
         return replace(self, tau=of_layer("tau", self.tau, layer_index))
 
-    def start(self) -> "AnchorState":
+    def start(self, impl: str | None = None) -> "AnchorState":
         """Begin to watch one layer."""
-        return AnchorState(the_one("tau", self.tau), self.cap)
+        return AnchorState(the_one("tau", self.tau), self.cap, impl)
 
 
 class AnchorState(TriggerState):
-    """The direction of the query that each KV head last selected with, and how many steps ago."""
+    """The queries that each KV head last selected with, and how many steps ago."""
 
-    def __init__(self, tau: float, cap: int | None) -> None:
-        self.tau, self.cap = tau, cap
+    def __init__(self, tau: float, cap: int | None, impl: str | None) -> None:
+        self.tau, self.cap, self.impl = tau, cap, impl
         self.anchor: Tensor | None = None
 
     def turned(self, query: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
         """Cosine to the anchor [B, Hkv], NaN without one, and where the cap says that it is time."""
-        self._direction = torch.nn.functional.normalize(query.float(), dim=-1).unflatten(1, (num_kv_heads, -1))
+        self._query = query
         if self.anchor is None:
-            self.anchor = torch.full_like(self._direction, torch.nan)
-            self.age = torch.zeros(self.anchor.shape[:2], dtype=torch.int64, device=query.device)
+            self.anchor = torch.full_like(query, torch.nan)
+            self.age = torch.zeros(len(query), num_kv_heads, dtype=torch.int64, device=query.device)
         self.age = self.age + 1
         due = torch.zeros_like(self.age, dtype=torch.bool) if self.cap is None else self.age >= self.cap
-        return (self._direction * self.anchor).sum(-1).mean(2), due
+        return query_cosines(query, self.anchor, impl=self.impl).unflatten(1, (num_kv_heads, -1)).mean(2), due
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire for the KV heads whose query has turned."""
@@ -137,7 +137,8 @@ class AnchorState(TriggerState):
     def chosen(self, where: Tensor) -> None:
         """Take the last query as the anchor."""
         assert self.anchor is not None
-        self.anchor = torch.where(where[..., None, None], self._direction, self.anchor)
+        head = where.repeat_interleave(self.anchor.shape[1] // where.shape[1], dim=1)
+        self.anchor = torch.where(head[..., None], self._query, self.anchor)
         self.age = self.age.masked_fill(where, 0)
 
     def retrieved(self, where: Tensor, estimate: Estimate) -> None:

@@ -50,17 +50,17 @@ class Coverage(Trigger):
         """With the rho of that layer."""
         return replace(self, rho=of_layer("rho", self.rho, layer_index))
 
-    def start(self) -> "CoverageState":
+    def start(self, impl: str | None = None) -> "CoverageState":
         """Begin to watch one layer."""
-        return CoverageState(self, the_one("rho", self.rho))
+        return CoverageState(self, the_one("rho", self.rho), impl)
 
 
 class CoverageState(TriggerState):
     """The query of the last selection, and the yardstick since then."""
 
-    def __init__(self, settings: Coverage, rho: float) -> None:
+    def __init__(self, settings: Coverage, rho: float, impl: str | None) -> None:
         self.settings, self.rho = settings, rho
-        self.anchor = AnchorState(settings.guard, settings.cap)
+        self.anchor = AnchorState(settings.guard, settings.cap, impl)
         self.peak: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:

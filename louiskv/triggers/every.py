@@ -24,23 +24,25 @@ class Every(Trigger):
         """The stride."""
         return self.steps
 
-    def start(self) -> "EveryState":
+    def start(self, impl: str | None = None) -> "EveryState":
         """Begin to watch one layer."""
         return EveryState(self.steps)
 
 
 class EveryState(TriggerState):
-    """The number of steps seen."""
+    """The number of steps seen, counted on the device."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.seen = 0
+        self.seen: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire everywhere or nowhere."""
-        fires = self.seen % self.steps == 0
-        self.seen += 1
-        return torch.full((query.shape[0], num_kv_heads), fires, device=query.device)
+        if self.seen is None:
+            self.seen = torch.zeros(1, 1, dtype=torch.int64, device=query.device)
+        fires = (self.seen % self.steps == 0).expand(query.shape[0], num_kv_heads)
+        self.seen = self.seen + 1
+        return fires
 
     def chosen(self, where: Tensor) -> None:
         """The stride goes on."""
@@ -50,7 +52,7 @@ class EveryState(TriggerState):
 
     def reset(self) -> None:
         """Begin anew."""
-        self.seen = 0
+        self.seen = None
 
     def select_batch(self, index: Tensor) -> None:
         """Nothing to copy."""

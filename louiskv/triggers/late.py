@@ -47,9 +47,9 @@ class Late(Trigger):
         """Yes."""
         return True
 
-    def start(self) -> "LateState":
+    def start(self, impl: str | None = None) -> "LateState":
         """Begin to watch one layer."""
-        return LateState(self.correct.start(), self.when.start())
+        return LateState(self.correct.start(impl), self.when.start(impl))
 
 
 class LateState(TriggerState):
