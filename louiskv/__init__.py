@@ -19,6 +19,7 @@ from louiskv.errors import (
     SettingsError,
     UnsupportedModelError,
 )
+from louiskv.generation import Generated, generate
 from louiskv.methods import METHODS, Method
 from louiskv.methods.arkvale import ArkVale
 from louiskv.methods.clusterkv import ClusterKV
@@ -52,6 +53,7 @@ __all__ = [
     "FreeKV",
     "Full",
     "FullOffloaded",
+    "Generated",
     "HostMemoryError",
     "ImplementationError",
     "KeepKV",
@@ -74,5 +76,6 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attach",
+    "generate",
     "score_heads",
 ]

@@ -110,6 +110,11 @@ class LouisKVCache(Cache):
                 "Crop them to the same number, or call `cache.reset()`."
             )
 
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many decode steps, so that none of them allocates what lasts."""
+        for layer in self.managed:
+            layer.reserve(num_steps)
+
     def watch_prompt(self, listener: Callable[[int, int], None] | None) -> None:
         """Call `listener(layer, tokens)` when a managed layer has taken in a prompt or a chunk of one; None to stop."""
         for layer in self.managed:

@@ -146,15 +146,31 @@ class CacheLayer(CacheLayerMixin):
             )
         if num_new == 1 and self.seq_length > 0:
             self.state.append(key_states, value_states)
-            self.output_tokens += key_states.shape[0]
-            self.steps += 1
+            self.count_step()
         else:
             self._waiting = (key_states, value_states)
+            self.seq_length += num_new
         self.is_initialized = True
-        self.seq_length += num_new
         shapes = ((*states.shape[:2], self.seq_length, states.shape[3]) for states in (key_states, value_states))
         keys, values = (Handle(self, shape, key_states) for shape in shapes)
         return keys, values
+
+    @_without_autograd
+    def reserve(self, num_steps: int) -> None:
+        """Make room for so many decode steps."""
+        self.state.telemetry.reserve(num_steps)
+        self.state.reserve(num_steps)
+
+    @_without_autograd
+    def begin_step(self) -> bool:
+        """Do the host's part of a decode step before the model runs, which else `update` does; see `KVLayer`."""
+        return self.state.begin_step()
+
+    def count_step(self) -> None:
+        """Count a decode step that the device has been told to do."""
+        self.output_tokens += self.state.batch_size
+        self.steps += 1
+        self.seq_length += 1
 
     @_without_autograd
     def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:

@@ -39,6 +39,8 @@ ARROWS: dict[str, set[str]] = {
     "cache_layer": {"methods", "telemetry"},
     "cache": {"cache_layer", "methods", "telemetry"},
     "attach": {"cache", "cache_layer", "methods", "ops"},
+    "captured": {"cache", "cache_layer"},
+    "generation": {"attach", "cache", "captured", "methods", "telemetry"},
     "calibration": {"attach", "cache", "measured", "heads", "methods", "ops"},
     "plan": {"cache", "methods", "store", "telemetry"},
     "models": {"folders"},
@@ -100,13 +102,15 @@ ARROWS: dict[str, set[str]] = {
         "store",
         "",
     },
-    "": {"attach", "cache", "calibration", "methods"},
+    "": {"attach", "cache", "calibration", "generation", "methods"},
 }
 # The seam, and what works on models: all others know tensors only.
 KNOW_TRANSFORMERS = {
     "cache_layer",
     "cache",
     "attach",
+    "captured",
+    "generation",
     "calibration",
     "models",
     "prompts",

@@ -17,6 +17,7 @@ def test_names() -> None:
         "FreeKV",
         "Full",
         "FullOffloaded",
+        "Generated",
         "H2O",
         "HostMemoryError",
         "ImplementationError",
@@ -41,6 +42,7 @@ def test_names() -> None:
         "UnsupportedModelError",
         "__version__",
         "attach",
+        "generate",
         "score_heads",
     ]
     assert louiskv.__version__ == version("louiskv")

@@ -201,11 +201,20 @@ class KVLayer(ABC):
     def reserve(self, num_steps: int) -> None:
         """Make room for so many decode steps, so that none of them allocates what lasts."""
 
-    def begin_step(self) -> None:
-        """Do what the host must do before a decode step: make room, count on. What follows is for the device alone."""
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether a step that has begun is the same work on a GPU, whatever the values are: so it can be captured."""
+        return False
+
+    def begin_step(self) -> bool:
+        """Do what the host must do before a decode step: make room, count on. What follows is for the device alone.
+
+        Returns:
+            Whether it has set parts of the state anew.
+        """
         self._step_begun = True
         self.telemetry.reserve(1)
-        self._begin_step()
+        return self._begin_step()
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence, keys [B, Hkv, 1, D] and values; begins the step if nobody has."""
@@ -215,7 +224,7 @@ class KVLayer(ABC):
         self._append(keys, values)
 
     @abstractmethod
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> bool:
         """As `begin_step`."""
 
     @abstractmethod

@@ -245,12 +245,14 @@ class EvictionLayer(KVLayer):
     def reserve(self, num_steps: int) -> None:
         """Nothing to do: the slots are all there are."""
 
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> bool:
         """Where all slots are taken, the least important token is freed."""
-        if self.steps_to_full == 0:
+        full = self.steps_to_full == 0
+        if full:
             with self.telemetry.clock.time("selection", self.lengths.device):
                 self._make_room()
         self.steps_to_full -= 1
+        return full
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

@@ -83,10 +83,15 @@ class FullLayer(KVLayer):
         """Make room for as many tokens."""
         self._make_room(self.longest + num_steps)
 
-    def _begin_step(self) -> None:
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Yes."""
+        return True
+
+    def _begin_step(self) -> bool:
         """Make room for a token."""
         self.longest += 1
-        self._make_room(self.longest)
+        return self._make_room(self.longest)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
@@ -164,8 +169,11 @@ class FullLayer(KVLayer):
         slot = torch.arange(self.rows.shape[1], device=lengths.device)
         self.bias.zero_().masked_fill_((slot >= lengths[:, None])[:, None], -torch.inf)
 
-    def _make_room(self, needed: int) -> None:
-        if needed > self.rows.shape[1]:
-            capacity = -(-needed // GROWTH) * GROWTH
-            closed = self.bias.new_full((len(self.bias), 1, capacity - self.bias.shape[2]), -torch.inf)
-            self.rows, self.bias = grown(self.rows, capacity), torch.cat([self.bias, closed], dim=-1)
+    def _make_room(self, needed: int) -> bool:
+        """Grow if there is no room for so many tokens; whether that was so."""
+        if needed <= self.rows.shape[1]:
+            return False
+        capacity = -(-needed // GROWTH) * GROWTH
+        closed = self.bias.new_full((len(self.bias), 1, capacity - self.bias.shape[2]), -torch.inf)
+        self.rows, self.bias = grown(self.rows, capacity), torch.cat([self.bias, closed], dim=-1)
+        return True

@@ -75,8 +75,9 @@ class FullOffloadedLayer(KVLayer):
         """Make room for as many tokens."""
         self.pool.reserve(int(self.pool.lengths.max()) + num_steps)
 
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> bool:
         """Nothing to do: the pool grows when a token comes."""
+        return False
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

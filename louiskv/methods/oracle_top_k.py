@@ -44,6 +44,11 @@ class OracleTopKLayer(FullLayer):
         self.budget = budget
         self._chosen: Tensor | None = None
 
+    @property
+    def waits_for_nothing(self) -> bool:
+        """No: a step looks at as many tokens as there are."""
+        return False
+
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to the tokens with the most attention, by its mean over the query group."""
         grouped, sinks = self.group(query), options.sinks_by_row(self.batch_size, self.num_kv_heads)

@@ -30,9 +30,14 @@ class PerQueryHead(KVLayer):
         """Take in a prompt."""
         self.state.absorb(self._copied(keys), self._copied(values), valid)
 
-    def _begin_step(self) -> None:
+    @property
+    def waits_for_nothing(self) -> bool:
         """As the state does."""
-        self.state.begin_step()
+        return self.state.waits_for_nothing
+
+    def _begin_step(self) -> bool:
+        """As the state does."""
+        return self.state.begin_step()
 
     def reserve(self, num_steps: int) -> None:
         """As the state does."""

@@ -94,12 +94,19 @@ class RetrievalLayer(KVLayer):
         with clock.time("clustering", device):
             self.index.append(*self._units(begin, sizes, held))
 
-    def _begin_step(self) -> None:
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Unless it fetches ahead in a thread."""
+        return not self.parts.trigger.late
+
+    def _begin_step(self) -> bool:
         """Land what was fetched ahead; where a window is full, its oldest run leaves."""
         self._land()
-        if self.pace.step():
+        full = self.pace.step()
+        if full:
             with self.telemetry.clock.time("offload", self.resident.rows.device):
                 self._make_room()
+        return full
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

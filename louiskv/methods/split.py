@@ -47,10 +47,15 @@ class SplitLayer(KVLayer):
         held = [(part, heads) for part, heads in zip(self.parts, places, strict=True) if len(heads)]
         self.parts, self._places = tuple(part for part, _ in held), tuple(heads for _, heads in held)
 
-    def _begin_step(self) -> None:
+    @property
+    def waits_for_nothing(self) -> bool:
+        """If both parts do."""
+        return all(part.waits_for_nothing for part in self.parts)
+
+    def _begin_step(self) -> bool:
         """As both parts do."""
-        for part in self.parts:
-            part.begin_step()
+        changed = [part.begin_step() for part in self.parts]
+        return any(changed)
 
     def reserve(self, num_steps: int) -> None:
         """As both parts do."""
