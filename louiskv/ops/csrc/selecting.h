@@ -50,6 +50,11 @@ inline void take_of_row(const SelectUnits& p, int64_t row) {
   const int64_t num_units = p.scores.size[1];
   const I* sizes = static_cast<const I*>(p.sizes.data) + row * p.sizes.stride[0];
   I* take = static_cast<I*>(p.out.data) + row * num_units;
+  if (!asked(p.where, row)) {
+    // Anything would do, but not all that memory may hold is a number of tokens.
+    std::memset(take, 0, sizeof(I) * num_units);
+    return;
+  }
   const int64_t budget = p.budgets ? index_at(p.budgets, row * p.budgets.stride[0]) : p.budget;
   int64_t total = 0;
   for (int64_t i = 0; i < num_units; ++i) total += take[i] = sizes[i * p.sizes.stride[1]];
@@ -81,8 +86,7 @@ inline void select_units(const SelectUnits& p, int num_threads) {
   const int num_parts = static_cast<int>(least(parts_for(16 * num_rows * p.scores.size[1], num_threads), num_rows));
   in_parts(num_parts, [&](int part) {
     for (int64_t row = part; row < num_rows; row += num_parts)
-      if (asked(p.where, row))
-        with_index(p.sizes, [&](auto* type) { take_of_row<std::remove_pointer_t<decltype(type)>>(p, row); });
+      with_index(p.sizes, [&](auto* type) { take_of_row<std::remove_pointer_t<decltype(type)>>(p, row); });
   });
 }
 
