@@ -32,6 +32,7 @@ def instruction_sets() -> list[str]:
 
 
 on_each_instruction_set = pytest.mark.parametrize("isa", instruction_sets())
+on_the_best_instruction_set = pytest.mark.parametrize("isa", instruction_sets()[:1])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from louiskv.ops.attention import DECODE_ATTENTION, Chosen, Rest, decode_attention
 from louiskv.ops.quantize import to_int8
-from tests.ops.implementations import on, on_each_instruction_set
+from tests.ops.implementations import on, on_each_instruction_set, on_the_best_instruction_set
 
 # Tolerance by dtype against the specification in float32 on the same inputs, for entries of order 1.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
@@ -105,9 +105,10 @@ def test_rows_are_shared_among_threads(isa: str, num_threads: int, num_rows: int
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@on_the_best_instruction_set
 @pytest.mark.parametrize("values", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("steps", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_rest_in_every_dtype(values: torch.dtype, steps: torch.dtype) -> None:
+def test_the_rest_in_every_dtype(isa: str, values: torch.dtype, steps: torch.dtype) -> None:
     case = Case((2, 3, 16, 20), 40, torch.float32)
     rest = case.rest._replace(values=case.rest.values.to(values), steps=case.rest.steps.to(steps))
     keys, safe = case.slots(case.safe)
@@ -118,7 +119,8 @@ def test_the_rest_in_every_dtype(values: torch.dtype, steps: torch.dtype) -> Non
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_logits_far_apart_neither_overflow_nor_vanish() -> None:
+@on_the_best_instruction_set
+def test_logits_far_apart_neither_overflow_nor_vanish(isa: str) -> None:
     query, keys, values = torch.full((1, 1, 16), 30.0), torch.zeros(1, 100, 16), torch.randn(1, 100, 8)
     keys[0, :, 0] = torch.linspace(-90, 90, 100)
     for order in (keys, keys.flip(1)):
@@ -127,7 +129,8 @@ def test_logits_far_apart_neither_overflow_nor_vanish() -> None:
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_torch_checks_of_an_operation_and_compiles() -> None:
+@on_the_best_instruction_set
+def test_what_torch_checks_of_an_operation_and_compiles(isa: str) -> None:
     case = Case((2, 3, 16, 16), 17, torch.float32)
     keys, values = case.slots(case.safe)
     everything = (case.query, keys, values, case.bias, 0.2, 3.0, case.sinks, case.safe_pool, case.place, *case.rest)
@@ -143,7 +146,8 @@ def test_what_torch_checks_of_an_operation_and_compiles() -> None:
     assert [candidate.name for candidate in DECODE_ATTENTION] == ["cpu", "torch"]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+@on_the_best_instruction_set
+def test_what_does_not_fit_is_refused(isa: str) -> None:
     query, keys = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
     for wrong in (keys[:, :4], keys[:1], keys.bfloat16(), torch.randn(2, 8, 5).transpose(1, 2)):
         with pytest.raises(RuntimeError, match="louiskv: "):

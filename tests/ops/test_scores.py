@@ -11,6 +11,7 @@ from torch import Tensor
 from louiskv import LouisKVError
 from louiskv.ops.quantize import pack_bits, to_int8
 from louiskv.ops.selection import REDUCES, score_units, unit_logits, unit_shares
+from tests.ops.implementations import each, here
 
 KINDS = ("dot", "bound", "one_bit", "sketch")
 DIM = 10
@@ -78,6 +79,7 @@ def scores_by_loops(
     return scores
 
 
+@each("unit_logits")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduce", REDUCES)
 @settings(deadline=None, max_examples=15, derandomize=True)
@@ -88,14 +90,14 @@ def scores_by_loops(
     seed=st.integers(0, 99),
 )
 def test_agrees_with_loops_on_ragged_rows(
-    kind: str, reduce: str, rows: list[int], group_size: int, scaling: float, seed: int
+    impl: str, kind: str, reduce: str, rows: list[int], group_size: int, scaling: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     num_units = -(-max(rows) // SHARED) * SHARED
     query = torch.randn(len(rows), group_size, DIM, generator=generator)
     summaries = random_summaries(kind, len(rows), num_units, generator)
     sizes = (torch.arange(num_units) < torch.tensor(rows)[:, None]) * torch.randint(1, 9, (len(rows), num_units))
-    got = score_units(query, summaries, sizes, kind=kind, reduce=reduce, scaling=scaling)
+    got = score_units(query, summaries, sizes, kind=kind, reduce=reduce, scaling=scaling, impl=impl)
     assert got.dtype == torch.float32
     for row, scores in enumerate(got):
         parts = tuple(part[row] for part in summaries)
@@ -103,13 +105,14 @@ def test_agrees_with_loops_on_ragged_rows(
         torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=1e-4)
 
 
+@each("unit_logits")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduce", REDUCES)
-def test_the_size_of_a_unit_does_not_weigh(kind: str, reduce: str) -> None:
+def test_the_size_of_a_unit_does_not_weigh(impl: str, kind: str, reduce: str) -> None:
     generator = torch.Generator().manual_seed(0)
     query, summaries = torch.randn(2, 3, DIM, generator=generator), random_summaries(kind, 2, 8, generator)
     small, large = (
-        score_units(query, summaries, torch.full((2, 8), size), kind=kind, reduce=reduce, scaling=0.5)
+        score_units(query, summaries, torch.full((2, 8), size), kind=kind, reduce=reduce, scaling=0.5, impl=impl)
         for size in (1, 50)
     )
     if reduce == "share_mean":
@@ -131,24 +134,27 @@ def test_low_precision_is_near_float32(kind: str, reduce: str, dtype: torch.dtyp
     in_bits = kind == "sketch"
     low = tuple(part if in_bits or part.dtype == torch.uint8 else part.to(dtype) for part in summaries)
     exact = tuple(part if in_bits or part.dtype == torch.uint8 else part.float() for part in low)
-    got = score_units(low_query, low, sizes, kind=kind, reduce=reduce, scaling=0.3)
-    expected = score_units(low_query.float(), exact, sizes, kind=kind, reduce=reduce, scaling=0.3)
-    assert got.dtype == torch.float32
-    # Logits here are of order 4; the products are rounded, and their sum once more; shares are taken in float32.
-    torch.testing.assert_close(got, expected, atol=16 * torch.finfo(dtype).eps, rtol=0)
-    if reduce == "softmax_mean":
-        torch.testing.assert_close(got.exp().sum(1), torch.ones(2), atol=1e-6, rtol=0)
+    expected = score_units(low_query.float(), exact, sizes, kind=kind, reduce=reduce, scaling=0.3, impl="torch")
+    for impl in here("unit_logits", dtype):
+        got = score_units(low_query, low, sizes, kind=kind, reduce=reduce, scaling=0.3, impl=impl)
+        assert got.dtype == torch.float32
+        # Logits here are of order 4; the products are rounded, and their sum once more; shares are taken in float32.
+        torch.testing.assert_close(got, expected, atol=16 * torch.finfo(dtype).eps, rtol=0)
+        if reduce == "softmax_mean":
+            torch.testing.assert_close(got.exp().sum(1), torch.ones(2), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("reduce", [each for each in REDUCES if each.startswith(("softmax", "share"))])
-def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
+@each("unit_logits")
+@pytest.mark.parametrize("reduce", [name for name in REDUCES if name.startswith(("softmax", "share"))])
+def test_great_logits_neither_overflow_nor_vanish(impl: str, reduce: str) -> None:
     query = torch.full((1, 2, DIM), 100.0)
     means = torch.arange(5.0)[None, :, None].expand(1, 5, DIM).contiguous()
-    got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0)
+    got = score_units(query, (means,), torch.ones(1, 5, dtype=torch.int64), reduce=reduce, scaling=1.0, impl=impl)
     # The shares themselves would be 0 but for the greatest, and their order lost.
     assert got.tolist() == [[-4000, -3000, -2000, -1000, 0]]
 
 
+@each("unit_shares")
 @settings(deadline=None, max_examples=30, derandomize=True)
 @given(
     rows=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=3).filter(any),
@@ -158,7 +164,7 @@ def test_great_logits_neither_overflow_nor_vanish(reduce: str) -> None:
     seed=st.integers(0, 99),
 )
 def test_a_share_is_of_all_tokens_and_of_what_is_beside_them(
-    rows: list[list[int]], group_size: int, with_beside: bool, middle: float, seed: int
+    impl: str, rows: list[list[int]], group_size: int, with_beside: bool, middle: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     num_units = max(len(row) for row in rows) + 2
@@ -169,7 +175,7 @@ def test_a_share_is_of_all_tokens_and_of_what_is_beside_them(
         sizes[row, : len(units)] = torch.tensor(units, dtype=torch.int32)
         # What stands where there is no unit may be far above the others.
         logits[row, :, len(units) :] = 0.0
-    shares = unit_shares(logits, sizes, beside if with_beside else None)
+    shares = unit_shares(logits, sizes, beside if with_beside else None, impl=impl)
     for row, units in enumerate(rows):
         assert shares[row, :, len(units) :].eq(-math.inf).all()
         for head in range(group_size):

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from louiskv.ops.quantize import pack_bits
 from louiskv.ops.selection import assign_slots, places_of, score_tokens, score_units, select_units
+from tests.ops.implementations import each, here
 
 sizes_of_units = st.lists(st.integers(0, 9), min_size=1, max_size=20)
 
@@ -29,11 +30,12 @@ def test_score_is_the_mean_of_softmaxes_over_the_group(sizes: list[int], group_s
     torch.testing.assert_close(got.exp(), expected)
 
 
+@each("select_units")
 @settings(deadline=None, max_examples=60)
 @given(sizes=sizes_of_units, budget=st.integers(0, 60), seed=st.integers(0, 99))
-def test_takes_the_best_units_and_exactly_the_budget(sizes: list[int], budget: int, seed: int) -> None:
+def test_takes_the_best_units_and_exactly_the_budget(impl: str, sizes: list[int], budget: int, seed: int) -> None:
     scores = torch.rand(1, len(sizes), generator=torch.Generator().manual_seed(seed))
-    take = select_units(scores, torch.tensor([sizes]), budget)[0].tolist()
+    take = select_units(scores, torch.tensor([sizes]), budget, impl=impl)[0].tolist()
     left = budget
     for unit in sorted(range(len(sizes)), key=lambda unit: -float(scores[0, unit])):
         assert take[unit] == min(left, sizes[unit])
@@ -41,10 +43,11 @@ def test_takes_the_best_units_and_exactly_the_budget(sizes: list[int], budget: i
     assert sum(take) == min(budget, sum(sizes))
 
 
+@each("assign_slots")
 @settings(deadline=None, max_examples=60)
 @given(num_places=st.integers(1, 60), num_slots=st.integers(1, 30), seeds=st.lists(st.integers(0, 10**6), min_size=1))
 def test_slots_follow_the_selection_and_fetch_only_what_is_missing(
-    num_places: int, num_slots: int, seeds: list[int]
+    impl: str, num_places: int, num_slots: int, seeds: list[int]
 ) -> None:
     places = torch.full((1, num_slots), -1, dtype=torch.int32)
     for seed in seeds:
@@ -54,7 +57,7 @@ def test_slots_follow_the_selection_and_fetch_only_what_is_missing(
         wanted = torch.cat([order[:count], torch.full((3,), -1)])
         wanted = wanted[torch.randperm(len(wanted), generator=generator)][None]
         before = places
-        places, fetched = assign_slots(before, wanted)
+        places, fetched = assign_slots(before, wanted, impl=impl)
         held = [place for place in places[0].tolist() if place >= 0]
         assert len(held) == len(set(held)) and set(held) == set(order[:count].tolist())
         assert int(fetched.sum()) == len(set(held) - set(before[0].tolist()))
@@ -62,29 +65,32 @@ def test_slots_follow_the_selection_and_fetch_only_what_is_missing(
         assert torch.equal(places[stays], before[stays])
 
 
+@each("places_of")
 @settings(deadline=None, max_examples=30)
 @given(sizes=sizes_of_units, seed=st.integers(0, 99), width=st.integers(1, 40))
-def test_places_are_the_first_tokens_of_each_unit(sizes: list[int], seed: int, width: int) -> None:
+def test_places_are_the_first_tokens_of_each_unit(impl: str, sizes: list[int], seed: int, width: int) -> None:
     held = torch.tensor([sizes], dtype=torch.int32)
     take = (held * torch.rand(1, len(sizes), generator=torch.Generator().manual_seed(seed))).to(torch.int32)
     offsets = held.cumsum(1) - held
-    place, unit = places_of(take, offsets, width)
+    place, unit = places_of(take, offsets, width, impl=impl)
     expected = [(int(offsets[0, u]) + r, u) for u in range(len(sizes)) for r in range(int(take[0, u]))][:width]
     got = [pair for pair in zip(place[0].tolist(), unit[0].tolist(), strict=True) if pair[0] >= 0]
     assert got == expected and place[0, len(expected) :].eq(-1).all()
 
 
-def test_places_of_ragged_rows() -> None:
+@each("places_of")
+def test_places_of_ragged_rows(impl: str) -> None:
     take = torch.tensor([[2, 0, 3], [0, 0, 0], [0, 1, 0]], dtype=torch.int32)
     offsets = torch.tensor([[7, 0, 20], [0, 0, 0], [4, 9, 0]], dtype=torch.int32)
-    place, unit = places_of(take, offsets, 6)
+    place, unit = places_of(take, offsets, 6, impl=impl)
     assert place.tolist() == [[7, 8, 20, 21, 22, -1], [-1] * 6, [9, -1, -1, -1, -1, -1]]
     assert unit[0, :5].tolist() == [0, 0, 2, 2, 2] and int(unit[2, 0]) == 1
     assert int(unit.min()) >= 0 and int(unit.max()) < 3, "a unit also where there is no place, to gather with"
-    cut, _ = places_of(take, offsets, 3)
+    cut, _ = places_of(take, offsets, 3, impl=impl)
     assert torch.equal(cut, place[:, :3])
 
 
+@each("score_tokens")
 @settings(deadline=None, max_examples=30)
 @given(
     group_size=st.sampled_from([1, 3, 4, 8]),
@@ -94,8 +100,9 @@ def test_places_of_ragged_rows() -> None:
     seed=st.integers(0, 99),
 )
 def test_a_token_scores_by_its_unit_and_its_signs(
-    group_size: int, dim: int, num_tokens: int, dtype: torch.dtype, seed: int
+    impl: str, group_size: int, dim: int, num_tokens: int, dtype: torch.dtype, seed: int
 ) -> None:
+    assume(impl in here("score_tokens", dtype))
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(2, group_size, dim, generator=generator).to(dtype)
     shares, steps = torch.randn(2, group_size, 4, generator=generator), torch.rand(2, 4, generator=generator)
@@ -104,7 +111,7 @@ def test_a_token_scores_by_its_unit_and_its_signs(
     shares[:, 0, 2], shares[:, :, 3] = -torch.inf, -torch.inf
     unit = torch.randint(0, 4, (2, num_tokens), generator=generator)
     place = torch.randint(0, 9, (2, num_tokens), generator=generator)
-    got = score_tokens(query, shares, pack_bits(signs), steps, unit, place, scaling=0.3)
+    got = score_tokens(query, shares, pack_bits(signs), steps, unit, place, scaling=0.3, impl=impl)
     assert got.dtype == torch.float32
     for row in range(2):
         for number in range(num_tokens):

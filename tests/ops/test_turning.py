@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from louiskv.ops.turning import query_cosines
-from tests.ops.implementations import each
+from tests.ops.implementations import each, on, on_each_instruction_set
 
 
 @each("query_cosines")
@@ -31,3 +31,14 @@ def test_views_and_what_has_no_direction(impl: str) -> None:
     # Norms whose product is too small for a float.
     tiny = torch.full((1, 1, 4), 1e-25)
     assert bool(query_cosines(tiny, tiny, impl=impl).isfinite().all())
+
+
+@on_each_instruction_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_each_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    for dim in (1, 15, 17, 63, 64, 80, 96, 128, 256):
+        query, other = torch.randn(2, 2, 5, dim).to(dtype)
+        with on(isa):
+            got = query_cosines(query, other, impl="cpu")
+        torch.testing.assert_close(got, query_cosines(query, other, impl="torch"), atol=1e-6, rtol=1e-5)
+        torch.library.opcheck(torch.ops.louiskv.query_cosines.default, (query, other))

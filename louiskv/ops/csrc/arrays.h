@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <type_traits>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -27,6 +28,41 @@ inline float number_at(const Array& array, int64_t at) {
 inline int64_t index_at(const Array& array, int64_t at) {
   return array.type == Type::i32 ? static_cast<const int32_t*>(array.data)[at]
                                  : static_cast<const int64_t*>(array.data)[at];
+}
+
+// Calls `work` with a null pointer of the type that the indices of an array have.
+template <typename Work>
+inline void with_index(const Array& array, const Work& work) {
+  array.type == Type::i32 ? work(static_cast<int32_t*>(nullptr)) : work(static_cast<int64_t*>(nullptr));
+}
+
+// Numbers of an array, `stride` apart from `at` on, as floats.
+inline void read_floats(const Array& array, int64_t at, int64_t stride, int64_t count, float* out) {
+  const auto read = [&](const auto* from) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(from[at + i * stride]);
+  };
+  switch (array.type) {
+    case Type::f32: return read(static_cast<const float*>(array.data));
+    case Type::bf16: return read(static_cast<const bf16*>(array.data));
+    case Type::f16: return read(static_cast<const f16*>(array.data));
+    case Type::i32: return read(static_cast<const int32_t*>(array.data));
+    case Type::i64: return read(static_cast<const int64_t*>(array.data));
+    default: return read(static_cast<const int8_t*>(array.data));
+  }
+}
+
+// Queries [N, G, D], scaled, one behind the other, with zeros up to `padded` numbers each.
+inline void read_queries(const Array& query, float scaling, int64_t padded, float* out) {
+  for (int64_t row = 0; row < query.size[0]; ++row) {
+    for (int64_t head = 0; head < query.size[1]; ++head, out += padded) {
+      read_floats(query, row * query.stride[0] + head * query.stride[1], query.stride[2], query.size[2], out);
+      for (int64_t i = 0; i < padded; ++i) out[i] = i < query.size[2] ? out[i] * scaling : 0.0f;
+    }
+  }
+}
+
+inline bool asked(const Array& where, int64_t row) {
+  return !where || static_cast<const uint8_t*>(where.data)[row * where.stride[0]];
 }
 
 // Memory of a kernel's own, not set.

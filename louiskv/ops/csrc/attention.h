@@ -5,14 +5,13 @@
 // several threads found for one row is merged at the end.
 #pragma once
 
-#include "arrays.h"
+#include "products.h"
 
 namespace louiskv {
 namespace LOUISKV_ISA {
 
 constexpr int kBlock = 32;   // tokens whose logits are held at once
 constexpr int kListed = 256;  // tokens listed at once
-constexpr int kHeads = kWidth == 16 ? 4 : 2;  // query heads that share a load: there are as many registers
 constexpr int kAhead = 16;     // tokens by which memory is asked for ahead
 constexpr int kVecs = 4;      // vectors of values summed at once
 
@@ -37,31 +36,6 @@ template <typename T>
 inline void prefetch(const T* row, int64_t dim) {
   const char* at = reinterpret_cast<const char*>(row);
   for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(at + byte);
-}
-
-// Products of four keys with H queries; query h and its logits lie h * query_stride and h * logits_stride further.
-template <typename T, int H>
-inline void dots(const T* const* key, const float* query, int64_t query_stride, int64_t dim, float* logits,
-                 int64_t logits_stride) {
-  Vec sum[H][4] = {};
-  const T *a = key[0], *b = key[1], *c = key[2], *d = key[3];
-  const auto add = [&](Vec of_a, Vec of_b, Vec of_c, Vec of_d, int64_t i) {
-    for (int h = 0; h < H; ++h) {
-      const Vec mine = load(query + h * query_stride + i);
-      sum[h][0] += of_a * mine;
-      sum[h][1] += of_b * mine;
-      sum[h][2] += of_c * mine;
-      sum[h][3] += of_d * mine;
-    }
-  };
-  int64_t i = 0;
-  for (; i + kWidth <= dim; i += kWidth) add(load(a + i), load(b + i), load(c + i), load(d + i), i);
-  if (const int64_t left = dim - i)
-    add(load_part(a + i, left), load_part(b + i, left), load_part(c + i, left), load_part(d + i, left), i);
-  for (int h = 0; h < H; ++h) {
-    const Four sums = sums_of(sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
-    std::memcpy(logits + h * logits_stride, &sums, sizeof(sums));
-  }
 }
 
 template <typename T, int H, int V, bool kWhole>
@@ -152,19 +126,9 @@ inline void attend_listed(const DecodeAttention& problem, const Running& running
   const int num_heads = static_cast<int>(problem.query.size[1]);
   for (int i = listed.count; i % 4; ++i) listed.key[i] = listed.key[listed.count - 1];
   for (int first = 0; first < listed.count; first += kBlock) {
-    for (int head = 0; head < num_heads; head += kHeads) {
-      switch (num_heads - head) {
-        case 1: attend_block<T, 1>(problem, running, query, query_dim, head, listed, first, biased); break;
-        case 2: attend_block<T, 2>(problem, running, query, query_dim, head, listed, first, biased); break;
-        case 3:
-          if (kHeads > 3) {
-            attend_block<T, 3>(problem, running, query, query_dim, head, listed, first, biased);
-            break;
-          }
-          [[fallthrough]];
-        default: attend_block<T, kHeads>(problem, running, query, query_dim, head, listed, first, biased);
-      }
-    }
+    by_heads(num_heads, [&](auto tile, int head) {
+      attend_block<T, tile.size>(problem, running, query, query_dim, head, listed, first, biased);
+    });
   }
   listed.count = 0;
 }
@@ -244,18 +208,8 @@ inline void attend_rest(const DecodeAttention& p, const Running& running, int64_
       entries.value[entries.count++] = values + entry * p.rest_values.stride[1];
     }
     if (entries.count < kBlock && entry + 1 < last) continue;
-    for (int head = 0; head < num_heads && entries.count; head += kHeads) {
-      switch (num_heads - head) {
-        case 1: attend_entries<V, 1>(p, running, row, head, entries); break;
-        case 2: attend_entries<V, 2>(p, running, row, head, entries); break;
-        case 3:
-          if (kHeads > 3) {
-            attend_entries<V, 3>(p, running, row, head, entries);
-            break;
-          }
-          [[fallthrough]];
-        default: attend_entries<V, kHeads>(p, running, row, head, entries);
-      }
+    if (entries.count) {
+      by_heads(num_heads, [&](auto tile, int head) { attend_entries<V, tile.size>(p, running, row, head, entries); });
     }
     entries.count = 0;
   }

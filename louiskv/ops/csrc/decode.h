@@ -64,13 +64,7 @@ inline void decode(const DecodeAttention& p, int num_threads) {
   const int num_parts = parts_for(total * row_bytes, num_threads);
 
   Scratch<float> query(num_rows * num_heads * query_dim);
-  for (int64_t row = 0; row < num_rows; ++row) {
-    for (int64_t head = 0; head < num_heads; ++head) {
-      const T* from = static_cast<const T*>(p.query.data) + row * p.query.stride[0] + head * p.query.stride[1];
-      float* to = query + (row * num_heads + head) * query_dim;
-      for (int64_t i = 0; i < query_dim; ++i) to[i] = i < dim ? to_float(from[i * p.query.stride[2]]) * p.scaling : 0.0f;
-    }
-  }
+  read_queries(p.query, p.scaling, query_dim, query);
 
   // What part t finds for row r lies at r + t: the rows of a part begin no earlier than those of the one before end.
   const int64_t num_found = num_rows + num_parts - 1, found_size = num_heads * (out_dim + 2);

@@ -2,6 +2,9 @@
 #include "kernels.h"
 
 #include "decode.h"
+#include "moving.h"
+#include "scores.h"
+#include "selecting.h"
 #include "turning.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -14,6 +17,19 @@ extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
     decode_attention,
+    dot_logits,
+    bound_logits,
+    one_bit_logits,
+    score_tokens,
+    unit_shares,
+    agree,
+    select_units,
+    places_of,
+    count_in_units,
+    assign_slots,
+    append_token,
+    fetch_rows,
+    store_rows,
     query_cosines,
 };
 

@@ -37,10 +37,59 @@ struct DecodeAttention {
   Array out;
 };
 
+struct UnitLogits {
+  // Scales are what the logits are multiplied by, or what units share.
+  Array query, units, scales, where;
+  float scaling = 1.0f;
+  Array out;
+};
+
+struct ScoreTokens {
+  Array query, shares, bits, steps, unit, place;
+  float scaling = 1.0f;
+  Array out;
+};
+
+// By softmax over the units or as they are; the logarithm of the mean, the maximum or the mean.
+struct Agree {
+  Array logits, sizes, where;
+  bool softmax = false, log_mean = false, max = false;
+  Array out;
+};
+
+// Budgets of the rows, or one for all.
+struct SelectUnits {
+  Array scores, sizes, budgets, where;
+  int64_t budget = 0;
+  Array out;
+};
+
+struct AssignSlots {
+  Array slot_place, wanted, out, filled;
+};
+
+struct AppendToken {
+  Array rows, bias, lengths, keys, values;
+  int64_t num_sinks = 0, window = 1;
+};
+
 struct Kernels {
   const char* name;
   void (*decode_attention)(const DecodeAttention& problem, int num_threads);
-  // out [B, H] float32, of queries and others [B, H, D].
+  void (*dot_logits)(const UnitLogits& problem, int num_threads);
+  void (*bound_logits)(const UnitLogits& problem, int num_threads);
+  void (*one_bit_logits)(const UnitLogits& problem, int num_threads);
+  void (*score_tokens)(const ScoreTokens& problem, int num_threads);
+  void (*unit_shares)(const Array& logits, const Array& sizes, const Array& beside, const Array& out, int num_threads);
+  void (*agree)(const Agree& problem, int num_threads);
+  void (*select_units)(const SelectUnits& problem, int num_threads);
+  void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
+  void (*count_in_units)(const Array& place, const Array& sizes, const Array& out);
+  void (*assign_slots)(const AssignSlots& problem);
+  void (*append_token)(const AppendToken& problem);
+  void (*fetch_rows)(const Array& source, const Array& place, const Array& missing, const Array& target,
+                     int num_threads);
+  void (*store_rows)(const Array& target, const Array& lengths, const Array& rows, const Array& counts);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
 };
 

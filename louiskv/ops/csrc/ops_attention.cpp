@@ -6,8 +6,6 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 
-bool is_real(const Array& array) { return array.type == Type::f32 || array.type == Type::bf16; }
-
 void check(const DecodeAttention& p) {
   const int64_t num_rows = p.query.size[0], num_heads = p.query.size[1], dim = p.query.size[2];
   const int64_t num_slots = p.keys.size[1], value_dim = p.values.size[2];

@@ -77,6 +77,18 @@ inline void check_index(const Array& array, const char* name) {
   STD_TORCH_CHECK(array.type == Type::i32 || array.type == Type::i64, "louiskv: ", name, " must be int32 or int64");
 }
 
+inline bool is_real(const Array& array) { return array.type == Type::f32 || array.type == Type::bf16; }
+
+// Real numbers, or whole ones that stand for them.
+inline void check_number(const Array& array, const char* name) {
+  STD_TORCH_CHECK(array.type != Type::u8 && array.type != Type::boolean, "louiskv: ", name, " must be numbers");
+}
+
+inline void check_where(const Array& where, int64_t num_rows) {
+  STD_TORCH_CHECK(!where || (where.type == Type::boolean && where.size[0] == num_rows),
+                  "louiskv: where must be bool [N]");
+}
+
 inline void check_dense(const Array& array, int last, const char* name) {
   STD_TORCH_CHECK(array.size[last] <= 1 || array.stride[last] == 1, "louiskv: the last dimension of ", name,
                   " must be dense");

@@ -50,13 +50,19 @@ inline uint32_t float_to_bits(float number) {
 
 inline float to_float(float number) { return number; }
 inline float to_float(int8_t number) { return number; }
+inline float to_float(int32_t number) { return static_cast<float>(number); }
+inline float to_float(int64_t number) { return static_cast<float>(number); }
 inline float to_float(bf16 number) { return bits_to_float(uint32_t(number.bits) << 16); }
 inline float to_float(f16 number) {
+#ifdef __F16C__
+  return _cvtsh_ss(number.bits);
+#else
   const uint32_t sign = uint32_t(number.bits & 0x8000) << 16;
   const uint32_t rest = number.bits & 0x7fff;
   if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
   // Subnormal numbers come out right too: the product is exact.
   return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+#endif
 }
 
 inline void store(float number, float* at) { *at = number; }
