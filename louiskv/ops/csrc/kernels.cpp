@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode.h"
+#include "kmeans.h"
 #include "moving.h"
 #include "scores.h"
 #include "selecting.h"
@@ -30,6 +31,7 @@ const Kernels table = {
     append_token,
     fetch_rows,
     store_rows,
+    clustering::kmeans,
     query_cosines,
 };
 

@@ -37,6 +37,17 @@ struct DecodeAttention {
   Array out;
 };
 
+struct KMeans {
+  // [N, T, D], and [N] of each row.
+  Array keys, counts, num_clusters;
+  // [N, C] tokens at which the clusters start.
+  Array first;
+  int64_t iterations = 1;
+  bool cosine = false;
+  // [N, T] int64, dense.
+  Array out;
+};
+
 struct UnitLogits {
   // Scales are what the logits are multiplied by, or what units share.
   Array query, units, scales, where;
@@ -90,6 +101,7 @@ struct Kernels {
   void (*fetch_rows)(const Array& source, const Array& place, const Array& missing, const Array& target,
                      int num_threads);
   void (*store_rows)(const Array& target, const Array& lengths, const Array& rows, const Array& counts);
+  void (*kmeans)(const KMeans& problem, int num_threads);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
 };
 
