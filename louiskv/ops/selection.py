@@ -353,11 +353,11 @@ def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(filled, fetched.to(slot_place.dtype), slot_place.masked_fill(~kept, -1)), filled
 
 
-UNIT_LOGITS = implementations("selection", _unit_logits, ())
-UNIT_SHARES = implementations("selection", _unit_shares, ())
-AGREE = implementations("selection", _agree, ())
-SCORE_TOKENS = implementations("selection", _score_tokens, ())
-PLACES_OF = implementations("selection", _places_of, ())
-COUNT_IN_UNITS = implementations("selection", _count_in_units, ())
-SELECT_UNITS = implementations("selection", _select_units, ())
-ASSIGN_SLOTS = implementations("selection", _assign_slots, ())
+UNIT_LOGITS = implementations("selection", _unit_logits, ("triton",))
+UNIT_SHARES = implementations("selection", _unit_shares, ("triton",))
+AGREE = implementations("selection", _agree, ("triton",))
+SCORE_TOKENS = implementations("selection", _score_tokens, ("triton",))
+PLACES_OF = implementations("selection", _places_of, ("triton",))
+COUNT_IN_UNITS = implementations("selection", _count_in_units, ("triton",))
+SELECT_UNITS = implementations("selection", _select_units, ("triton",))
+ASSIGN_SLOTS = implementations("selection", _assign_slots, ("triton",))

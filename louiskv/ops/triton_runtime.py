@@ -124,4 +124,4 @@ def strides_of(tensor: Tensor | None, *dims: int) -> tuple[int, ...]:
 
 def as_bytes(flags: Tensor | None) -> Tensor | None:
     """Booleans as the bytes they are, for a kernel."""
-    return None if flags is None else flags.view(torch.uint8)
+    return None if flags is None else dense(flags).view(torch.uint8)
