@@ -123,20 +123,18 @@ def test_partial_sums_of_many_units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("num_units", SIZES)
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize("few_scores", [False, True])
+@pytest.mark.parametrize(("dtype", "few_scores"), [(torch.int32, False), (torch.int64, True)])
 def test_select_units(num_units: int, dtype: torch.dtype, few_scores: bool) -> None:
-    scores, sizes = normal(7, num_units), integers(9, 7, num_units, dtype=dtype)
+    scores, sizes = normal(4, num_units), integers(9, 4, num_units, dtype=dtype)
     if few_scores:
         scores = scores.round()
         scores[:, ::3], scores[:, 1::5] = -torch.inf, torch.inf
     total = sizes.sum(1)
-    budget = torch.stack([total // 2, total, total + 5, total * 0, total // 3, total * 0 - 4, total.clamp(max=1)])
-    budget = budget.diagonal()
+    budget = torch.stack([total // 2, total + 5, total * 0 - 4, total.clamp(max=1)]).diagonal()
     assert torch.equal(
         ops.select_units(scores, sizes, budget, impl="triton"), ops.select_units(scores, sizes, budget, impl="torch")
     )
-    for number in (0, 7, 10**12):
+    for number in (7, 10**12):
         assert torch.equal(
             ops.select_units(scores, sizes, number, impl="triton"),
             ops.select_units(scores, sizes, number, impl="torch"),
@@ -147,7 +145,7 @@ def test_select_units(num_units: int, dtype: torch.dtype, few_scores: bool) -> N
 def test_select_units_by_scores_of_little_precision_and_some_that_are_none(dtype: torch.dtype) -> None:
     scores, sizes = normal(2, 17).to(dtype), integers(3, 2, 17)
     scores[0, 3], scores[0, 5], scores[1, ::2], scores[1, 1] = torch.nan, -torch.nan, 0.0, -0.0
-    for budget in range(20):
+    for budget in (0, 1, 5, 9, 14, 40):
         assert torch.equal(
             ops.select_units(scores, sizes, budget, impl="triton"),
             ops.select_units(scores, sizes, budget, impl="torch"),
@@ -157,8 +155,8 @@ def test_select_units_by_scores_of_little_precision_and_some_that_are_none(dtype
 def test_select_among_more_units_than_are_kept_in_registers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("louiskv.ops.selection_triton.WHOLE", 100)
     monkeypatch.setattr("louiskv.ops.selection_triton.BLOCK", 64)
-    scores, sizes = normal(2, 300).round(), integers(5, 2, 300)
-    budget = torch.tensor([170, 600], device=DEVICE)
+    scores, sizes = normal(2, 200).round(), integers(5, 2, 200)
+    budget = torch.tensor([170, 390], device=DEVICE)
     where = torch.tensor([True, False], device=DEVICE)
     got = ops.select_units(scores, sizes, budget, where=where, impl="triton")
     expected = ops.select_units(scores, sizes, budget, impl="torch")
