@@ -33,8 +33,8 @@ _CODES = {"rest_values": "*i8", "steps": "*fp16"}
 
 @kernel(
     checks=(
-        {**_SLOTS, **_SLOTS_ALONE, **_SIZES, **_STRIDES, **_BLOCKS, "rest_precision": "tf32"},
         {**_SLOTS, **_BESIDE, **_CODES, **_SIZES, **_STRIDES, **_BLOCKS, "rest_precision": "tf32"},
+        {**_SLOTS, **_SLOTS_ALONE, **_SIZES, **_STRIDES, **_BLOCKS, "rest_precision": "tf32"},
         {**_SLOTS, **_SLOTS_ALONE, **_SIZES, **_STRIDES, **_BLOCKS, "rest_precision": "tf32"}
         | {"dim": 256, "value_dim": 256, "dim_block": 256, "value_block": 256},
     ),

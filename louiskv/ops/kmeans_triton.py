@@ -182,7 +182,8 @@ def _move(
 def kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str) -> Tensor:
     """Twin of the reference; a row has room for as many clusters as tokens, and what it has not is not visited."""
     num_rows, num_tokens, dim = keys.shape
-    keys, cosine = dense(keys), metric == "cosine"
+    keys, counts, num_clusters = dense(keys), dense(counts), dense(num_clusters)
+    cosine = metric == "cosine"
     token = torch.arange(num_tokens, device=keys.device)
     present = token < counts[:, None]
     absent = token >= num_clusters[:, None]

@@ -96,6 +96,6 @@ def _store_rows(target: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
     target.flatten(0, 1).index_copy_(0, place, rows[row, entry].to(target.device))
 
 
-APPEND_TOKEN = implementations("moving", _append_token, ("cpu",))
-FETCH_ROWS = implementations("moving", _fetch_rows, ("cpu",))
-STORE_ROWS = implementations("moving", _store_rows, ("cpu",))
+APPEND_TOKEN = implementations("moving", _append_token, ("triton", "cpu"))
+FETCH_ROWS = implementations("moving", _fetch_rows, ("triton", "cpu"))
+STORE_ROWS = implementations("moving", _store_rows, ("triton", "cpu"))

@@ -353,11 +353,11 @@ def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(filled, fetched.to(slot_place.dtype), slot_place.masked_fill(~kept, -1)), filled
 
 
-UNIT_LOGITS = implementations("selection", _unit_logits, ("cpu",))
-UNIT_SHARES = implementations("selection", _unit_shares, ("cpu",))
-AGREE = implementations("selection", _agree, ("cpu",))
-SCORE_TOKENS = implementations("selection", _score_tokens, ("cpu",))
-PLACES_OF = implementations("selection", _places_of, ("cpu",))
-COUNT_IN_UNITS = implementations("selection", _count_in_units, ("cpu",))
-SELECT_UNITS = implementations("selection", _select_units, ("cpu",))
-ASSIGN_SLOTS = implementations("selection", _assign_slots, ("cpu",))
+UNIT_LOGITS = implementations("selection", _unit_logits, ("triton", "cpu"))
+UNIT_SHARES = implementations("selection", _unit_shares, ("triton", "cpu"))
+AGREE = implementations("selection", _agree, ("triton", "cpu"))
+SCORE_TOKENS = implementations("selection", _score_tokens, ("triton", "cpu"))
+PLACES_OF = implementations("selection", _places_of, ("triton", "cpu"))
+COUNT_IN_UNITS = implementations("selection", _count_in_units, ("triton", "cpu"))
+SELECT_UNITS = implementations("selection", _select_units, ("triton", "cpu"))
+ASSIGN_SLOTS = implementations("selection", _assign_slots, ("triton", "cpu"))

@@ -15,7 +15,7 @@ def operand(tile: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """A tile in the dtype in which products are taken."""
     if WIDE:
         return tile.to(tl.float32)
-    else:  # noqa: RET505 (a branch that is not taken must not be compiled)
+    else:
         return tile.to(dtype)
 
 
@@ -30,7 +30,7 @@ def capped(logits: tl.tensor, softcap: tl.tensor) -> tl.tensor:
     """`softcap * tanh(logits / softcap)`; as they are where there is no softcap."""
     if softcap is None:
         return logits
-    else:  # noqa: RET505
+    else:
         shrunk = tl.exp(-2.0 * tl.abs(logits / softcap))
         size = softcap * (1.0 - shrunk) / (1.0 + shrunk)
         return tl.where(logits < 0.0, -size, size)
@@ -49,9 +49,30 @@ def logarithm(total: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def is_asked(where: tl.tensor, row: tl.tensor) -> tl.tensor:
-    """Whether a row is asked for, of flags [N] in bytes or None for all."""
-    if where is None:
-        return True
-    else:  # noqa: RET505
-        return tl.load(where + row) != 0
+def log_sum(logits: tl.tensor) -> tl.tensor:
+    """Log-sum-exp over the first dimension."""
+    top = finite(tl.max(logits, 0))
+    return top + logarithm(tl.sum(tl.exp(logits - top[None]), 0))
+
+
+@triton.jit
+def order_of(scores: tl.tensor) -> tl.tensor:
+    """Integers in the order of the scores: equal for equal ones, NaN above all, none the least or the greatest."""
+    # Zero has two signs and NaN many forms.
+    bits = (scores + 0.0).to(tl.int32, bitcast=True)
+    bits = tl.where(scores != scores, 0x7FC00000, bits)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def first_over(ordered: tl.tensor, size: tl.tensor, halvings: tl.tensor, value: tl.tensor) -> tl.tensor:
+    """The first of ascending entries that is over a value, or `size`; halved `size.bit_length()` times."""
+    low = tl.zeros_like(value).to(tl.int32)
+    high = low + size
+    for _ in range(halvings):
+        middle = (low + high) // 2
+        searching = low < high
+        is_right = tl.load(ordered + middle, mask=searching, other=0) <= value
+        low = tl.where(searching & is_right, middle + 1, low)
+        high = tl.where(searching & (is_right == 0), middle, high)
+    return low

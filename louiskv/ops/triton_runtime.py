@@ -64,10 +64,15 @@ class Kernel:
         return partial(self._launch, grid)
 
     def _launch(self, grid: Any, *args: Any, **kwargs: Any) -> None:
+        device = next((arg.device for arg in args if isinstance(arg, Tensor) and arg.is_cuda), None)
+        if device is not None and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return self._launch(grid, *args, **kwargs)
         if len(self.configs) == 1 or INTERPRETED or not self._may_tune(args, kwargs):
             self.function[grid](*args, **kwargs, **self.configs[0])
         else:
             self._autotuner()[grid](*args, **kwargs)
+        return None
 
     def _may_tune(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether it is tuned for these arguments, or can be now."""
@@ -124,4 +129,4 @@ def strides_of(tensor: Tensor | None, *dims: int) -> tuple[int, ...]:
 
 def as_bytes(flags: Tensor | None) -> Tensor | None:
     """Booleans as the bytes they are, for a kernel."""
-    return None if flags is None else flags.view(torch.uint8)
+    return None if flags is None else dense(flags).view(torch.uint8)

@@ -34,4 +34,4 @@ def _query_cosines(query: Tensor, other: Tensor) -> Tensor:
     return cosines
 
 
-QUERY_COSINES = implementations("turning", _query_cosines, ("cpu",))
+QUERY_COSINES = implementations("turning", _query_cosines, ("triton", "cpu"))

@@ -45,13 +45,14 @@ def source_of(kernel: Kernel, check: dict[str, Any], config: dict[str, int], dty
 
 
 def ways(dtypes: tuple[str, ...]) -> Iterator[tuple[str, Kernel, dict[str, Any], dict[str, int], str]]:
-    """Every kernel with its checks; the first of them with every dtype that it depends on, and every configuration."""
+    """Every kernel by its first check, with the dtypes it depends on; of several, by all checks and configurations too."""
     for module in MODULES:
         for name, kernel in kernels(module).items():
-            for number, check in enumerate(kernel.checks):
+            for number, check in enumerate(kernel.checks if len(dtypes) > 1 else kernel.checks[:1]):
                 depends = any(isinstance(value, str) and "T" in value for value in check.values())
                 for dtype in dtypes if depends and number == 0 else dtypes[:1]:
-                    for config in kernel.configs if (number, dtype) == (0, dtypes[0]) else kernel.configs[:1]:
+                    every = len(dtypes) > 1 and (number, dtype) == (0, dtypes[0])
+                    for config in kernel.configs if every else kernel.configs[:1]:
                         yield f"{module}.{name} {number} {dtype} {config}", kernel, dict(check), dict(config), dtype
 
 
