@@ -97,5 +97,5 @@ def _store_rows(target: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
 
 
 APPEND_TOKEN = implementations("moving", _append_token, ())
-FETCH_ROWS = implementations("moving", _fetch_rows, ())
-STORE_ROWS = implementations("moving", _store_rows, ())
+FETCH_ROWS = implementations("moving", _fetch_rows, ("cuda",))
+STORE_ROWS = implementations("moving", _store_rows, ("cuda",))
