@@ -48,6 +48,8 @@ class Library:
         link_flags: Flags of the link.
         include: Folders of headers; what lies there is no part of the hash.
         sources: Folder of the sources.
+        advice: What to do where there is no compiler; empty to install the best or set the variable.
+        by_any: Whether what any version of the compiler made will do, so that none is needed to find it.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Library:
     link_flags: tuple[str, ...] = ()
     include: tuple[Path, ...] = field(default=())
     sources: Path = SOURCES
+    advice: str = ""
+    by_any: bool = False
 
     def compiler(self) -> str:
         """Path of the compiler.
@@ -72,7 +76,7 @@ class Library:
             if found is not None:
                 return found
         none = f"{self.variable}={asked} is not there" if asked else f"no {self.language} compiler"
-        raise BuildError(f"{none}: install {self.compilers[0]} or set {self.variable}")
+        raise BuildError(f"{none}: {self.advice or f'install {self.compilers[0]} or set {self.variable}'}")
 
     def path(self) -> Path:
         """Where the library lies, or will once it is built: of the sources, the flags, the compiler and the platform.
@@ -80,8 +84,7 @@ class Library:
         Raises:
             BuildError: There is no compiler.
         """
-        compiler = self.compiler()
-        version = _run([compiler, "--version"])
+        version = "" if self.by_any else _run([self.compiler(), "--version"])
         recipe = (version, platform.system(), platform.machine(), self.units, self.flags, self.link_flags)
         digest = hashlib.sha256(repr(recipe).encode())
         for file in sorted(self.sources.iterdir()):

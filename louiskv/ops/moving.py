@@ -97,5 +97,5 @@ def _store_rows(target: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
 
 
 APPEND_TOKEN = implementations("moving", _append_token, ("triton", "cpu"))
-FETCH_ROWS = implementations("moving", _fetch_rows, ("triton", "cpu"))
-STORE_ROWS = implementations("moving", _store_rows, ("triton", "cpu"))
+FETCH_ROWS = implementations("moving", _fetch_rows, ("cuda", "triton", "cpu"))
+STORE_ROWS = implementations("moving", _store_rows, ("cuda", "triton", "cpu"))

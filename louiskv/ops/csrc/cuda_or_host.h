@@ -1,0 +1,29 @@
+// What kernels in CUDA are written in, so that their logic also compiles, and is tested, on a host without CUDA.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define LOUISKV_INLINE __device__ __forceinline__
+#define LOUISKV_UNROLL _Pragma("unroll")
+#else
+#define LOUISKV_INLINE inline
+#define LOUISKV_UNROLL
+#endif
+
+namespace louiskv {
+
+// Lanes of a warp.
+constexpr int kLanes = 32;
+
+// A word that is read once: it shall not push out of the caches what is read again.
+template <typename Word>
+LOUISKV_INLINE Word load_once(const Word* at) {
+#ifdef __CUDACC__
+  return __ldcs(at);
+#else
+  return *at;
+#endif
+}
+
+}  // namespace louiskv

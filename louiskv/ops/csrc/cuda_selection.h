@@ -1,0 +1,195 @@
+// The budgeted choice among the units of one row, by a radix select that weighs units by their sizes.
+//
+// Scores become keys of 32 bits in the same order. Three histograms of the tokens by digits of the key, the highest
+// first, give the key of the unit that crosses the budget. Units of greater keys are taken whole, those of this very
+// key in their order until the budget is taken.
+//
+// A team of threads does one row: a block on a GPU; threads, or one, on a host. Its size is a power of two up to kBins.
+#pragma once
+
+#include "cuda_or_host.h"
+
+namespace louiskv {
+
+constexpr int kBins = 2048;
+constexpr int kDigits = 3;
+constexpr uint32_t kGreatestKey = 0xffffffff;
+
+// Digits of 11, 11 and 10 bits.
+LOUISKV_INLINE int shift_of(int digit) { return digit < 2 ? 21 - 11 * digit : 0; }
+LOUISKV_INLINE uint32_t mask_of(int digit) { return digit < 2 ? 0x7ff : 0x3ff; }
+
+// What tokens are counted in. Sizes of 32 bits are those of places of 32 bits: a row has fewer than 2^31 tokens.
+template <typename Size>
+struct WeightOf;
+template <>
+struct WeightOf<int32_t> {
+  using Type = uint32_t;
+};
+template <>
+struct WeightOf<int64_t> {
+  using Type = unsigned long long;
+};
+
+template <typename Size>
+struct Row {
+  const float* scores;
+  const Size* sizes;
+  Size* take;
+  int64_t units;
+};
+
+// Units above `key` are taken, and `left` tokens of those at it.
+template <typename Weight>
+struct Threshold {
+  uint32_t key;
+  Weight left;
+};
+
+template <typename Weight>
+struct Scratch {
+  Weight bins[kBins];
+  Threshold<Weight> found;
+};
+
+// Four units side by side are one load, of 16 bytes where the row lies so.
+template <typename T>
+struct alignas(16) Four {
+  T at[4];
+};
+
+// Greater for a greater score; both zeros are one, and NaN is the greatest, as in torch's sort.
+LOUISKV_INLINE uint32_t key_of(float score) {
+  if (score != score) return kGreatestKey;
+  union {
+    float number;
+    uint32_t bits;
+  } as = {score + 0.0f};
+  return as.bits ^ (as.bits >> 31 ? 0xffffffff : 0x80000000);
+}
+
+template <typename T>
+LOUISKV_INLINE bool is_aligned(const T* row) {
+  return reinterpret_cast<uintptr_t>(row) % 16 == 0;
+}
+
+// Those past the end are zero.
+template <typename T>
+LOUISKV_INLINE Four<T> load_four(const T* row, int64_t first, int64_t units, bool aligned) {
+  if (aligned && first + 4 <= units) return *reinterpret_cast<const Four<T>*>(row + first);
+  Four<T> four = {};
+  LOUISKV_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (first + i < units) four.at[i] = row[first + i];
+  }
+  return four;
+}
+
+template <typename T>
+LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int64_t first, int64_t units, bool aligned) {
+  if (aligned && first + 4 <= units) {
+    *reinterpret_cast<Four<T>*>(row + first) = four;
+    return;
+  }
+  LOUISKV_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    if (first + i < units) row[first + i] = four.at[i];
+  }
+}
+
+// Add the tokens of the units whose key is `prefix` above the digit to the bins of that digit.
+template <typename Size, typename Weight, typename Team>
+LOUISKV_INLINE void count_tokens(const Row<Size>& row, int digit, uint32_t prefix, Weight* bins, const Team& team) {
+  const bool scores_aligned = is_aligned(row.scores), sizes_aligned = is_aligned(row.sizes);
+  const uint32_t above = digit ? kGreatestKey << shift_of(digit - 1) : 0, mask = mask_of(digit);
+  const int shift = shift_of(digit);
+  for (int64_t first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
+    const Four<float> scores = load_four(row.scores, first, row.units, scores_aligned);
+    const Four<Size> sizes = load_four(row.sizes, first, row.units, sizes_aligned);
+    LOUISKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t key = key_of(scores.at[i]);
+      if ((key & above) == prefix && sizes.at[i] > 0)
+        team.add(bins + (key >> shift & mask), static_cast<Weight>(sizes.at[i]));
+    }
+  }
+}
+
+// Find where `budget` tokens, more than none, are reached.
+template <typename Size, typename Weight, typename Team>
+LOUISKV_INLINE Threshold<Weight> find_threshold(const Row<Size>& row, Weight budget, Scratch<Weight>& scratch,
+                                                const Team& team) {
+  const int share = kBins / team.size(), highest = kBins - 1 - team.rank() * share;
+  Threshold<Weight> threshold = {0, budget};
+  for (int digit = 0; digit < kDigits; ++digit) {
+    for (int bin = team.rank(); bin < kBins; bin += team.size()) scratch.bins[bin] = 0;
+    team.barrier();
+    count_tokens(row, digit, threshold.key, scratch.bins, team);
+    team.barrier();
+    Weight mine = 0, total;
+    for (int i = 0; i < share; ++i) mine += scratch.bins[highest - i];
+    Weight above = team.sum_before(mine, &total);
+    // All is taken: no key is 0.
+    if (digit == 0 && total <= budget) return {0, 0};
+    if (above < threshold.left && threshold.left <= above + mine) {
+      int bin = highest;
+      while (above + scratch.bins[bin] < threshold.left) above += scratch.bins[bin--];
+      scratch.found = {threshold.key | static_cast<uint32_t>(bin) << shift_of(digit), threshold.left - above};
+    }
+    team.barrier();
+    threshold = scratch.found;
+  }
+  return threshold;
+}
+
+template <typename Size, typename Weight, typename Team>
+LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold, const Team& team) {
+  const bool scores_aligned = is_aligned(row.scores), sizes_aligned = is_aligned(row.sizes);
+  const bool take_aligned = is_aligned(row.take);
+  // All threads go through all rounds: they have barriers.
+  for (int64_t round = 0; round < row.units; round += 4 * team.size()) {
+    const int64_t first = round + 4 * team.rank();
+    const Four<float> scores = load_four(row.scores, first, row.units, scores_aligned);
+    const Four<Size> sizes = load_four(row.sizes, first, row.units, sizes_aligned);
+    Four<Size> take = {};
+    Weight at_threshold = 0;
+    uint32_t ties = 0;
+    LOUISKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t key = key_of(scores.at[i]);
+      if (key > threshold.key) take.at[i] = sizes.at[i];
+      if (key == threshold.key && sizes.at[i] > 0) {
+        ties |= 1u << i;
+        at_threshold += sizes.at[i];
+      }
+    }
+    if (team.any(ties != 0)) {
+      Weight total, before = team.sum_before(at_threshold, &total);
+      LOUISKV_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (!(ties >> i & 1)) continue;
+        const Weight left = threshold.left > before ? threshold.left - before : 0;
+        const Weight size = static_cast<Weight>(sizes.at[i]);
+        take.at[i] = static_cast<Size>(size < left ? size : left);
+        before += size;
+      }
+      threshold.left = threshold.left > total ? threshold.left - total : 0;
+    }
+    store_four(take, row.take, first, row.units, take_aligned);
+  }
+}
+
+// What the reference `select_units` says, for one row.
+template <typename Size, typename Weight, typename Team>
+LOUISKV_INLINE void select_row(const Row<Size>& row, int64_t budget, Scratch<Weight>& scratch, const Team& team) {
+  constexpr uint64_t kMost = static_cast<Weight>(-1);
+  // Nothing is above the greatest key, and no tokens of it are taken.
+  Threshold<Weight> threshold = {kGreatestKey, 0};
+  if (budget > 0) {
+    const uint64_t wanted = budget;
+    threshold = find_threshold(row, static_cast<Weight>(wanted < kMost ? wanted : kMost), scratch, team);
+  }
+  take_units(row, threshold, team);
+}
+
+}  // namespace louiskv

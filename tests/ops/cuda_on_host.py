@@ -1,0 +1,92 @@
+"""The logic of the kernels in CUDA, compiled for the host."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from louiskv.ops.compiling import SOURCES, Library, Unit
+from louiskv.ops.native import cpu_library
+
+_INT, _LONG, _ADDRESS = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+
+
+@cache
+def kernels() -> Any:
+    """The library; compiled anew in each session, with warnings as errors."""
+    library = Library(
+        name="on_host",
+        language="C++",
+        compilers=cpu_library().compilers,
+        variable="CXX",
+        units=(Unit("on_host.cpp"),),
+        flags=("-std=c++17", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror"),
+        include=(SOURCES,),
+        sources=Path(__file__).parent / "on_host",
+    )
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOUISKV_CACHE", folder)
+        loaded = ctypes.CDLL(str(library.build(tell=False)))
+    loaded.keys_of.argtypes = (_ADDRESS, _ADDRESS, _LONG)
+    loaded.select_units.argtypes = (*(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS), *(_ADDRESS, _LONG, _LONG, _INT))
+    loaded.word_bytes.argtypes = (ctypes.c_uint64,)
+    ends = (_LONG, _LONG, _LONG, _INT, _INT)
+    loaded.fetch_rows.argtypes = (
+        *(_ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS),
+        *(_ADDRESS, _LONG, _LONG, *ends),
+    )
+    loaded.store_rows.argtypes = (_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG, _ADDRESS, *ends)
+    return loaded
+
+
+def keys_of(scores: Tensor) -> Tensor:
+    """Keys [U] of scores [U] float32, as int64."""
+    keys = torch.empty(len(scores), dtype=torch.int32)
+    kernels().keys_of(scores.data_ptr(), keys.data_ptr(), len(scores))
+    return keys.long() & 0xFFFFFFFF
+
+
+def select_units(scores: Tensor, sizes: Tensor, budgets: Tensor, *, threads: int) -> Tensor:
+    """As `louiskv.ops.selection.select_units`; scores and sizes have the same strides."""
+    assert scores.stride() == sizes.stride() and scores.stride(1) == 1 and budgets.dtype == torch.int64
+    take = torch.full(sizes.shape, -7, dtype=sizes.dtype)
+    where = (scores.data_ptr(), scores.stride(0), sizes.data_ptr(), sizes.itemsize, budgets.data_ptr())
+    kernels().select_units(*where, take.data_ptr(), *sizes.shape, threads)
+    return take
+
+
+def fetch_rows(source: Tensor, place: Tensor, missing: Tensor, target: Tensor, *, group: int, most_bytes: int) -> None:
+    """As `louiskv.ops.moving.fetch_rows`, in groups of slots and words of at most so many bytes."""
+    size = target.itemsize
+    strides = [stride * size for stride in (*source.stride()[:2], *target.stride()[:2])]
+    token_bytes = target.shape[2] * size
+    word = word_bytes(source, target, *strides, token_bytes, most_bytes)
+    kernels().fetch_rows(
+        *(source.data_ptr(), *strides[:2], place.data_ptr(), place.itemsize, missing.data_ptr()),
+        *(target.data_ptr(), *strides[2:], *place.shape, token_bytes, group, word),
+    )
+
+
+def store_rows(target: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor, *, group: int) -> None:
+    """As `louiskv.ops.moving.store_rows`, in groups of entries."""
+    strides = [stride * rows.itemsize for stride in rows.stride()[:2]]
+    entry_bytes = rows[0, 0].numel() * rows.itemsize
+    word = word_bytes(target, rows, *strides, entry_bytes)
+    kernels().store_rows(
+        *(target.data_ptr(), target.shape[1], lengths.data_ptr(), rows.data_ptr(), *strides),
+        *(counts.data_ptr(), *rows.shape[:2], entry_bytes, group, word),
+    )
+
+
+def word_bytes(*parts: Tensor | int) -> int:
+    """Bytes of the words in which is copied what lies at some addresses, in some strides and sizes."""
+    bits = 0
+    for part in parts:
+        bits |= part.data_ptr() if isinstance(part, Tensor) else part
+    word: int = kernels().word_bytes(bits)
+    return word

@@ -1,0 +1,142 @@
+// The logic of the kernels in CUDA, run by threads of the host.
+#include <pthread.h>
+
+#include <thread>
+#include <vector>
+
+#include "cuda_moving.h"
+#include "cuda_selection.h"
+
+namespace louiskv {
+namespace {
+
+// What the threads of a team share.
+template <typename Weight>
+struct Shared {
+  explicit Shared(int size) : flags(size), sums(size) { pthread_barrier_init(&barrier, nullptr, size); }
+  ~Shared() { pthread_barrier_destroy(&barrier); }
+  pthread_barrier_t barrier;
+  std::vector<int> flags;
+  std::vector<Weight> sums;
+  Scratch<Weight> scratch;
+};
+
+template <typename Weight>
+class Team {
+ public:
+  Team(Shared<Weight>* shared, int rank) : shared_(shared), rank_(rank) {}
+  int rank() const { return rank_; }
+  int size() const { return static_cast<int>(shared_->flags.size()); }
+  void barrier() const { pthread_barrier_wait(&shared_->barrier); }
+  void add(Weight* at, Weight weight) const { __atomic_fetch_add(at, weight, __ATOMIC_RELAXED); }
+  bool any(bool flag) const {
+    shared_->flags[rank_] = flag;
+    barrier();
+    int all = 0;
+    for (int each : shared_->flags) all |= each;
+    barrier();
+    return all;
+  }
+  Weight sum_before(Weight mine, Weight* total) const {
+    shared_->sums[rank_] = mine;
+    barrier();
+    Weight before = 0;
+    *total = 0;
+    for (int other = 0; other < size(); ++other) {
+      if (other < rank_) before += shared_->sums[other];
+      *total += shared_->sums[other];
+    }
+    return before;
+  }
+
+ private:
+  Shared<Weight>* shared_;
+  int rank_;
+};
+
+template <typename Size>
+void select(const float* scores, int64_t stride, const Size* sizes, const int64_t* budgets, Size* take, int64_t rows,
+            int64_t units, int threads) {
+  using Weight = typename WeightOf<Size>::Type;
+  Shared<Weight> shared(threads);
+  std::vector<std::thread> team;
+  for (int rank = 0; rank < threads; ++rank) {
+    team.emplace_back([&, rank] {
+      for (int64_t row = 0; row < rows; ++row) {
+        const Row<Size> of_row = {scores + row * stride, sizes + row * stride, take + row * units, units};
+        select_row(of_row, budgets[row], shared.scratch, Team<Weight>(&shared, rank));
+      }
+    });
+  }
+  for (std::thread& each : team) each.join();
+}
+
+// A warp: all lanes look for what to copy, then each copies its part.
+template <typename Word, typename Plan>
+void copy_group(const Plan& plan, int64_t row, int64_t first, int group, uint32_t words) {
+  Copy list[kLanes];
+  uint32_t count = 0;
+  for (int lane = 0; lane < group; ++lane) count += plan.find(row, first + lane, list + count);
+  for (int lane = 0; lane < kLanes; ++lane) copy_listed<Word>(list, count, words, lane);
+}
+
+template <typename Plan>
+void copy(const Plan& plan, int64_t rows, int64_t slots, int group, int64_t bytes, int word) {
+  struct alignas(8) Eight {
+    uint32_t at[2];
+  };
+  struct alignas(16) Sixteen {
+    uint32_t at[4];
+  };
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t first = 0; first < slots; first += group) {
+      const uint32_t words = static_cast<uint32_t>(bytes / word);
+      switch (word) {
+        case 16: copy_group<Sixteen>(plan, row, first, group, words); break;
+        case 8: copy_group<Eight>(plan, row, first, group, words); break;
+        case 4: copy_group<uint32_t>(plan, row, first, group, words); break;
+        case 2: copy_group<uint16_t>(plan, row, first, group, words); break;
+        default: copy_group<uint8_t>(plan, row, first, group, words);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace louiskv
+
+extern "C" {
+
+void keys_of(const float* scores, uint32_t* keys, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) keys[i] = louiskv::key_of(scores[i]);
+}
+
+// Scores and sizes [rows, units] of one stride.
+void select_units(const float* scores, int64_t stride, const void* sizes, int size_bytes, const int64_t* budgets,
+                  void* take, int64_t rows, int64_t units, int threads) {
+  if (size_bytes == 8)
+    louiskv::select(scores, stride, static_cast<const int64_t*>(sizes), budgets, static_cast<int64_t*>(take), rows,
+                    units, threads);
+  else
+    louiskv::select(scores, stride, static_cast<const int32_t*>(sizes), budgets, static_cast<int32_t*>(take), rows,
+                    units, threads);
+}
+
+int word_bytes(uint64_t bits) { return louiskv::word_bytes(bits); }
+
+void fetch_rows(const char* source, int64_t source_row, int64_t source_token, const void* place, int place_bytes,
+                const bool* missing, char* target, int64_t target_row, int64_t target_slot, int64_t rows, int64_t slots,
+                int64_t token_bytes, int group, int word) {
+  const louiskv::Fetch plan = {source,  source_row, source_token, place,       place_bytes == 8,
+                               missing, target,     target_row,   target_slot, slots};
+  louiskv::copy(plan, rows, slots, group, token_bytes, word);
+}
+
+void store_rows(char* target, int64_t capacity, const int64_t* lengths, const char* entries, int64_t entries_row,
+                int64_t entries_entry, const int64_t* counts, int64_t rows, int64_t num_new, int64_t entry_bytes,
+                int group, int word) {
+  const louiskv::Store plan = {target,        capacity, lengths, entries,    entries_row,
+                               entries_entry, counts,   num_new, entry_bytes};
+  louiskv::copy(plan, rows, num_new, group, entry_bytes, word);
+}
+}
