@@ -239,8 +239,9 @@ def decode_attention(
     """Twin of the reference; NaN in closed slots is never read."""
     num_rows, group, dim = query.shape
     num_slots, value_dim = keys.shape[1], values.shape[2]
-    rows, place = (None, None) if chosen is None else chosen
+    rows, place = (None, None) if chosen is None else map(dense, chosen)
     logits, rest_bias, rest_values, steps = (None, None, None, None) if rest is None else rest
+    rest_values = None if rest_values is None else dense(rest_values)
     num_chosen = 0 if place is None else place.shape[1]
     num_entries = 0 if logits is None else logits.shape[2]
     num_splits = sum(triton.cdiv(size, SPLIT.value) for size in (num_slots, num_chosen, num_entries))

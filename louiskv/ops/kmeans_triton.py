@@ -124,9 +124,9 @@ def _bound(labels: tl.tensor, begins: tl.tensor, ends: tl.tensor, num_tokens: tl
 @kernel(
     checks=(
         {**_KEYS, "order": "*i64", "begins": "*i32", "ends": "*i32", "spares": "*i64", "centroids": "*fp32"}
-        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": False, "programs": 1024},
+        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": False},
         {**_KEYS, "order": "*i64", "begins": "*i32", "ends": "*i32", "spares": "*i64", "centroids": "*fp32"}
-        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": True, "programs": 1024},
+        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": True},
     ),
     configs=({"block": 16, "num_warps": 4, "num_stages": 1},),
 )
@@ -147,7 +147,6 @@ def _move(
     cosine: tl.constexpr,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
-    programs: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
     """Move each centroid to the mean of its tokens, added in a fixed order, or to its spare token if it has none."""
@@ -155,7 +154,7 @@ def _move(
     channel = tl.arange(0, dim_block)
     is_channel = channel < dim
     middle = tl.load(mean + row * dim + channel, mask=is_channel, other=0.0)
-    for cluster in range(tl.program_id(0), tl.load(num_clusters + row).to(tl.int32), programs):
+    for cluster in range(tl.program_id(0), tl.load(num_clusters + row).to(tl.int32), tl.num_programs(0)):
         at = row * num_tokens + cluster
         begin, end = tl.load(begins + at), tl.load(ends + at)
         size = end - begin
@@ -202,9 +201,7 @@ def kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, 
     begins = torch.zeros_like(labels)
     ends, spares = begins, _first_tokens(start, present, counts, num_clusters, token)
     for iteration in range(iterations):
-        _move[programs](
-            *given, order, begins, ends, spares, centroids, offsets, *strides, cosine, dim, block, programs[0]
-        )
+        _move[programs](*given, order, begins, ends, spares, centroids, offsets, *strides, cosine, dim, block)
         _assign[_tiles_of(num_tokens, num_rows)](
             *given,
             counts,

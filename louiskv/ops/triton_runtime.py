@@ -38,7 +38,8 @@ class Kernel:
 
     With several configurations the best is found by timing, once for each value of the key and each dtype. Where
     nothing can be timed (in the interpreter, or while a CUDA graph is captured and the key is new) the first is taken.
-    Only a kernel that may run twice on the same tensors can have several.
+    Only a kernel that may run twice on the same tensors can have several. It must have run before it is captured, for
+    what it is compiled to cannot be loaded then.
 
     Attributes:
         function: The kernel, as `triton.jit` returns it.

@@ -45,7 +45,7 @@ def source_of(kernel: Kernel, check: dict[str, Any], config: dict[str, int], dty
 
 
 def ways(dtypes: tuple[str, ...]) -> Iterator[tuple[str, Kernel, dict[str, Any], dict[str, int], str]]:
-    """Every kernel by its first check, with the dtypes it depends on; of several, by all checks and configurations too."""
+    """Every kernel by its first check in the dtypes it depends on; of several also by all checks and configurations."""
     for module in MODULES:
         for name, kernel in kernels(module).items():
             for number, check in enumerate(kernel.checks if len(dtypes) > 1 else kernel.checks[:1]):
