@@ -29,6 +29,7 @@ LAUNCHERS: dict[str, tuple[Any, ...]] = {
         *(_ADDRESS, _LONG, _ADDRESS, _LONG, _INT),  # scores, sizes
         *(_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG),  # budgets, budget, where, take, rows, units
     ),
+    "assign_slots": (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG),
     "fetch_rows": (
         *(_ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS),  # source, place, missing
         *(_ADDRESS, _LONG, _LONG, _LONG, _LONG, _LONG),  # target, rows, slots, token_bytes
@@ -49,7 +50,7 @@ def cuda_library(architectures: Sequence[Architecture], *, by_any: bool = False)
         language="CUDA",
         compilers=(*((str(Path(home, "bin", "nvcc")),) if home else ()), "nvcc", "/usr/local/cuda/bin/nvcc"),
         variable="CUDACXX",
-        units=(Unit("cuda_moving.cu"), Unit("cuda_selection.cu")),
+        units=tuple(Unit(f"cuda_{each}.cu") for each in ("moving", "selection", "slots")),
         flags=(
             *("-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"),
             *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers),
@@ -110,6 +111,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, takes in LAUNCHERS.items():
         getattr(library, f"louiskv_{name}").argtypes = (*takes, _INT, _ADDRESS)
+    library.louiskv_assign_slots_scratch.argtypes = (_LONG,)
+    library.louiskv_assign_slots_scratch.restype = _LONG
     library.louiskv_ready.argtypes = library.louiskv_error.argtypes = (_INT,)
     library.louiskv_error.restype = ctypes.c_char_p
     return library
@@ -126,12 +129,22 @@ def launch(name: str, device: torch.device, *args: int | None) -> None:
     Raises:
         ImplementationError: The library cannot be loaded, or the kernel cannot be launched.
     """
+    library = loaded()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    error = getattr(library, f"louiskv_{name}")(*args, device.index, stream)
+    check(library, error, f"{name} cannot be launched on {device}")
+
+
+def loaded() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        ImplementationError: It cannot be built or loaded.
+    """
     reason = why_not()
     if reason is not None:
         raise ImplementationError(reason)
-    stream = torch.cuda.current_stream(device).cuda_stream
-    error = getattr(_Loaded.library, f"louiskv_{name}")(*args, device.index, stream)
-    check(_Loaded.library, error, f"{name} cannot be launched on {device}")
+    return _Loaded.library
 
 
 def check(library: ctypes.CDLL, error: int, what: str) -> None:

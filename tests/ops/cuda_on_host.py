@@ -34,6 +34,7 @@ def kernels() -> Any:
         loaded = ctypes.CDLL(str(library.build(tell=False)))
     loaded.keys_of.argtypes = (_ADDRESS, _ADDRESS, _LONG)
     loaded.select_units.argtypes = (*(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS), *(_ADDRESS, _LONG, _LONG, _INT))
+    loaded.assign_slots.argtypes = (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG, _INT)
     loaded.word_bytes.argtypes = (ctypes.c_uint64,)
     ends = (_LONG, _LONG, _LONG, _INT, _INT)
     loaded.fetch_rows.argtypes = (
@@ -58,6 +59,14 @@ def select_units(scores: Tensor, sizes: Tensor, budgets: Tensor, *, threads: int
     where = (scores.data_ptr(), scores.stride(0), sizes.data_ptr(), sizes.itemsize, budgets.data_ptr())
     kernels().select_units(*where, take.data_ptr(), *sizes.shape, threads)
     return take
+
+
+def assign_slots(slot_place: Tensor, wanted: Tensor, *, threads: int) -> tuple[Tensor, Tensor]:
+    """As `louiskv.ops.selection.assign_slots`, of int32."""
+    place, missing = torch.full_like(slot_place, -7), torch.ones(slot_place.shape, dtype=torch.bool)
+    where = (slot_place.data_ptr(), wanted.data_ptr(), place.data_ptr(), missing.data_ptr())
+    kernels().assign_slots(*where, *place.shape, wanted.shape[1], threads)
+    return place, missing
 
 
 def fetch_rows(source: Tensor, place: Tensor, missing: Tensor, target: Tensor, *, group: int, most_bytes: int) -> None:

@@ -11,8 +11,8 @@ from louiskv.ops.selection import select_units
 from tests.ops import cuda_on_host
 from tests.ops.devices import on_each_device, repeated, wait
 
-# Rows of each kind of scores.
-PER_KIND = 24
+# Rows of each kind of scores, of few units and of many.
+PER_KIND, OF_MANY = 24, 4
 SPECIAL = [-math.inf, math.inf, math.nan, -math.nan, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38, 1.0]
 LEVELS = (1, 2, 7)
 
@@ -20,7 +20,7 @@ LEVELS = (1, 2, 7)
 def cases(units: int, dtype: torch.dtype, seed: int, room: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [N, units], sizes and budgets [N] of all kinds; with room, views of wider tensors."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (PER_KIND, units + room)
+    shape = (PER_KIND if units < 5000 else OF_MANY, units + room)
     normal = torch.randn(shape, generator=generator)
     kinds = [normal, normal * 1e-3 - 20, -torch.rand(shape, generator=generator).log().square()]
     kinds += [torch.randint(0, levels, shape, generator=generator) - 1.0 for levels in LEVELS]

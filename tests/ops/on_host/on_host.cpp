@@ -6,6 +6,7 @@
 
 #include "cuda_moving.h"
 #include "cuda_selection.h"
+#include "cuda_slots.h"
 
 namespace louiskv {
 namespace {
@@ -18,7 +19,6 @@ struct Shared {
   pthread_barrier_t barrier;
   std::vector<int> flags;
   std::vector<Weight> sums;
-  Scratch<Weight> scratch;
 };
 
 template <typename Weight>
@@ -28,6 +28,7 @@ class Team {
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(shared_->flags.size()); }
   void barrier() const { pthread_barrier_wait(&shared_->barrier); }
+  void mark(uint32_t* at, uint32_t bits) const { __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
   void add(Weight* at, Weight weight) const { __atomic_fetch_add(at, weight, __ATOMIC_RELAXED); }
   bool any(bool flag) const {
     shared_->flags[rank_] = flag;
@@ -54,21 +55,32 @@ class Team {
   int rank_;
 };
 
-template <typename Size>
-void select(const float* scores, int64_t stride, const Size* sizes, const int64_t* budgets, Size* take, int64_t rows,
-            int64_t units, int threads) {
-  using Weight = typename WeightOf<Size>::Type;
+// Calls `each(row, team)` for all rows, one after the other, in all threads of a team.
+template <typename Weight, typename Each>
+void for_rows(int64_t rows, int threads, const Each& each) {
   Shared<Weight> shared(threads);
   std::vector<std::thread> team;
   for (int rank = 0; rank < threads; ++rank) {
     team.emplace_back([&, rank] {
+      const Team<Weight> mine(&shared, rank);
       for (int64_t row = 0; row < rows; ++row) {
-        const Row<Size> of_row = {scores + row * stride, sizes + row * stride, take + row * units, units};
-        select_row(of_row, budgets[row], shared.scratch, Team<Weight>(&shared, rank));
+        each(row, mine);
+        mine.barrier();
       }
     });
   }
-  for (std::thread& each : team) each.join();
+  for (std::thread& thread : team) thread.join();
+}
+
+template <typename Size>
+void select(const float* scores, int64_t stride, const Size* sizes, const int64_t* budgets, Size* take, int64_t rows,
+            int64_t units, int threads) {
+  using Weight = typename WeightOf<Size>::Type;
+  Scratch<Weight> scratch;
+  for_rows<Weight>(rows, threads, [&](int64_t row, const Team<Weight>& team) {
+    const Row<Size> of_row = {scores + row * stride, sizes + row * stride, take + row * units, units};
+    select_row(of_row, budgets[row], scratch, team);
+  });
 }
 
 // A warp: all lanes look for what to copy, then each copies its part.
@@ -120,6 +132,18 @@ void select_units(const float* scores, int64_t stride, const void* sizes, int si
   else
     louiskv::select(scores, stride, static_cast<const int32_t*>(sizes), budgets, static_cast<int32_t*>(take), rows,
                     units, threads);
+}
+
+void assign_slots(const int32_t* slot_place, const int32_t* wanted, int32_t* place, bool* missing, int64_t rows,
+                  int64_t slots, int64_t num_wanted, int threads) {
+  const int64_t room = louiskv::places_for(num_wanted);
+  std::vector<int32_t> scratch(louiskv::words_for(room));
+  louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
+    const int64_t first = row * slots;
+    const louiskv::Slots of_row = {slot_place + first, wanted + row * num_wanted, place + first, missing + first, slots,
+                                   num_wanted};
+    louiskv::assign_row(of_row, scratch.data(), room, team);
+  });
 }
 
 int word_bytes(uint64_t bits) { return louiskv::word_bytes(bits); }

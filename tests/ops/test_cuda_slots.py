@@ -1,0 +1,78 @@
+"""What slots hold from one selection to the next: exactly the reference's, on the host and wherever it can run."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from louiskv.ops.selection import assign_slots
+from tests.ops import cuda_on_host
+from tests.ops.devices import on_each_device, repeated, wait
+
+NUM_ROWS = 16
+# Slots, places wanted, places that there are.
+SHAPES = [(1, 1, 1), (7, 4, 20), (33, 33, 40), (64, 100, 300), (257, 250, 251), (1100, 1200, 5000)]
+
+
+def cases(shape: tuple[int, int, int], seed: int, *, in_order: bool) -> tuple[Tensor, Tensor]:
+    """Slots [N, S] that hold some places, some of them wanted, and wanted places [N, W] with holes."""
+    num_slots, num_wanted, num_places = shape
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(NUM_ROWS, num_places, generator=generator).argsort(1)
+    held = torch.full((NUM_ROWS, max(num_slots, num_places)), -1)
+    held[:, :num_places] = torch.rand(NUM_ROWS, num_places, generator=generator).argsort(1)
+    held = held[:, :num_slots]
+    held = held.masked_fill(torch.rand(held.shape, generator=generator) < torch.rand(NUM_ROWS, 1), -1)
+    # Rows want from nothing to all that fits.
+    count = (torch.linspace(0, 1, NUM_ROWS) * min(num_slots, num_wanted, num_places)).long()
+    wanted = torch.full((NUM_ROWS, num_wanted), -1)
+    for row, number in enumerate(count.tolist()):
+        some = order[row, :number]
+        if in_order:
+            wanted[row, :number] = some.sort().values
+        else:
+            wanted[row, torch.randperm(num_wanted, generator=generator)[:number]] = some
+    return held.int(), wanted.int()
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_host_changes_what_the_reference_changes(shape: tuple[int, int, int], in_order: bool) -> None:
+    for seed, threads in ((0, 1), (1, 1), (2, 1), (3, 4)):
+        before = cases(shape, seed, in_order=in_order)
+        place, missing = cuda_on_host.assign_slots(*before, threads=threads)
+        expected = assign_slots(*before, impl="torch")
+        assert torch.equal(place, expected[0]) and torch.equal(missing, expected[1])
+
+
+@on_each_device("assign_slots")
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("shape", [*SHAPES, (9000, 9500, 30000)])
+def test_changes_what_the_reference_changes(
+    impl: str, device: str, shape: tuple[int, int, int], in_order: bool
+) -> None:
+    held, wanted = cases(shape, 5, in_order=in_order)
+    expected = assign_slots(held, wanted, impl="torch")
+    for dtype in (torch.int32, torch.int64):
+        place, missing = assign_slots(held.to(device), wanted.to(device, dtype), impl=impl)
+        assert place.dtype == held.dtype and torch.equal(place.cpu(), expected[0])
+        assert missing.dtype == torch.bool and torch.equal(missing.cpu(), expected[1])
+
+
+@on_each_device("assign_slots")
+def test_repeats_with_other_places(impl: str, device: str) -> None:
+    held, wanted = (each.to(device) for each in cases(SHAPES[3], 0, in_order=True))
+    missing = torch.empty(held.shape, dtype=torch.bool, device=device)
+
+    def step() -> None:
+        place, lacks = assign_slots(held, wanted, impl=impl)
+        held.copy_(place)
+        missing.copy_(lacks)
+
+    again, now = repeated(step, impl, device), held.cpu().clone()
+    for seed in (1, 2, 3):
+        other = cases(SHAPES[3], seed, in_order=seed == 2)[1]
+        wanted.copy_(other)
+        again()
+        wait(device)
+        now, lacks = assign_slots(now, other, impl="torch")
+        assert torch.equal(held.cpu(), now) and torch.equal(missing.cpu(), lacks)
