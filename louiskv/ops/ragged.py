@@ -69,7 +69,7 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
     buffer.flatten(0, 1).index_copy_(0, place, rows[present.to(rows.device)].to(buffer.device))
 
 
-def grown(buffer: Tensor, capacity: int) -> Tensor:
+def grown(buffer: Tensor, capacity: int, pinned: bool = False) -> Tensor:
     """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds; new room is zero."""
     bigger = torch.empty(
         buffer.shape[0],
@@ -77,7 +77,7 @@ def grown(buffer: Tensor, capacity: int) -> Tensor:
         *buffer.shape[2:],
         dtype=buffer.dtype,
         device=buffer.device,
-        pin_memory=buffer.is_pinned() if buffer.device.type == "cpu" else False,
+        pin_memory=pinned,
     )
     bigger[:, : buffer.shape[1]] = buffer
     bigger[:, buffer.shape[1] :] = 0
@@ -100,7 +100,12 @@ def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
     """Count how often each label occurs in each row: [N, num_labels], from labels [N, T]."""
     row = torch.arange(len(labels), device=labels.device)[:, None]
     flat = (labels + row * num_labels).flatten()
-    return torch.bincount(flat, minlength=len(labels) * num_labels).view(len(labels), num_labels)
+    if is_readable(flat):
+        return torch.bincount(flat, minlength=len(labels) * num_labels).view(len(labels), num_labels)
+    # On a GPU bincount waits for the greatest label.
+    return torch.zeros(len(labels), num_labels, dtype=torch.int64, device=labels.device).scatter_add_(
+        1, labels, torch.ones_like(labels)
+    )
 
 
 def sum_by_label(points: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:

@@ -141,8 +141,8 @@ class Pool:
             return
         wanted = capacity_for(needed)
         try:
-            self.rows = grown(self.rows, wanted)
-            self.positions = grown(self.positions, wanted)
+            self.rows = grown(self.rows, wanted, self.pinned)
+            self.positions = grown(self.positions, wanted, self.pinned)
         except (RuntimeError, MemoryError) as error:
             size = self.rows.shape[0] * wanted * self.token_size
             raise HostMemoryError(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from louiskv.errors import check_choice, check_count
 from louiskv.ops.kmeans import METRICS, STARTS, kmeans
-from louiskv.ops.ragged import count_by_label, left_aligned
+from louiskv.ops.ragged import count_by_label, left_aligned, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
 
@@ -77,7 +77,7 @@ class Clusters(Units):
             start=self.start,
             impl=impl,
         )
-        absent = int(num_clusters.max())
+        absent = width_of(num_clusters, max(1, keys.shape[1] // self.unit_size))
         assignment = torch.where(assignment < 0, absent, assignment)
         sizes = count_by_label(assignment, absent + 1)[:, :-1]
         return Grouping(assignment.argsort(dim=1, stable=True) + first, sizes)
