@@ -121,4 +121,4 @@ def _update(points: Tensor, assignment: Tensor, num_clusters: int) -> tuple[Tens
     return sums / sizes.clamp(min=1)[..., None], sizes
 
 
-KMEANS = implementations("kmeans", _kmeans, ())
+KMEANS = implementations("kmeans", _kmeans, ("cpu",))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv.ops.kmeans import SEED, kmeans
+from tests.ops.implementations import each
 
 
 def cosine_kmeans_by_loops(
@@ -35,6 +36,7 @@ def cosine_kmeans_by_loops(
     return members
 
 
+@each("kmeans")
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(
     counts=st.lists(st.integers(1, 50), min_size=1, max_size=3),
@@ -44,7 +46,7 @@ def cosine_kmeans_by_loops(
     seed=st.integers(0, 99),
 )
 def test_agrees_with_loops_on_ragged_rows(
-    counts: list[int], unit_size: int, iterations: int, start: str, seed: int
+    impl: str, counts: list[int], unit_size: int, iterations: int, start: str, seed: int
 ) -> None:
     longest = max(counts)
     keys = torch.randn(len(counts), longest, 5, generator=torch.Generator().manual_seed(seed)) + 0.5
@@ -58,6 +60,7 @@ def test_agrees_with_loops_on_ragged_rows(
         iterations=iterations,
         metric="cosine",
         start=start,
+        impl=impl,
     )
     for row, count in enumerate(counts):
         expected = cosine_kmeans_by_loops(keys[row, :count], num_clusters[row], iterations, start)
@@ -67,31 +70,34 @@ def test_agrees_with_loops_on_ragged_rows(
         assert got[row, count:].eq(-1).all()
 
 
-def test_the_length_of_a_key_does_not_matter() -> None:
+@each("kmeans")
+def test_the_length_of_a_key_does_not_matter(impl: str) -> None:
     generator = torch.Generator().manual_seed(0)
     angle = torch.tensor([0, 1, 2] * 20) + torch.randn(60, generator=generator) * 0.05
     length = torch.rand(60, generator=generator) * 100 + 0.1
     keys = torch.stack([angle.cos(), angle.sin()], dim=-1) * length[:, None]
-    got = kmeans(keys[None], torch.tensor([60]), torch.tensor([3]), iterations=9, metric="cosine")[0]
+    got = kmeans(keys[None], torch.tensor([60]), torch.tensor([3]), iterations=9, metric="cosine", impl=impl)[0]
     assert [len(got[first::3].unique()) for first in range(3)] == [1, 1, 1]
     assert len(got.unique()) == 3
 
 
-def test_an_empty_cluster_moves_to_the_token_at_the_widest_angle() -> None:
+@each("kmeans")
+def test_an_empty_cluster_moves_to_the_token_at_the_widest_angle(impl: str) -> None:
     # Clusters start at tokens 0, 2 and 4, which point the same way: the second and the third run empty at once.
     keys = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [-0.1, 0.0]]])
-    got = kmeans(keys, torch.tensor([6]), torch.tensor([3]), iterations=2, metric="cosine")[0].tolist()
+    got = kmeans(keys, torch.tensor([6]), torch.tensor([3]), iterations=2, metric="cosine", impl=impl)[0].tolist()
     assert got == [0, 0, 0, 2, 0, 1]
 
 
+@each("kmeans")
 @pytest.mark.parametrize("num_rows", [1, 4])
-def test_a_random_start_is_the_same_for_every_row(num_rows: int) -> None:
+def test_a_random_start_is_the_same_for_every_row(impl: str, num_rows: int) -> None:
     keys = torch.randn(1, 200, 8, generator=torch.Generator().manual_seed(0)).repeat(num_rows, 1, 1)
     counts, num_clusters = torch.full((num_rows,), 200), torch.full((num_rows,), 20)
     state = torch.get_rng_state()
-    got = kmeans(keys, counts, num_clusters, iterations=1, metric="cosine", start="random")
+    got = kmeans(keys, counts, num_clusters, iterations=1, metric="cosine", start="random", impl=impl)
     assert torch.equal(torch.get_rng_state(), state), "the generator of the program is left alone"
-    alone = kmeans(keys[:1], counts[:1], num_clusters[:1], iterations=1, metric="cosine", start="random")
-    strided = kmeans(keys[:1], counts[:1], num_clusters[:1], iterations=1, metric="cosine", start="strided")
+    alone = kmeans(keys[:1], counts[:1], num_clusters[:1], iterations=1, metric="cosine", start="random", impl=impl)
+    strided = kmeans(keys[:1], counts[:1], num_clusters[:1], iterations=1, metric="cosine", start="strided", impl=impl)
     assert torch.equal(got, alone.expand(num_rows, -1))
     assert not torch.equal(alone, strided)

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "decode.h"
+#include "kmeans.h"
 #include "turning.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -14,6 +15,7 @@ extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
     decode_attention,
+    clustering::kmeans,
     query_cosines,
 };
 

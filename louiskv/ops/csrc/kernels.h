@@ -37,9 +37,21 @@ struct DecodeAttention {
   Array out;
 };
 
+struct KMeans {
+  // [N, T, D], and [N] of each row.
+  Array keys, counts, num_clusters;
+  // [N, C] tokens at which the clusters start.
+  Array first;
+  int64_t iterations = 1;
+  bool cosine = false;
+  // [N, T] int64, dense.
+  Array out;
+};
+
 struct Kernels {
   const char* name;
   void (*decode_attention)(const DecodeAttention& problem, int num_threads);
+  void (*kmeans)(const KMeans& problem, int num_threads);
   // out [B, H] float32, of queries and others [B, H, D].
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
 };
