@@ -24,10 +24,10 @@ SHAPES = [
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def spread_keys(num_rows: int, num_tokens: int, dim: int, dtype: torch.dtype = torch.float32, mean: float = 2) -> Tensor:
+def spread_keys(num_rows: int, num_tokens: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random keys [N, T, D] that lie in wider rows, as keys do that have values behind them."""
     generator = torch.Generator().manual_seed(num_tokens + dim)
-    rows = torch.randn(num_rows, num_tokens + 2, dim + 5, generator=generator) + mean
+    rows = torch.randn(num_rows, num_tokens + 2, dim + 5, generator=generator) + 2
     return rows.to(dtype)[:, 1:-1, :dim]
 
 
@@ -190,6 +190,26 @@ def test_many_empty_clusters_move_to_the_farthest_tokens_in_order(isa: str) -> N
 
 
 @on_each_instruction_set
+def test_of_tokens_that_are_as_far_the_first_is_taken(isa: str) -> None:
+    # All clusters start at the middle; the last two run empty.
+    keys = torch.tensor([[[0.0], [-5.0], [0.0], [5.0], [0.0], [0.0]]])
+    with on(isa):
+        assert kmeans(keys, full(1, 6), full(1, 3), iterations=2, impl="cpu").tolist() == [[0, 1, 0, 2, 0, 0]]
+
+
+@on_each_instruction_set
+def test_of_centroids_that_are_as_near_the_first_is_taken(isa: str) -> None:
+    """In the third pass the last token is as near to the cluster it is in, which rests, as to one that moved there."""
+    x = [-3, 3, 3, -3, 3, 1, 0, 0, -3, 2, -2, -1]
+    y = [1, -2, -1, 2, -2, 3, 0, 0, 2, -2, 2, -3]
+    keys = torch.tensor([x, y]).T[None].float()
+    with on(isa):
+        second, third = (kmeans(keys, full(1, 12), full(1, 3), iterations=passes, impl="cpu")[0] for passes in (2, 3))
+    assert second.tolist() == [2, 1, 1, 2, 1, 2, 0, 0, 2, 1, 2, 1]
+    assert third.tolist() == [2, 1, 1, 2, 1, 0, 0, 0, 2, 1, 2, 0]
+
+
+@on_each_instruction_set
 def test_keys_that_are_all_the_same_end_in_the_first_cluster(isa: str) -> None:
     with on(isa):
         got = kmeans(torch.ones(2, 300, 8), full(2, 300), full(2, 40), iterations=4, impl="cpu")
@@ -200,12 +220,23 @@ def test_keys_that_are_all_the_same_end_in_the_first_cluster(isa: str) -> None:
 def test_more_passes_than_are_needed_change_nothing(isa: str) -> None:
     keys = spread_keys(2, 400, 8)
     with on(isa):
-        many, more = (
-            kmeans(keys, full(2, 400), full(2, 25), iterations=passes, impl="cpu") for passes in (200, 1000)
-        )
+        many, more = (kmeans(keys, full(2, 400), full(2, 25), iterations=passes, impl="cpu") for passes in (200, 1000))
     assert torch.equal(many, more)
     means, _ = centroids_of(keys[0].double(), many[0], 25)
     assert torch.equal(torch.cdist(keys[0].double(), means).argmin(1), many[0])
+
+
+@on_each_instruction_set
+def test_no_tokens_and_keys_that_are_no_numbers(isa: str) -> None:
+    """Nothing to cluster is no error, and NaN leads to some cluster that there is."""
+    keys = spread_keys(2, 130, 20).clone()
+    with on(isa):
+        none = kmeans(keys, full(2, 0), full(2, 0), iterations=3, impl="cpu")
+        keys[0, 40:50] = torch.nan
+        some = kmeans(keys, full(2, 130), full(2, 10), iterations=3, impl="cpu")
+        clean = kmeans(keys[1:], full(1, 130), full(1, 10), iterations=3, impl="cpu")
+    assert bool((none == -1).all())
+    assert 0 <= int(some.min()) and int(some.max()) < 10 and torch.equal(some[1:], clean)
 
 
 def test_keys_in_another_order_and_counts_in_32_bits() -> None:
