@@ -10,13 +10,25 @@ from louiskv.ops import OPS
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
-def on_each_device(op: str) -> pytest.MarkDecorator:
-    """Run a test, which takes `impl` and `device`, for each implementation of an operation and where it can run."""
-    runs = []
+def on_each_device(op: str, *dtypes: torch.dtype) -> pytest.MarkDecorator:
+    """Run a test for each implementation of an operation, wherever it can run.
+
+    It takes `impl` and `device`, and `dtype` where some are given: each that the implementation has kernels for.
+    """
+    runs: list[tuple[object, ...]] = []
     for device in DEVICES:
-        like = torch.empty(0, device=device)
-        runs += [(candidate.name, device) for candidate in OPS[op] if candidate.refusal(like) is None]
-    return pytest.mark.parametrize(("impl", "device"), runs)
+        for candidate in OPS[op]:
+            # Interpreted, it is too slow for sizes as on a GPU; it has tests of its own.
+            if (candidate.name, device) == ("triton", "cpu"):
+                continue
+            runs += [
+                (candidate.name, device, dtype)
+                for dtype in dtypes or (torch.float32,)
+                if candidate.refusal(torch.empty(0, dtype=dtype, device=device)) is None
+            ]
+    if dtypes:
+        return pytest.mark.parametrize(("impl", "device", "dtype"), runs)
+    return pytest.mark.parametrize(("impl", "device"), [run[:2] for run in runs])
 
 
 def host_tensor(tensor: torch.Tensor, device: str) -> torch.Tensor:

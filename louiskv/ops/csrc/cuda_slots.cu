@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kMostThreads)
   extern __shared__ int32_t shared[];
   __shared__ uint32_t of_warps[kLanes];
   const int64_t row = blockIdx.x, first = row * slots;
-  const Slots of_row = {slot_place + first, wanted + row * num_wanted, place + first, missing + first, slots, num_wanted};
+  const Slots of_row = {slot_place + first, wanted + row * num_wanted, place + first, missing + first,
+                        slots,              num_wanted};
   assign_row(of_row, scratch ? scratch + row * words : shared, room, Block<uint32_t>{of_warps});
 }
 
