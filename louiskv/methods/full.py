@@ -95,7 +95,8 @@ class FullLayer(KVLayer):
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
-        sizes = {"num_sinks": self.rows.shape[1], "window": 1}
+        # A window of one, the last slot: so each token's slot is its position.
+        sizes = {"num_sinks": self.rows.shape[1] - 1, "window": 1}
         append_token(
             self.rows, self.bias, self.lengths, keys.flatten(0, 2), values.flatten(0, 2), **sizes, impl=self.impl
         )

@@ -12,7 +12,7 @@ from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
-from louiskv.ops.ragged import left_aligned, may_hold, take_rows, width_of
+from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.store.background import Background
 from louiskv.store.device import Change, ResidentSet
 from louiskv.store.pool import Pool
@@ -35,6 +35,7 @@ class RetrievalLayer(KVLayer):
         cuts: Where the window is cut into units.
         pace: When windows are full.
         ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
+        taking_in: A prompt that is being taken in.
     """
 
     resident: ResidentSet
@@ -43,6 +44,7 @@ class RetrievalLayer(KVLayer):
     cuts: Cuts
     transfer: Transfer
     ahead: Background[tuple[Tensor, Change, Tensor]]
+    taking_in: Background[None]
 
     def __init__(self, parts: Parts, impl: str | None = None) -> None:
         super().__init__(impl)
@@ -52,10 +54,19 @@ class RetrievalLayer(KVLayer):
         self._begun = False
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units."""
+        """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
+
+        On a GPU beside the next layer: at no time do more than two layers have all their keys and values on the device.
+        """
         if not self._begun:
             self._begin(keys, values)
         self._land()
+        if is_readable(keys):
+            self._take_in(keys, values, valid)
+        else:
+            self.taking_in.take_turn(partial(self._take_in, keys, values, valid))
+
+    def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
         resident, units = self.resident, self.parts.units
         counts = torch.full_like(resident.lengths, rows.shape[1])
@@ -79,7 +90,7 @@ class RetrievalLayer(KVLayer):
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
-        self.ahead = Background(device)
+        self.ahead, self.taking_in = Background(device), Background(device)
         self._begun = True
 
     def _group_prompt(self, leaving: Leaving) -> None:
@@ -235,7 +246,9 @@ class RetrievalLayer(KVLayer):
         self.ahead.start(prepare)
 
     def _land(self) -> None:
-        """Put what was fetched ahead into its slots."""
+        """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
+        if self._begun and self.taking_in.busy:
+            self.taking_in.collect()
         if self._begun and self.ahead.busy:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
                 where, change, rows = self.ahead.collect()
@@ -325,6 +338,8 @@ class RetrievalLayer(KVLayer):
 
     def attended_positions(self) -> Tensor:
         """What lies in the slots; a selection on its way is not there yet."""
+        if self.taking_in.busy:
+            self.taking_in.collect()
         resident, pool = self.resident, self.pool
         always = resident.positions()
         if not self._has_units:

@@ -1,4 +1,7 @@
-"""Tokens on the way: into the window, from the window to the pool, and from the pool into slots."""
+"""Tokens on the way: into the window, from the window to the pool, and from the pool into slots.
+
+Rows may be of any dtype: what only copies them reads them as bytes, and is chosen by what says where they go.
+"""
 
 import torch
 from torch import Tensor
@@ -62,7 +65,7 @@ def fetch_rows(source: Tensor, place: Tensor, missing: Tensor, target: Tensor, *
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("fetch_rows", FETCH_ROWS, impl, target)
+    function = choose("fetch_rows", FETCH_ROWS, impl, place)
     function(source, place, missing, target)
 
 
@@ -85,7 +88,7 @@ def store_rows(target: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor, *,
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("store_rows", STORE_ROWS, impl, rows)
+    function = choose("store_rows", STORE_ROWS, impl, lengths)
     function(target, lengths, rows, counts)
 
 

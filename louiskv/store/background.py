@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from functools import cache as once
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -23,6 +24,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_worker.cache_clear)
 
 
+class _Turn:
+    """The last job that took its turn, of whatever layer."""
+
+    lock = Lock()
+    last: "Future[Any] | None" = None
+
+
 class Background(Generic[T]):
     """At most one job at a time, begun at one step and collected at the next.
 
@@ -33,14 +41,14 @@ class Background(Generic[T]):
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._job: Callable[[], T] | None = None
+        self._job: list[Callable[[], T]] = []
         self._result: Future[T] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Background[T]":
         """A copy with a result of its own, for which this waits."""
         copy: Background[T] = Background(self.device)
         if self._result is not None:
-            copy._job, copy._result = self._job, Future()
+            copy._job, copy._result = list(self._job), Future()
             copy._result.set_result(deepcopy(self._result.result(), memo))
         return copy
 
@@ -49,22 +57,29 @@ class Background(Generic[T]):
         """Whether a job has not been collected yet."""
         return self._result is not None
 
-    def start(self, job: Callable[[], T]) -> None:
-        """Run a job beside what follows; tensors that it reads must not be changed before it is collected."""
+    def start(self, job: Callable[[], T], forget: bool = False) -> None:
+        """Run a job beside what follows; tensors that it reads must not be changed before it is collected.
+
+        They are held until then, or if it is to be forgotten, until it is done.
+        """
         assert self._result is None, "the job before was not collected"
-        # The job is kept until it is collected, so that no tensor it reads is freed while the side stream uses it.
-        self._job = job
+        # No tensor that the job reads may be freed while the side stream uses it.
+        self._job = [job]
         ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
+        self._result = _worker().submit(_run, self._job, self._stream, ready, forget)
 
-        def run() -> T:
-            with torch.no_grad():
-                if self._stream is None or ready is None:
-                    return job()
-                with torch.cuda.stream(self._stream):
-                    self._stream.wait_event(ready)
-                    return job()
+    def take_turn(self, job: Callable[[], T]) -> None:
+        """Wait until the last job that took its turn is done, on whatever layer, and run one beside what follows.
 
-        self._result = _worker().submit(run)
+        A job is forgotten when its work is done, on a GPU there as well: so beside what the caller has, never more is
+        held than one of them reads.
+        """
+        with _Turn.lock:
+            before, _Turn.last = _Turn.last, None
+            if before is not None:
+                wait([before])
+            self.start(job, forget=True)
+            _Turn.last = self._result
 
     def collect(self) -> T:
         """Wait for the job and return its result, or raise what it raised."""
@@ -75,4 +90,21 @@ class Background(Generic[T]):
                 torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
             return result
         finally:
-            self._result = self._job = None
+            self._result, self._job = None, []
+
+
+def _run(
+    job: list[Callable[[], T]], stream: torch.cuda.Stream | None, ready: torch.cuda.Event | None, forget: bool
+) -> T:
+    with torch.no_grad():
+        if stream is None or ready is None:
+            result = job[0]()
+        else:
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                result = job[0]()
+                if forget:
+                    stream.synchronize()
+    if forget:
+        job.clear()
+    return result

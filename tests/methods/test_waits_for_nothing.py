@@ -1,0 +1,187 @@
+"""On a GPU no step waits for the device: there it is measured, and here what would wait is refused."""
+
+import traceback
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from louiskv import Full, LouisKVPlus, Method
+from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.retrieval import Retrieval
+from louiskv.ops import ragged
+from louiskv.store.background import Background
+from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
+from louiskv.units.clusters import Clusters
+from louiskv.units.pages import Pages
+from louiskv.units.segments import Segments
+from louiskv.units.summaries import BoundingVolume, MeanKey, MinMax, OneBit, Sketch
+from louiskv.units.tokens import Tokens
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HEADS, GROUP, DIM = 2, 3, 16
+CLUSTERS = Clusters(unit_size=4, iterations=2, chunk_size=24, output_size=8)
+BASE = Retrieval(budget=32, sink=3, window=9, dense_layers=0, units=CLUSTERS)
+METHODS: dict[str, Method] = {
+    "full": Full(),
+    "clusters": BASE,
+    "clusters of the output": replace(BASE, output=CLUSTERS),
+    "pages, anchor": replace(BASE, units=Pages(4), summary=MinMax(), trigger=AnchorCosine(0.8, cap=3)),
+    "pages, newest": replace(BASE, units=Pages(4), summary=BoundingVolume(), trigger=Every(1), recent_units=1),
+    "pages, stride": replace(BASE, units=Pages(4), summary=MeanKey(), trigger=Every(3), store="device"),
+    "segments, coverage": replace(BASE, units=Segments(2, 4), trigger=Coverage(0.95)),
+    "best coverage": replace(BASE, trigger=Coverage(0.95, against="best"), hold=0.5),
+    "one bit": replace(BASE, units=Tokens(4), summary=OneBit(4), trigger=Every(1)),
+    "late": replace(BASE, trigger=Late(Cosine(0.9, per_head=True))),
+    "few bits": replace(BASE, pool_bits=8),
+    "plus": LouisKVPlus(budget=32, sink=3, window=9, dense_layers=0),
+    "bundles": replace(BASE, units=Tokens(4), summary=Sketch(), trigger=Every(1), oversample=2, max_looked=64),
+    "per query head": replace(BASE, per_query_head=True),
+}
+# These say themselves that the host decides what a step does.
+DECIDE = {"late"}
+WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "bincount", "equal")
+
+
+class Refuses(TorchDispatchMode):
+    """Refuses what on a GPU would wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = name in ("index", "index_put", "index_put_") and any(
+            each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
+        )
+        if name in WAITING or masks:
+            # What is for the CPU alone may look at what it computes.
+            inside = {Path(frame.filename).stem for frame in traceback.extract_stack()}
+            assert any(each.endswith("_cpu") for each in inside), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    else:
+        with Refuses():
+            yield
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every device is taken for a GPU."""
+    monkeypatch.setattr(ragged, "READABLE", set())
+
+
+class Fed:
+    """A layer that takes in a prompt of two sequences, one of them padded or not, and then token after token."""
+
+    def __init__(self, method: Method, length: int, padding: int, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.layer: KVLayer = method.layer(2)
+        self.layer.begin(2, HEADS, HEADS * GROUP)
+        valid = torch.ones(2, length, dtype=torch.bool, device=DEVICE)
+        valid[0, :padding] = False
+        self.layer.absorb(self.random(HEADS, length), self.random(HEADS, length), valid if padding else None)
+        self.query = self.random(HEADS * GROUP, 1)
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(2, *shape, DIM, generator=self.generator).to(DEVICE)
+
+    def step(self, watched: bool = False) -> Tensor:
+        self.query = self.query + 0.4 * self.random(HEADS * GROUP, 1)
+        keys, values = self.random(HEADS, 1), self.random(HEADS, 1)
+        if not watched:
+            self.layer.append(keys, values)
+            return self.layer.attend(self.query, AttentionOptions(0.3))
+        with no_waiting():
+            self.layer.append(keys, values)
+            return self.layer.attend(self.query, AttentionOptions(0.3))
+
+
+@pytest.mark.parametrize("padding", [0, 11])
+@pytest.mark.parametrize("length", [5, 70])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_gives_the_same_whether_it_may_look_or_not(
+    name: str, length: int, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padding = min(padding, length - 1)
+    looking = Fed(METHODS[name], length, padding)
+    expected = [looking.step() for _ in range(40)]
+    looking.layer.check_integrity()
+    monkeypatch.setattr(ragged, "READABLE", set())
+    blind = Fed(METHODS[name], length, padding)
+    for out in expected:
+        torch.testing.assert_close(blind.step(), out, atol=1e-5, rtol=1e-5)
+        blind.layer.check_integrity()
+    assert torch.equal(blind.layer.attended_positions(), looking.layer.attended_positions())
+    assert blind.layer.traffic == looking.layer.traffic
+    ours, theirs = blind.layer.telemetry, looking.layer.telemetry
+    assert ours.selected.read() == theirs.selected.read() and ours.missed.read() == theirs.missed.read()
+    assert ours.segments.read() == theirs.segments.read()
+    assert torch.equal(ours.fired.tensor(), theirs.fired.tensor())
+
+
+@pytest.mark.usefixtures("unreadable")
+@pytest.mark.parametrize("padding", [0, 11])
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - DECIDE))
+def test_no_step_waits_for_the_device(name: str, padding: int) -> None:
+    fed = Fed(METHODS[name], 70, padding)
+    assert fed.layer.waits_for_nothing
+    # What is compiled or set up once may wait.
+    fed.step()
+    fed.step()
+    fed.layer.reserve(40)
+    for _ in range(30):
+        assert fed.step(watched=True).isfinite().all()
+
+
+def test_what_waits_is_found_out() -> None:
+    fed = Fed(METHODS["clusters"], 70, 0)
+    if DEVICE.type == "cpu":
+        with pytest.raises(AssertionError, match="_local_scalar_dense waits"):
+            fed.step(watched=True)
+    assert not METHODS["late"].layer(2).waits_for_nothing
+
+
+@pytest.mark.usefixtures("unreadable")
+@pytest.mark.parametrize("trigger", [Every(1), Late(Every(1))], ids=str)
+def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger) -> None:
+    method, generator = replace(BASE, trigger=trigger), torch.Generator().manual_seed(0)
+    layers, given = [method.layer(2) for _ in range(6)], []
+    for layer in layers:
+        keys, values = (torch.randn(1, HEADS, 300, DIM, generator=generator).to(DEVICE) for _ in range(2))
+        given.append(weakref.ref(keys))
+        layer.begin(1, HEADS, HEADS * GROUP)
+        layer.absorb(keys, values, None)
+        del keys, values
+        assert [each for each in given[:-1] if each() is not None] == [], "the layer before is done with"
+    for layer in layers:
+        layer.check_integrity()
+
+
+def test_a_prompt_that_cannot_be_taken_in_says_so_when_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, unreadable: None
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("no room")
+
+    layer = BASE.layer(2)
+    monkeypatch.setattr(layer, "_take_in", fails)
+    layer.begin(1, HEADS, HEADS * GROUP)
+    rows = torch.zeros(1, HEADS, 50, DIM, device=DEVICE)
+    layer.absorb(rows, rows, None)
+    with pytest.raises(MemoryError, match="no room"):
+        layer.tiers()
+    Background[None](DEVICE).take_turn(lambda: None)
