@@ -226,6 +226,19 @@ def test_more_passes_than_are_needed_change_nothing(isa: str) -> None:
     assert torch.equal(torch.cdist(keys[0].double(), means).argmin(1), many[0])
 
 
+@on_each_instruction_set
+def test_no_tokens_and_keys_that_are_no_numbers(isa: str) -> None:
+    """Nothing to cluster is no error, and NaN leads to some cluster that there is."""
+    keys = spread_keys(2, 130, 20).clone()
+    with on(isa):
+        none = kmeans(keys, full(2, 0), full(2, 0), iterations=3, impl="cpu")
+        keys[0, 40:50] = torch.nan
+        some = kmeans(keys, full(2, 130), full(2, 10), iterations=3, impl="cpu")
+        clean = kmeans(keys[1:], full(1, 130), full(1, 10), iterations=3, impl="cpu")
+    assert bool((none == -1).all())
+    assert int(some.min()) >= 0 and int(some.max()) < 10 and torch.equal(some[1:], clean)
+
+
 def test_keys_in_another_order_and_counts_in_32_bits() -> None:
     keys = spread_keys(2, 90, 12)
     counts, num_clusters = full(2, 90), full(2, 8)

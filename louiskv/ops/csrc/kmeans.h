@@ -30,13 +30,15 @@ inline int compare_far(const void* a, const void* b) {
 struct Waiting {
   float* points;  // [D, kWidth]
   int64_t row = 0;
-  int32_t tokens[kWidth];
+  int32_t tokens[kWidth] = {};
   int count = 0;
 };
 
 struct Passes : Rows {
   // The clusters before the last pass.
   PerRow<int32_t> before{num_rows, num_blocks * kBlock};
+  // What is sorted where a cluster is empty.
+  PerRow<Far> far{num_rows, num_tokens};
 
   using Rows::Rows;
 
@@ -127,7 +129,7 @@ struct Passes : Rows {
   // Each empty cluster moves to one of the tokens that are farthest from their centroids.
   void move_empty(int64_t row) {
     const int64_t tokens = count(row);
-    PerRow<Far> far(1, tokens);
+    Far* farthest = far[row];
     for (int64_t token = 0; token < tokens; ++token) {
       float square = 0.0f;
       for (int64_t channel = 0; channel < dim; ++channel) {
@@ -135,15 +137,15 @@ struct Passes : Rows {
         square += number * number;
       }
       const float norm = std::sqrt(square), near = nearness[row][token];
-      far[0][token].distance = problem.cosine ? -near / (norm < kLeastNormal ? kLeastNormal : norm) : square - 2.0f * near;
-      far[0][token].token = static_cast<int32_t>(token);
+      const float angle = -near / (norm < kLeastNormal ? kLeastNormal : norm);
+      farthest[token] = {problem.cosine ? angle : square - 2.0f * near, static_cast<int32_t>(token)};
     }
-    std::qsort(far[0], tokens, sizeof(Far), compare_far);
+    std::qsort(farthest, tokens, sizeof(Far), compare_far);
     int64_t moved = 0;
     for (int64_t c = 0; c < num_clusters(row); ++c) {
       if (size[row][c]) continue;
       begin[row][c] = static_cast<int32_t>(tokens + moved);
-      order[row][tokens + moved] = far[0][least(moved, tokens - 1)].token;
+      order[row][tokens + moved] = farthest[least(moved, tokens - 1)].token;
       size[row][c] = 1;
       ++moved;
     }
@@ -177,7 +179,8 @@ struct Passes : Rows {
 #pragma omp barrier
       if (pass + 1 == problem.iterations) break;
 #pragma omp for schedule(dynamic)
-      for (int64_t row = 0; row < num_rows; ++row) tally(row, pass == 0);
+      for (int64_t row = 0; row < num_rows; ++row)
+        if (*num_changed[row]) tally(row, pass == 0);
     }
 #pragma omp for
     for (int64_t row = 0; row < num_rows; ++row) write(row);
@@ -188,10 +191,10 @@ inline void kmeans(const KMeans& problem, int num_threads) {
   Passes passes(problem);
   const int64_t products = passes.num_rows * passes.num_tokens * passes.max_clusters * passes.dim;
   const int threads = static_cast<int>(most(1, least(num_threads, products / kProducts)));
-  const int64_t dim = whole(passes.dim);
-  PerRow<float> own(threads, dim + dim * kWidth);
+  const int64_t channels = whole(passes.dim);
+  PerRow<float> own(threads, channels + channels * kWidth);
   const auto work = [&](int thread) {
-    Waiting waiting{own[thread] + dim};
+    Waiting waiting{own[thread] + channels};
     problem.keys.type == Type::f32 ? passes.work<float>(own[thread], waiting) : passes.work<bf16>(own[thread], waiting);
   };
 #ifdef _OPENMP

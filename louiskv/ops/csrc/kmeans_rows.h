@@ -151,7 +151,8 @@ struct Rows {
 
   void write(int64_t row) {
     int64_t* out = static_cast<int64_t*>(problem.out.data) + row * num_tokens;
-    for (int64_t token = 0; token < num_tokens; ++token) out[token] = token < count(row) ? cluster[row][token] : -1;
+    const int64_t tokens = count(row);
+    for (int64_t token = 0; token < num_tokens; ++token) out[token] = token < tokens ? cluster[row][token] : -1;
   }
 };
 
