@@ -137,8 +137,8 @@ struct Passes : Rows {
         square += number * number;
       }
       const float norm = std::sqrt(square), near = nearness[row][token];
-      farthest[token].distance = problem.cosine ? -near / (norm < kLeastNormal ? kLeastNormal : norm) : square - 2.0f * near;
-      farthest[token].token = static_cast<int32_t>(token);
+      const float angle = -near / (norm < kLeastNormal ? kLeastNormal : norm);
+      farthest[token] = {problem.cosine ? angle : square - 2.0f * near, static_cast<int32_t>(token)};
     }
     std::qsort(farthest, tokens, sizeof(Far), compare_far);
     int64_t moved = 0;

@@ -15,8 +15,8 @@ constexpr int kVectors = 4;
 constexpr int kVectors = 2;
 #endif
 
-// Some centroids of a row, in the order of their clusters: groups of [D, kGroup] floats. What fills up the last group is
-// never the nearest.
+// Some centroids of a row, in the order of their clusters: groups of [D, kGroup] floats. What fills up the last group
+// is never the nearest.
 struct Centroids {
   float* numbers;
   // What is added to the product with a token: minus half the square of a centroid, or 0.
@@ -47,8 +47,8 @@ struct Nearest {
   IntVec cluster[vectors];
 };
 
-// Of centroids that are as near, the first is taken. A token's numbers do not depend on what stands beside it nor on the
-// place of a centroid, to the last bit.
+// Of centroids that are as near, the first is taken. A token's numbers do not depend on what stands beside it nor on
+// the place of a centroid, to the last bit.
 template <int vectors>
 inline void find_nearest(const float* points, int64_t dim, const Centroids& centroids, Nearest<vectors>& found) {
   for (int v = 0; v < vectors; ++v) {
