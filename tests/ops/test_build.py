@@ -1,6 +1,7 @@
 """The builder of kernels: what names a library, where it cannot be built, and building it twice at once."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from louiskv import ImplementationError
 from louiskv.ops import build, native, refusals
 from louiskv.ops.compiling import SOURCES, BuildError, Library, Unit
 from louiskv.ops.turning import query_cosines
+from tests.ops.implementations import on_each_instruction_set
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +127,19 @@ def test_building_ahead_of_time_says_why_it_cannot(
     no_compiler(monkeypatch)
     assert build.main() == 1
     assert "louiskv_cpu cannot be built: no C++ compiler: install g++ or set CXX" in capsys.readouterr().err
+
+
+@on_each_instruction_set
+def test_an_instruction_set_can_be_asked_for(isa: str) -> None:
+    environment = os.environ | {"LOUISKV_CPU_ISA": isa}
+    del environment["LOUISKV_CACHE"]
+    say = "import torch; from louiskv.ops.turning import query_cosines as run; print(run(*torch.ones(2, 1, 1, 3)))"
+    right = subprocess.run([sys.executable, "-c", say], env=environment, capture_output=True, text=True)
+    assert right.stdout == "tensor([[1.]])\n"
+    wrong = subprocess.run(
+        [sys.executable, "-c", say], env=environment | {"LOUISKV_CPU_ISA": "stone"}, capture_output=True, text=True
+    )
+    assert re.search(rf"this CPU has .*{isa}.*, not stone", wrong.stderr)
 
 
 def test_the_sources_lie_in_the_package() -> None:

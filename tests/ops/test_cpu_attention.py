@@ -1,5 +1,7 @@
 """Decode attention in C++ against its specification, on each instruction set."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor
@@ -117,6 +119,21 @@ def test_the_rest_in_every_dtype(isa: str, values: torch.dtype, steps: torch.dty
         for impl in ("torch", "cpu")
     )
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@on_each_instruction_set
+def test_threads_of_threads(isa: str) -> None:
+    query, keys, values = (torch.randn(2, size, 64) for size in (3, 5000, 5000))
+    expected, before = decode_attention(query, keys, values, None, scaling=0.5, impl="torch"), torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    def attend(_number: int) -> Tensor:
+        return decode_attention(query, keys, values, None, scaling=0.5, impl="cpu")
+
+    with on(isa), ThreadPoolExecutor(3) as pool:
+        for got in pool.map(attend, range(12)):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    torch.set_num_threads(before)
 
 
 @on_the_best_instruction_set

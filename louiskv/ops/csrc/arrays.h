@@ -61,6 +61,13 @@ inline void read_queries(const Array& query, float scaling, int64_t padded, floa
   }
 }
 
+// Asks for numbers that are soon to be read; there need not be any.
+template <typename T>
+inline void prefetch(const T* row, int64_t dim) {
+  const char* at = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < dim * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(at + byte);
+}
+
 inline bool asked(const Array& where, int64_t row) {
   return !where || static_cast<const uint8_t*>(where.data)[row * where.stride[0]];
 }
@@ -90,7 +97,7 @@ inline void in_parts(int num_parts, const Work& work) {
 
 // Threads worth starting for work that reads so many bytes.
 inline int parts_for(int64_t num_bytes, int num_threads) {
-  constexpr int64_t kWorthAThread = 256 * 1024;
+  constexpr int64_t kWorthAThread = 512 * 1024;
   return static_cast<int>(most(1, least(num_threads, num_bytes / kWorthAThread)));
 }
 

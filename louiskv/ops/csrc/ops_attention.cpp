@@ -28,6 +28,7 @@ void check(const DecodeAttention& p) {
   }
   if (p.logits) {
     check_dense(p.rest_values, 2, "values of the rest");
+    STD_TORCH_CHECK(p.logits.type == Type::f32, "louiskv: logits of the rest in float32");
     STD_TORCH_CHECK(is_real(p.rest_values) || p.rest_values.type == Type::i8, "louiskv: values of the rest in a dtype "
                     "that there is no kernel for");
     const int64_t num_entries = p.logits.size[2];

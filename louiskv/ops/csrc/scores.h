@@ -7,6 +7,7 @@
 namespace louiskv {
 namespace LOUISKV_ISA {
 
+constexpr int64_t kUnitsAhead = 24;  // units by which memory is asked for ahead
 constexpr int64_t kUnits = 64;  // units that all heads have done before the next
 
 // Calls `work(row, first, last)` for spans of the columns of rows that are asked for, shared among threads.
@@ -24,11 +25,15 @@ inline void by_spans(int64_t num_rows, int64_t num_columns, const Array& where, 
 }
 
 template <typename T, int H>
-inline void unit_products(const T* units, int64_t stride, const float* query, int64_t query_dim, int64_t dim,
+inline void unit_products(const T* units, int64_t stride, const float* query, int64_t query_dim, int64_t dim, int head,
                           int64_t first, int64_t last, float* out, int64_t out_stride) {
   for (int64_t unit = first; unit < last; unit += 4) {
     const T* four[4];
-    for (int64_t i = 0; i < 4; ++i) four[i] = units + least(unit + i, last - 1) * stride;
+    for (int64_t i = 0; i < 4; ++i) {
+      four[i] = units + least(unit + i, last - 1) * stride;
+      // Four rows at a time are no order in which memory comes by itself.
+      if (head == 0) prefetch(units + (unit + i + kUnitsAhead) * stride, dim);
+    }
     if (unit + 4 <= last) {
       dots<T, H>(four, query, query_dim, dim, out + unit, out_stride);
       continue;
@@ -53,7 +58,7 @@ inline void product_logits(const UnitLogits& p, const float* query, int64_t quer
       float* mine = out + row * num_heads * num_units;
       by_heads(static_cast<int>(num_heads), [&](auto tile, int head) {
         unit_products<T, tile.size>(units, p.units.stride[1], query + (row * num_heads + head) * query_dim, query_dim,
-                                    dim, first, last, mine + head * num_units, num_units);
+                                    dim, head, first, last, mine + head * num_units, num_units);
       });
       if (!p.scales) continue;
       float steps[kUnits];
@@ -106,17 +111,31 @@ inline Vec where_set(uint32_t bits, Vec vec) {
 #endif
 }
 
-// Sum of the numbers whose bit is set; numbers behind the last channel are 0.
-inline float sum_where_set(const uint8_t* bits, const float* numbers, int64_t dim) {
+inline uint32_t some_bits(const uint8_t* bits, int64_t at, int64_t num_bytes) {
+  const uint32_t byte = bits[at / 8];
+  if (kWidth == 4) return byte >> at % 8 & 15;
+  return kWidth == 16 && at / 8 + 1 < num_bytes ? byte | uint32_t(bits[at / 8 + 1]) << 8 : byte;
+}
+
+// For four rows of bits and H lists of numbers, the sums of the numbers whose bit is set; list h and its sums lie
+// h * stride and h * out_stride further, and numbers behind the last channel are 0.
+template <int H>
+inline void sums_where_set(const uint8_t* const* bits, const float* numbers, int64_t stride, int64_t dim, float* out,
+                           int64_t out_stride) {
   const int64_t num_bytes = (dim + 7) / 8;
-  Vec sum{};
+  Vec sum[H][4] = {};
   for (int64_t i = 0; i < dim; i += kWidth) {
-    uint32_t mine = bits[i / 8];
-    if (kWidth == 16 && i / 8 + 1 < num_bytes) mine |= uint32_t(bits[i / 8 + 1]) << 8;
-    if (kWidth == 4) mine = mine >> (i % 8) & 15;
-    sum += where_set(mine, load(numbers + i));
+    uint32_t mine[4];
+    for (int r = 0; r < 4; ++r) mine[r] = some_bits(bits[r], i, num_bytes);
+    for (int h = 0; h < H; ++h) {
+      const Vec part = load(numbers + h * stride + i);
+      for (int r = 0; r < 4; ++r) sum[h][r] += where_set(mine[r], part);
+    }
   }
-  return sum_of(sum);
+  for (int h = 0; h < H; ++h) {
+    const Four sums = sums_of(sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+    std::memcpy(out + h * out_stride, &sums, sizeof(sums));
+  }
 }
 
 inline float sum_of(const float* numbers, int64_t padded) {
@@ -137,22 +156,29 @@ inline void one_bit_logits(const UnitLogits& p, int num_threads) {
   by_spans(num_rows, num_units, p.where, num_parts, [&](int64_t row, int64_t begin, int64_t end) {
     Scratch<float> scales(2 * dim), spread(num_heads * padded), middle(num_heads);
     const uint8_t* bits = static_cast<const uint8_t*>(p.units.data) + row * p.units.stride[0];
-    int64_t ready = -1;
-    for (int64_t unit = begin; unit < end; ++unit) {
-      if (unit / shared != ready) {
-        ready = unit / shared;
-        read_floats(p.scales, row * p.scales.stride[0] + ready * p.scales.stride[1], 1, 2 * dim, scales);
-        for (int64_t head = 0; head < num_heads; ++head) {
-          const float* mine = query + (row * num_heads + head) * padded;
-          float moved = 0.0f;
-          for (int64_t i = 0; i < padded; ++i) spread[head * padded + i] = i < dim ? mine[i] * scales[i] : 0.0f;
-          for (int64_t i = 0; i < dim; ++i) moved += mine[i] * scales[dim + i];
-          middle[head] = moved - sum_of(spread + head * padded, padded);
-        }
+    for (int64_t unit = begin; unit < end;) {
+      const int64_t group = unit / shared, last = least(end, (group + 1) * shared);
+      read_floats(p.scales, row * p.scales.stride[0] + group * p.scales.stride[1], 1, 2 * dim, scales);
+      for (int64_t head = 0; head < num_heads; ++head) {
+        const float* mine = query + (row * num_heads + head) * padded;
+        float moved = 0.0f;
+        for (int64_t i = 0; i < padded; ++i) spread[head * padded + i] = i < dim ? mine[i] * scales[i] : 0.0f;
+        for (int64_t i = 0; i < dim; ++i) moved += mine[i] * scales[dim + i];
+        middle[head] = moved - sum_of(spread + head * padded, padded);
       }
-      for (int64_t head = 0; head < num_heads; ++head)
-        out[(row * num_heads + head) * num_units + unit] =
-            2.0f * sum_where_set(bits + unit * p.units.stride[1], spread + head * padded, dim) + middle[head];
+      for (; unit < last; unit += 4) {
+        const uint8_t* four[4];
+        for (int64_t i = 0; i < 4; ++i) four[i] = bits + least(unit + i, last - 1) * p.units.stride[1];
+        by_heads(static_cast<int>(num_heads), [&](auto tile, int head) {
+          float sums[kHeads * 4];
+          sums_where_set<tile.size>(four, spread + head * padded, padded, dim, sums, 4);
+          for (int h = 0; h < tile.size; ++h) {
+            float* mine = out + (row * num_heads + head + h) * num_units + unit;
+            for (int64_t i = 0; i < least(4, last - unit); ++i) mine[i] = 2.0f * sums[h * 4 + i] + middle[head + h];
+          }
+        });
+      }
+      unit = last;
     }
   });
 }
@@ -171,17 +197,26 @@ inline void score_tokens(const ScoreTokens& p, int num_threads) {
     Scratch<float> block(num_heads * kWidth);
     for (int64_t first = begin; first < end; first += kWidth) {
       const int64_t count = least(kWidth, end - first);
-      for (int64_t i = 0; i < num_heads * kWidth; ++i) block[i] = 0.0f;
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t unit = index_at(p.unit, row * p.unit.stride[0] + (first + i) * p.unit.stride[1]);
-        const int64_t place = index_at(p.place, row * p.place.stride[0] + (first + i) * p.place.stride[1]);
-        const float step = number_at(p.steps, row * p.steps.stride[0] + unit * p.steps.stride[1]);
-        for (int64_t head = 0; head < num_heads; ++head) {
-          const int64_t at = row * num_heads + head;
-          const float set = sum_where_set(bits + place * p.bits.stride[1], query + at * padded, dim);
-          block[head * kWidth + i] =
-              shares[head * p.shares.stride[1] + unit * p.shares.stride[2]] + step * (2.0f * set - all[at]);
-        }
+      float steps[kWidth];
+      int64_t units[kWidth];
+      const uint8_t* tokens[kWidth];
+      for (int64_t i = 0; i < kWidth; ++i) {
+        const int64_t token = first + least(i, count - 1);
+        units[i] = index_at(p.unit, row * p.unit.stride[0] + token * p.unit.stride[1]);
+        steps[i] = number_at(p.steps, row * p.steps.stride[0] + units[i] * p.steps.stride[1]);
+        const int64_t place = index_at(p.place, row * p.place.stride[0] + token * p.place.stride[1]);
+        tokens[i] = bits + place * p.bits.stride[1];
+      }
+      by_heads(static_cast<int>(num_heads), [&](auto tile, int head) {
+        const float* mine = query + (row * num_heads + head) * padded;
+        for (int i = 0; i < kWidth; i += 4)
+          sums_where_set<tile.size>(tokens + i, mine, padded, dim, block + head * kWidth + i, kWidth);
+      });
+      for (int64_t head = 0; head < num_heads; ++head) {
+        float* mine = block + head * kWidth;
+        for (int64_t i = 0; i < kWidth; ++i)
+          mine[i] = shares[head * p.shares.stride[1] + units[i] * p.shares.stride[2]] +
+                    steps[i] * (2.0f * mine[i] - all[row * num_heads + head]);
       }
       float agreed[kWidth];
       put(log_mean(block, kWidth, num_heads), agreed);
