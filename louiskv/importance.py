@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_count, check_range
+from louiskv.ops.ragged import dense_ranks
 
 
 class Observation(NamedTuple):
@@ -200,8 +201,8 @@ class TimeStamps(Importance):
     def observe(self, stats: Tensor, seen: Observation) -> Tensor:
         """Renew the stamps of the pages that are attended to; a token that came since gets that of its page."""
         weights = seen.weights.mean(1) * (seen.positions >= 0)[:, None]
-        page = seen.positions.clamp(min=0) // self.page_size
-        mass = weights.new_zeros(*weights.shape[:2], int(page.max()) + 1)
+        page = dense_ranks(seen.positions.clamp(min=0) // self.page_size)
+        mass = torch.zeros_like(weights)
         mass.scatter_add_(2, page[:, None].expand_as(weights), weights)
         stamp = torch.where(mass > self.threshold, seen.times[..., None].float(), 0).amax(1)
         former = stats[..., 0]

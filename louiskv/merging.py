@@ -20,7 +20,14 @@ class Merging(ABC):
 
     @abstractmethod
     def merge(
-        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+        self,
+        rows: Tensor,
+        key_dim: int,
+        votes: Tensor,
+        log_scores: Tensor,
+        lost: Tensor,
+        most: int | None = None,
+        impl: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What is left when tokens go.
 
@@ -30,6 +37,7 @@ class Merging(ABC):
             votes: [N, C] what is added to the logit of each token, -inf where there is none.
             log_scores: [N, C] ln s of each token.
             lost: [N, C] True for tokens to drop.
+            most: How many they are in a row at the most; None if that is not known.
             impl: Implementation; None takes the best that can run.
 
         Returns:
@@ -42,7 +50,14 @@ class NoMerging(Merging):
     """A dropped token is gone."""
 
     def merge(
-        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+        self,
+        rows: Tensor,
+        key_dim: int,
+        votes: Tensor,
+        log_scores: Tensor,
+        lost: Tensor,
+        most: int | None = None,
+        impl: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Only the votes of lost tokens change."""
         return rows, votes.masked_fill(lost, -torch.inf)
@@ -73,10 +88,24 @@ class SimilarKeys(Merging):
         check_range("threshold", self.threshold, -1, 1)
 
     def merge(
-        self, rows: Tensor, key_dim: int, votes: Tensor, log_scores: Tensor, lost: Tensor, impl: str | None = None
+        self,
+        rows: Tensor,
+        key_dim: int,
+        votes: Tensor,
+        log_scores: Tensor,
+        lost: Tensor,
+        most: int | None = None,
+        impl: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Merge into the most similar."""
         keys, values, votes = merge_similar(
-            rows[..., :key_dim], rows[..., key_dim:], votes, log_scores, lost, threshold=self.threshold, impl=impl
+            rows[..., :key_dim],
+            rows[..., key_dim:],
+            votes,
+            log_scores,
+            lost,
+            threshold=self.threshold,
+            most=most,
+            impl=impl,
         )
         return torch.cat([keys, values], dim=-1), votes

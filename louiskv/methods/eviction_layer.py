@@ -11,7 +11,7 @@ from louiskv.merging import Merging
 from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer
 from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.eviction import choose_victims
-from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.ops.ragged import is_readable, left_aligned, take_rows
 from louiskv.store.kept import KeptSet
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
@@ -237,37 +237,49 @@ class EvictionLayer(KVLayer):
         excess = ((positions >= 0).sum(1) + num_new - self.limits).clamp(min=0)
         return choose_victims(scores, positions, excess, page_size=page_size, impl=self.impl)
 
-    def _merge(self, rows: Tensor, votes: Tensor, stats: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+    def _merge(
+        self, rows: Tensor, votes: Tensor, stats: Tensor, lost: Tensor, most: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Rows and votes after the tokens [N, C] that are lost have gone into others, if they do."""
         log_scores = self.parts.importance.log_scores(stats)
-        return self.parts.merging.merge(rows, self.kept.key_dim, votes, log_scores, lost, self.impl)
+        return self.parts.merging.merge(rows, self.kept.key_dim, votes, log_scores, lost, most, self.impl)
 
     def reserve(self, num_steps: int) -> None:
         """Nothing to do: the slots are all there are."""
 
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Yes."""
+        return True
+
     def _begin_step(self) -> bool:
-        """Where all slots are taken, the least important token is freed."""
+        """Where all slots are taken, the least important token is freed; where that is not readable, when one comes."""
+        if not is_readable(self.lengths):
+            return False
         full = self.steps_to_full == 0
         if full:
-            with self.telemetry.clock.time("selection", self.lengths.device):
-                self._make_room()
+            self._make_room()
+            self.steps_to_full = int((self.limits - self.kept.counts).min())
         self.steps_to_full -= 1
         return full
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""
+        if not is_readable(self.lengths):
+            self._make_room()
         self.kept.append(torch.cat([keys, values], dim=-1).flatten(0, 2), self.lengths)
         self.lengths = self.lengths + 1
 
     def _make_room(self) -> None:
         """Let one token of each full row go, or its page."""
         kept, parts = self.kept, self.parts
-        lost = self._victims(kept.positions, kept.votes, kept.stats, parts.window, num_new=1)
-        if parts.merging.compensates:
-            kept.compensate(kept.rows, lost)
-        kept.rows, kept.votes = self._merge(kept.rows, kept.votes, kept.stats, lost)
-        kept.drop(lost)
-        self.steps_to_full = int((self.limits - kept.counts).min())
+        with self.telemetry.clock.time("selection", self.lengths.device):
+            lost = self._victims(kept.positions, kept.votes, kept.stats, parts.window, num_new=1)
+            if parts.merging.compensates:
+                kept.compensate(kept.rows, lost)
+            most = parts.importance.page_size
+            kept.rows, kept.votes = self._merge(kept.rows, kept.votes, kept.stats, lost, most)
+            kept.drop(lost)
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to what is kept, and see what gets how much."""
@@ -340,7 +352,7 @@ class EvictionLayer(KVLayer):
         """No token is doubled, no row is over its limit, and an empty slot takes no part."""
         kept, parts = self.kept, self.parts
         assert bool((kept.counts <= self.limits).all())
-        assert self.steps_to_full <= int((self.limits - kept.counts).min())
+        assert not is_readable(self.lengths) or self.steps_to_full <= int((self.limits - kept.counts).min())
         for each, length in enumerate(self.lengths.tolist()):
             held = kept.positions[each][kept.positions[each] >= 0]
             assert held.unique().numel() == held.numel()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import choose, implementations
-from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.ops.ragged import dense_ranks, left_aligned, take_rows
 
 # Cosines held at once while the tokens to drop look for partners (float32, so 256 MiB).
 MAX_COSINES = 64 * 1024 * 1024
@@ -44,8 +44,8 @@ def _choose_victims(scores: Tensor, positions: Tensor, excess: Tensor, page_size
     lost = torch.zeros_like(goes).scatter(1, oldest_first.gather(1, least_first), goes)
     if page_size == 1:
         return lost
-    page = positions.clamp(min=0) // page_size
-    hit = lost.new_zeros(len(lost), int(page.max()) + 1, dtype=torch.int32).scatter_add_(1, page, lost.int())
+    page = dense_ranks(positions.clamp(min=0) // page_size)
+    hit = torch.zeros_like(lost, dtype=torch.int32).scatter_add_(1, page, lost.int())
     return (hit.gather(1, page) > 0) & (scores < torch.inf)
 
 
@@ -57,6 +57,7 @@ def merge_similar(
     lost: Tensor,
     *,
     threshold: float,
+    most: int | None = None,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Merge tokens that are dropped into the kept tokens whose keys are most alike (KeepKV, arXiv 2504.09936).
@@ -75,6 +76,7 @@ def merge_similar(
         log_scores: [N, C] ln s, finite.
         lost: [N, C] True for tokens to drop.
         threshold: A token whose best cosine is less is dropped for good.
+        most: Lost tokens of a row at the most; None if that is not known.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -84,14 +86,20 @@ def merge_similar(
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("merge_similar", MERGE_SIMILAR, impl, keys)
-    keys, values, votes = function(keys, values, votes, log_scores, lost, threshold)
+    keys, values, votes = function(keys, values, votes, log_scores, lost, threshold, most)
     return keys, values, votes
 
 
 def _merge_similar(
-    keys: Tensor, values: Tensor, votes: Tensor, log_scores: Tensor, lost: Tensor, threshold: float
+    keys: Tensor,
+    values: Tensor,
+    votes: Tensor,
+    log_scores: Tensor,
+    lost: Tensor,
+    threshold: float,
+    most: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    goes_to, takes_part = _targets(keys, (votes > -torch.inf) & ~lost, lost, threshold)
+    goes_to, takes_part = _targets(keys, (votes > -torch.inf) & ~lost, lost, threshold, most)
     num_tokens = lost.shape[1]
 
     def summed(numbers: Tensor) -> Tensor:
@@ -120,12 +128,12 @@ def _merge_similar(
     )
 
 
-def _targets(keys: Tensor, kept: Tensor, lost: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def _targets(keys: Tensor, kept: Tensor, lost: Tensor, threshold: float, most: int | None) -> tuple[Tensor, Tensor]:
     """Where each token goes: a kept one stays, a lost one to its partner, or nowhere (C); and who is in a merger."""
     num_tokens = lost.shape[1]
     goes_to = torch.arange(num_tokens, device=lost.device).expand_as(lost).masked_fill(lost, num_tokens)
     order, counts = left_aligned(lost)
-    each = order[:, : int(counts.max())]
+    each = order[:, : int(counts.max()) if most is None else most]
     direction = torch.nn.functional.normalize(keys.float(), dim=-1)
     step = max(1, MAX_COSINES // (len(keys) * num_tokens))
     for first in range(0, each.shape[1], step):

@@ -96,6 +96,13 @@ def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:
     return (~keep).to(torch.uint8).argsort(dim=1, stable=True), keep.sum(1)
 
 
+def dense_ranks(numbers: Tensor) -> Tensor:
+    """Number the different numbers of each row [N, T] from 0 on, the least first: [N, T] below T."""
+    ordered, order = numbers.sort(dim=1)
+    rank = torch.nn.functional.pad(ordered.diff(dim=1) > 0, (1, 0)).cumsum(1)
+    return torch.empty_like(rank).scatter_(1, order, rank)
+
+
 def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
     """Count how often each label occurs in each row: [N, num_labels], from labels [N, T]."""
     row = torch.arange(len(labels), device=labels.device)[:, None]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
+from threading import Lock
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class Kernel:
     ) -> None:
         self.function, self.checks, self.configs, self.key = function, checks, configs, key
         self._tuned: set[tuple[Any, ...]] = set()
+        self._lock = Lock()
         self._tuner: Any = None
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
@@ -72,7 +74,9 @@ class Kernel:
         if len(self.configs) == 1 or INTERPRETED or not self._may_tune(args, kwargs):
             self.function[grid](*args, **kwargs, **self.configs[0])
         else:
-            self._autotuner()[grid](*args, **kwargs)
+            # Triton's tuner keeps the arguments of a launch to itself until it is done.
+            with self._lock:
+                self._autotuner()[grid](*args, **kwargs)
         return None
 
     def _may_tune(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from louiskv import Full, LouisKVPlus, Method
+from louiskv import H2O, Full, KeepKV, LouisKVPlus, Method, RaaS, RazorAttention, SnapKV, StreamingLLM
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.retrieval import Retrieval
 from louiskv.ops import ragged
@@ -44,6 +44,12 @@ METHODS: dict[str, Method] = {
     "plus": LouisKVPlus(budget=32, sink=3, window=9, dense_layers=0),
     "bundles": replace(BASE, units=Tokens(4), summary=Sketch(), trigger=Every(1), oversample=2, max_looked=64),
     "per query head": replace(BASE, per_query_head=True),
+    "streaming": StreamingLLM(budget=32, sink=3),
+    "h2o": H2O(budget=32),
+    "snapkv": SnapKV(budget=32, observation=8),
+    "raas": RaaS(budget=32, page_size=4),
+    "keepkv": KeepKV(budget=40),
+    "razor": RazorAttention(window=16, share=0.0, kv_heads=((0,),) * 4),
 }
 # These say themselves that the host decides what a step does.
 DECIDE = {"late"}

@@ -1,5 +1,6 @@
 """Ragged rows: appended, left-aligned, summed by label."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,3 +46,17 @@ def test_grown_keeps_what_there_was() -> None:
     buffer = torch.ones(2, 3, 1)
     bigger = ragged.grown(buffer, 5)
     assert bigger.shape == (2, 5, 1) and bigger[:, :3].eq(1).all() and bigger[:, 3:].eq(0).all()
+
+
+def test_dense_ranks_number_what_is_different() -> None:
+    numbers = torch.tensor([[7, 3, 7, 90, 3], [0, 0, 0, 0, 0], [4, 3, 2, 1, 0]])
+    assert ragged.dense_ranks(numbers).tolist() == [[1, 0, 1, 2, 0], [0] * 5, [4, 3, 2, 1, 0]]
+
+
+def test_what_is_not_readable_is_never_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere, counts = torch.tensor([False, False]), torch.tensor([3, 5])
+    assert not ragged.may_hold(nowhere) and ragged.may_hold(~nowhere)
+    assert ragged.width_of(counts, 9) == 5
+    monkeypatch.setattr(ragged, "READABLE", set())
+    assert ragged.may_hold(nowhere)
+    assert ragged.width_of(counts, 9) == 9
