@@ -72,13 +72,15 @@ def generate(
         if graph and reason is not None:
             raise SettingsError(f"graph=True is not possible: {reason}. Use graph=None to run without.")
         given = {"inputs": ids, **settings, **passing(model, kv_cache)}
-        if reason is None:
-            given["custom_generate"] = _Loop(kv_cache, CapturedStep, streamer)
-        elif streamer is not None:
-            given["streamer"] = streamer
+        given |= decoding(kv_cache, streamer) if reason is None else {"streamer": streamer}
         run: Any = model.generate
         sequences = run(**given)
         return Generated(getattr(sequences, "sequences", sequences), kv_cache.report(), reason)
+
+
+def decoding(kv_cache: LouisKVCache, streamer: BaseStreamer | None = None) -> dict[str, Any]:
+    """What makes `model.generate` replay a graph with this cache; see `captured.why_not` for where it can."""
+    return {"custom_generate": _Loop(kv_cache, CapturedStep, streamer)}
 
 
 class _Loop:
@@ -102,22 +104,28 @@ class _Loop:
                 f"num_beams={generation_config.num_beams} is not allowed: louiskv.generate follows one sequence each. "
                 "Use model.generate inside louiskv.attach."
             )
+        if self.streamer is not None:
+            self.streamer.put(input_ids.cpu())
         mask = model_kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **passing(model, self.kv_cache),
-        )
+        known, length = self.kv_cache.get_seq_length(), input_ids.shape[1]
+        chunk = generation_config.prefill_chunk_size or length
+        for first in range(known, length, chunk):
+            end = min(first + chunk, length)
+            output = model(
+                input_ids=input_ids[:, first:end],
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, first:end],
+                use_cache=True,
+                logits_to_keep=1,
+                **passing(model, self.kv_cache),
+            )
         num_new = stopping_criteria.max_length - input_ids.shape[1] if stopping_criteria.max_length else 0
         self.kv_cache.reserve(num_new)
         step, ended = self.step(model, self.kv_cache, positions[:, -1]), _Ended(input_ids, generation_config)
         logits, room = output.logits[:, -1], input_ids.new_empty(len(input_ids), num_new)
-        sequences, length = torch.cat([input_ids, room], dim=1), input_ids.shape[1]
+        sequences = torch.cat([input_ids, room], dim=1)
         while True:
             if length == sequences.shape[1]:
                 sequences = torch.cat([sequences, torch.empty_like(sequences)], dim=1)

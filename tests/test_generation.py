@@ -82,8 +82,25 @@ def test_sequences_end_one_by_one_and_their_tokens_are_streamed() -> None:
     heard = Heard()
     got = looped(METHOD, inputs, heard, **settings)
     assert torch.equal(got, expected)
-    assert torch.tensor(heard.tokens).T.tolist() == got[:, 40:].tolist()
+    assert heard.tokens[0] == inputs["input_ids"].tolist()
+    assert torch.tensor(heard.tokens[1:]).T.tolist() == got[:, 40:].tolist()
     assert heard.ended
+
+
+def test_a_prompt_in_chunks_and_a_conversation_that_goes_on() -> None:
+    model: Any = tiny("llama")
+    inputs = prompt(70)
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": [0]}
+    expected: list[Tensor] = []
+    got: list[Tensor] = []
+    for said, own in ((expected, False), (got, True)):
+        with attach(model, METHOD) as kv_cache:
+            told = {**passing(model, kv_cache), "prefill_chunk_size": 32, **settings}
+            told |= {"custom_generate": _Loop(kv_cache, EagerStep, None)} if own else {}
+            first = model.generate(inputs["input_ids"], **told)
+            again = torch.cat([first, prompt(9, seed=3)["input_ids"]], dim=1)
+            said += [first, model.generate(again, attention_mask=torch.ones_like(again), **told)]
+    assert all(torch.equal(*pair) for pair in zip(expected, got, strict=True))
 
 
 def test_generate_says_why_it_captured_nothing() -> None:

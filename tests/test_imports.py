@@ -93,6 +93,8 @@ ARROWS: dict[str, set[str]] = {
         "attach",
         "cache",
         "calibration",
+        "captured",
+        "generation",
         "methods",
         "taus",
         "telemetry",

@@ -14,10 +14,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from louiskv.attach import attach
 from louiskv.cache import LouisKVCache, passing
+from louiskv.captured import why_not
 from louiskv.cli.loading import ready
 from louiskv.cli.options import Sampling
 from louiskv.cli.streaming import Interruption, StoppedError, Streamer
 from louiskv.errors import DeviceMemoryError
+from louiskv.generation import decoding
 from louiskv.methods import Method
 from louiskv.plan import plan
 
@@ -99,6 +101,7 @@ class Speaker:
     def _generate(self, ids: list[int], sampling: Sampling, streamer: Streamer, interruption: Interruption) -> None:
         torch.manual_seed(sampling.seed)
         inputs = torch.tensor([ids], device=self.model.device)
+        captures = why_not(self.model, self.kv_cache) is None
         try:
             self.model.generate(  # type: ignore[operator]
                 inputs,
@@ -106,7 +109,7 @@ class Speaker:
                 **passing(self.model, self.kv_cache),
                 generation_config=_generation_config(self.model, self.tokenizer, sampling),
                 stopping_criteria=StoppingCriteriaList([interruption]),
-                streamer=streamer,
+                **(decoding(self.kv_cache, streamer) if captures else {"streamer": streamer}),
             )
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
