@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,16 @@ import hypothesis
 import pytest
 import torch
 
+from louiskv.ops import native
+
 # The same examples in every run: what fails for one fails for all.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
+
+# Where there is no compiler, every test runs in plain torch, and this is the one place that need not say so.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    native.why_not()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
