@@ -32,9 +32,10 @@ void check(const DecodeAttention& p) {
     STD_TORCH_CHECK(is_real(p.rest_values) || p.rest_values.type == Type::i8, "louiskv: values of the rest in a dtype "
                     "that there is no kernel for");
     const int64_t num_entries = p.logits.size[2];
-    STD_TORCH_CHECK(p.logits.size[0] == num_rows && p.logits.size[1] == num_heads && p.rest_values.size[0] == num_rows &&
-                        p.rest_values.size[1] == num_entries && p.rest_values.size[2] == value_dim &&
-                        p.rest_bias.size[2] == num_entries && p.steps.size[2] == num_entries,
+    STD_TORCH_CHECK(p.logits.size[0] == num_rows && p.logits.size[1] == num_heads &&
+                        p.rest_values.size[0] == num_rows && p.rest_values.size[1] == num_entries &&
+                        p.rest_values.size[2] == value_dim && p.rest_bias.size[2] == num_entries &&
+                        p.steps.size[2] == num_entries,
                     "louiskv: the rest does not fit the query");
   }
 }
