@@ -18,16 +18,14 @@ from louiskv.ops import native
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 
-<<<<<<< HEAD
 # Without a GPU the kernels in Triton are tested in its interpreter, which must be asked for before it is imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-=======
+
 # Where there is no compiler, every test runs in plain torch, and this is the one place that need not say so.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     native.why_not()
->>>>>>> cpu
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
