@@ -67,19 +67,19 @@ class Series:
 
 
 class Count:
-    """A number of True entries, summed where they arise; adding waits for nothing."""
+    """A number of tokens, summed where it arises; adding waits for nothing."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
 
-    def add(self, where: Tensor) -> None:
-        """Count the entries that are True."""
+    def add(self, number: Tensor) -> None:
+        """Add a number, of one entry."""
         if self._total is None:
-            self._total = torch.zeros((), dtype=torch.int64, device=where.device)
-        self._total += where.sum()
+            self._total = torch.zeros((), dtype=torch.int64, device=number.device)
+        self._total += number
 
     def read(self) -> int:
-        """How many there were."""
+        """The sum."""
         return 0 if self._total is None else int(self._total)
 
 

@@ -227,8 +227,8 @@ class RetrievalLayer(KVLayer):
 
     def _count(self, where: Tensor, change: Change) -> None:
         """Count what the selection took and what of it was not resident."""
-        self.telemetry.selected.add((change.place >= 0) & where[:, None])
-        self.telemetry.missed.add(change.missing)
+        self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
+        self.telemetry.missed.add(change.num_missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step in the background, changing nothing yet.

@@ -50,17 +50,12 @@ def select_inside(look: Look, room: Tensor, slot_place: Tensor, hold: float, ove
     entry_held = entries.entry_of(look.index.unit_of(held))
     seen, entry_held = (slot_place >= 0) & (entry_held >= 0), entry_held.clamp(min=0)
     among_best = held - entries.offsets.gather(1, entry_held) < take.gather(1, entry_held)
-    resident = _among(best, slot_place)
     place = torch.cat([best, held.masked_fill(~seen | among_best, -1)], dim=1)
-    entry, resident = torch.cat([entry, entry_held], dim=1), torch.cat([resident, seen], dim=1)
-    scores = look.token_scores(entry, place.clamp(min=0)) + hold * resident
-    chosen = scores.masked_fill(place < 0, -torch.inf).topk(num_slots, dim=1)
-    rank = torch.arange(num_slots, device=place.device)
-    return place.gather(1, chosen.indices).where((rank < room[:, None]) & (chosen.values > -torch.inf), -1)
-
-
-def _among(place: Tensor, slot_place: Tensor) -> Tensor:
-    """[N, W] which of these places [N, W] are those [N, S] of resident tokens."""
-    held = slot_place.to(place.dtype).sort(dim=1).values
-    at = torch.searchsorted(held, place).clamp(max=held.shape[1] - 1)
-    return (held.gather(1, at) == place) & (place >= 0)
+    resident = torch.cat([look.is_resident(best), seen], dim=1)
+    scores = look.token_scores(torch.cat([entry, entry_held], dim=1), place.clamp(min=0)) + hold * resident
+    # Each token is a unit of one.
+    single = (place >= 0).int()
+    chosen = select_units(scores.masked_fill(place < 0, -torch.inf), single, room, impl=look.impl)
+    which = torch.arange(place.shape[1], device=place.device).expand_as(place).contiguous()
+    first, _ = places_of(chosen, which, num_slots, impl=look.impl)
+    return place.gather(1, first.clamp(min=0)).where(first >= 0, -1)

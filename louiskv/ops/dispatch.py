@@ -93,6 +93,22 @@ def choose(op: str, candidates: Sequence[Implementation], impl: str | None, like
     Raises:
         ImplementationError: None can run, or none of those named; says for each why it was refused.
     """
+    if torch.compiler.is_compiling():
+        return _choose(op, candidates, impl, like)
+    # A step asks for the same again and again; what can run once can run until the process ends.
+    asked = op, impl, like.dtype, like.device.type
+    found = _FOUND.get(asked)
+    if found is not None and found[0] is candidates:
+        return found[1]
+    chosen = _choose(op, candidates, impl, like)
+    _FOUND[asked] = candidates, chosen
+    return chosen
+
+
+_FOUND: dict[tuple[str, str | None, torch.dtype, str], tuple[Sequence[Implementation], Callable[..., Any]]] = {}
+
+
+def _choose(op: str, candidates: Sequence[Implementation], impl: str | None, like: Tensor) -> Callable[..., Any]:
     if impl is not None:
         by_name = {candidate.name: candidate for candidate in candidates}
         known, candidates = candidates, [by_name[name] for name in impl.split(",") if name in by_name]

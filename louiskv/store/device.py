@@ -1,6 +1,7 @@
 """The resident set: the few tokens of one layer that lie on the device, in slots that never grow."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,7 +10,8 @@ from louiskv.ops.moving import append_token, fetch_rows
 from louiskv.ops.selection import assign_slots
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change:
     """What is to come into the retrieved slots.
 
     Attributes:
@@ -19,6 +21,11 @@ class Change(NamedTuple):
 
     place: Tensor
     missing: Tensor
+
+    @cached_property
+    def num_missing(self) -> Tensor:
+        """How many they are, over all rows."""
+        return self.missing.sum()
 
 
 class ResidentSet:

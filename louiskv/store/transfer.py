@@ -63,7 +63,7 @@ class Transfer:
             [N] where they begin in the pool, and [N, T, Dk + Dv] what it will give back, on the device.
         """
         coded, held = pool.coding.encode(rows, counts)
-        self._count(pool, 1, counts)
+        self._count(pool, 1, counts.sum())
         if self._stream is None or pool.tier == "device":
             return pool.append(coded, positions, counts), held
         self._stream.wait_stream(torch.cuda.current_stream(rows.device))
@@ -79,13 +79,13 @@ class Transfer:
         """The same for the tokens of one run of the output, for which the pool has room; waits for nothing."""
         self._join()
         coded, held = pool.coding.encode(rows, counts)
-        self._count(pool, 1, counts)
+        self._count(pool, 1, counts.sum())
         return pool.append_few(coded, positions, counts, impl), held
 
     def fetch(self, pool: Pool, change: Change, slots: Tensor, impl: str | None = None) -> None:
         """Bring the tokens that are missing into their slots [N, S, Dk + Dv]; tokens in place stay there."""
         self._join()
-        self._count(pool, 0, change.missing)
+        self._count(pool, 0, change.num_missing)
         if pool.in_place:
             return
         if pool.coding.exact:
@@ -140,10 +140,10 @@ class Transfer:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             self._on_its_way = False
 
-    def _count(self, pool: Pool, which: int, tokens: Tensor) -> None:
+    def _count(self, pool: Pool, which: int, num_tokens: Tensor) -> None:
         if pool.tier == "host":
             self._token_size = pool.token_size
-            self._moved[which] += tokens.sum()
+            self._moved[which] += num_tokens
 
     def _count_read(self, pool: Pool, num_tokens: int) -> None:
         if pool.tier == "host":

@@ -20,10 +20,10 @@ PARTS = ["full", "per token", "+ semantic trigger", "+ group selection"]
 
 def test_each_rung_has_one_part_more() -> None:
     entries = ladder.parts(512, CPU)
-    assert [entry.name for entry in entries] == PARTS
-    assert {entry.impl for entry in entries} == {"torch"}
+    assert [entry.name for entry in entries] == [*PARTS, "+ fast kernels"]
     assert {entry.identity["group"] for entry in entries} == {"ladder"}
-    every, semantic, ours = (entry.method for entry in entries[1:])
+    every, semantic, ours, fast = (entry.method for entry in entries[1:])
+    assert fast == ours and [entry.impl for entry in entries] == [*["torch"] * 4, None]
     assert isinstance(ours, LouisKV)
     parts = {name: str(value) for name, value in ours.parts().values().items()}
     assert every is not None
@@ -67,7 +67,7 @@ def test_both_ladders_are_measured_and_kept(tokenizer: PreTrainedTokenizerBase, 
     results = Results(tmp_path / "bench.jsonl")
     fields = ladder.parts(128, CPU), ladder.units(128, None)
     records = list(bench_decode(Bench(model, tokenizer, results), Sweep((600,), (1,), 12), *fields))
-    assert [record["group"] for record in records] == ["ladder"] * 4 + ["units"] * 8
+    assert [record["group"] for record in records] == ["ladder"] * 5 + ["units"] * 8
     every, semantic, ours = records[1:4]
     # Each query head for itself, of which there are four for a KV head: more bytes moved, and more held.
     assert semantic["retrieval_rate"] == ours["retrieval_rate"] <= every["retrieval_rate"] == 1

@@ -160,7 +160,7 @@ def test_what_torch_checks_of_an_operation_and_compiles(isa: str) -> None:
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(case.query), attend(case.query))
-    assert [candidate.name for candidate in DECODE_ATTENTION] == ["cpu", "torch"]
+    assert {"cpu", "torch"} <= {candidate.name for candidate in DECODE_ATTENTION}
 
 
 @on_the_best_instruction_set
