@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from louiskv.ops import attention_cpu
 from louiskv.ops.attention import DECODE_ATTENTION, Chosen, Rest, decode_attention
 from louiskv.ops.quantize import to_int8
 from tests.ops.implementations import on, on_each_instruction_set, on_the_best_instruction_set
@@ -151,7 +152,7 @@ def test_what_torch_checks_of_an_operation_and_compiles(isa: str) -> None:
     case = Case((2, 3, 16, 16), 17, torch.float32)
     keys, values = case.slots(case.safe)
     everything = (case.query, keys, values, case.bias, 0.2, 3.0, case.sinks, case.safe_pool, case.place, *case.rest)
-    torch.library.opcheck(torch.ops.louiskv.decode_attention.default, everything)
+    torch.library.opcheck(attention_cpu._decode_attention, everything)
 
     def attend(query: Tensor) -> Tensor:
         chosen = Chosen(case.safe_pool, case.place)

@@ -1,5 +1,6 @@
 """Scores and choices in C++ against their specifications, on each instruction set."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -209,6 +210,7 @@ def cases() -> dict[str, tuple[Any, ...]]:
 @on_the_best_instruction_set
 @pytest.mark.parametrize("op", cases())
 def test_what_torch_checks_of_an_operation(isa: str, op: str) -> None:
+    import_module("louiskv.ops.selection_cpu")
     torch.library.opcheck(getattr(torch.ops.louiskv, op).default, cases()[op])
 
 
