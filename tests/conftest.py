@@ -12,15 +12,15 @@ import hypothesis
 import pytest
 import torch
 
+# Without a GPU the kernels in Triton are tested in its interpreter, which must be asked for before they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from louiskv.ops import native
 
 # The same examples in every run: what fails for one fails for all.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
-
-# Without a GPU the kernels in Triton are tested in its interpreter, which must be asked for before it is imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # Where there is no compiler, every test runs in plain torch, and this is the one place that need not say so.
 with warnings.catch_warnings():

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from louiskv.folders import cache_folder
@@ -125,13 +126,16 @@ class Library:
             for unit, each in zip(self.units, objects, strict=True)
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
-        _run([compiler, "-shared", *map(str, objects), "-o", str(made), *self.flags, *self.link_flags])
+            list(pool.map(partial(_run, folder=folder), commands))
+        link = [compiler, "-shared", *map(str, objects), "-o", str(made), *self.flags, *self.link_flags]
+        _run(link, folder)
         return made
 
 
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+def _run(command: Sequence[str], folder: Path | None = None) -> str:
+    # nvcc names its own files by its process: in another folder, those of a second one cannot meet them.
+    there = os.environ if folder is None else {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=there)
     if done.returncode:
         lines = done.stderr.splitlines()
         error = next((line for line in lines if "error" in line), lines[-1] if lines else "it says nothing")

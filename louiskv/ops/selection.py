@@ -250,7 +250,8 @@ def select_units(
 
 
 def _select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, _where: Tensor | None) -> Tensor:
-    order = scores.argsort(dim=1, descending=True, stable=True)
+    # A GPU would sort -0 behind 0, which are a tie.
+    order = (scores + 0.0).argsort(dim=1, descending=True, stable=True)
     ordered = sizes.gather(1, order)
     before = ordered.cumsum(1) - ordered
     left = (budget[:, None] if isinstance(budget, Tensor) else budget) - before

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from threading import Lock
 from typing import Any
@@ -20,14 +20,12 @@ _DTYPES = frozenset(
 _WARMUP, _TIMED = 5, 20
 
 
-@cache
-def _is_installed() -> bool:
-    return find_spec("triton") is not None
+_IS_INSTALLED = find_spec("triton") is not None
 
 
 def refuses(like: Tensor) -> str | None:
     """Why kernels in Triton cannot run on tensors of the device and dtype of this one, None where they can."""
-    if not _is_installed():
+    if not _IS_INSTALLED:
         return "triton is not installed"
     if like.device.type != "cuda" and not INTERPRETED:
         return f"it runs on CUDA, not on {like.device}, where only TRITON_INTERPRET=1 makes it run"

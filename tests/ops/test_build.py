@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from louiskv import ImplementationError
-from louiskv.ops import build, native, refusals
+from louiskv.ops import build, dispatch, native, refusals
 from louiskv.ops.compiling import SOURCES, BuildError, Library, Unit
 from louiskv.ops.turning import query_cosines
 from tests.ops.implementations import on_each_instruction_set
@@ -40,6 +40,7 @@ def untried(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the library had not been asked for in this process."""
     monkeypatch.setattr(native._Loaded, "tried", False)
     monkeypatch.setattr(native._Loaded, "reason", None)
+    monkeypatch.setattr(dispatch, "_FOUND", {})
 
 
 def test_the_name_follows_sources_flags_and_units(small: Library) -> None:
