@@ -32,7 +32,8 @@ class Peaks:
     Attributes:
         read: Bytes a second that are read from memory.
         copy: Bytes a second that are read and written where memory is copied.
-        matmul: Multiplications and additions a second of a matrix product, in the dtype of the model.
+        matmul: Multiplications and additions a second of a matrix product in the dtype of the model; or in float32, to
+            which an operation may turn, where that is faster.
         call: Seconds of a call that has nothing to do.
         cache: Bytes of the last cache.
         to_device: Bytes a second from pinned host memory to a GPU; None without one.
@@ -103,7 +104,8 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float) -> Peaks:
     one = torch.ones(1, 1, 1, device=device)
     names = [candidate.name for candidate in OPS["query_cosines"] if candidate.declines(one) is None]
     call = min(best(partial(query_cosines, one, one, impl=name), graphed=name != "torch") for name in names)
-    return Peaks(read, copy, _matmul(device, dtype, best), call, cache, to_device, to_host)
+    matmul = max(_matmul(device, each, best) for each in {dtype, torch.float32})
+    return Peaks(read, copy, matmul, call, cache, to_device, to_host)
 
 
 def _matmul(device: torch.device, dtype: torch.dtype, best: Callable[[Callable[[], Tensor]], float]) -> float:
