@@ -14,7 +14,7 @@ from louiskv.bench.op_cases import CASES, Case
 from louiskv.bench.roofline import Cost, Peaks, measure
 from louiskv.bench.runner import Known, Record
 from louiskv.bench.shapes import SHAPES, Inputs, Shape, Sizes
-from louiskv.bench.timing import Timed, take_turns
+from louiskv.bench.timing import Others, Timed, take_turns
 from louiskv.errors import DeviceMemoryError, HostMemoryError, SettingsError
 from louiskv.ops import OPS
 from louiskv.ops.dispatch import choose
@@ -176,9 +176,10 @@ class OpsBench:
         num_copies = _num_copies(cost, first, inputs.shared, peaks.cache)
         copies = [first, *(case.make(inputs) for _ in range(num_copies - 1))]
         timed = {name: self._timed(case, copies, name) for name in names}
+        others = Others()
         take_turns(list(timed.values()), self.pace.seconds, self.pace.turns)
         in_cache = num_copies * cost.bytes < 2 * peaks.cache
-        shared = {"copies": num_copies, "in_cache": in_cache, "peaks": asdict(peaks)}
+        shared = {"copies": num_copies, "in_cache": in_cache, "others": others.share, "peaks": asdict(peaks)}
         base = statistics.median(timed[REFERENCE].seconds)
         return {name: {**shared, **_figures(each, cost, peaks, in_cache, base)} for name, each in timed.items()}
 

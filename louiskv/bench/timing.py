@@ -1,8 +1,10 @@
 """Times of short calls, in turns: how long one call takes, whatever must be repeated to tell."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from math import ceil
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +14,8 @@ SAMPLE_SECONDS = 0.004
 MAX_CALLS = 20_000
 # Calls before the first that counts: they compile, tune and allocate.
 WARM_UP = 2
+# Where Linux counts what its processors do.
+STATISTICS = Path("/proc/stat")
 
 How = Literal["clock", "graph", "stream"]
 
@@ -93,3 +97,28 @@ def take_turns(timed: Sequence[Timed], seconds: float, least: int) -> None:
         for each in timed if turn % 2 == 0 else reversed(timed):
             each.sample()
         turn += 1
+
+
+class Others:
+    """How much of the processors others use from now on: where threads wait for each other, little is too much."""
+
+    def __init__(self) -> None:
+        self._wall, self._own, self._all = time.perf_counter(), time.process_time(), _busy_seconds()
+
+    @property
+    def share(self) -> float | None:
+        """Of all processors, so far; None where the system does not tell."""
+        busy = _busy_seconds()
+        if busy is None or self._all is None:
+            return None
+        others = busy - self._all - (time.process_time() - self._own)
+        return min(1.0, max(0.0, others / ((time.perf_counter() - self._wall) * (os.cpu_count() or 1))))
+
+
+def _busy_seconds() -> float | None:
+    """What all processors have worked since the start of the system."""
+    try:
+        user, nice, system, _idle, _waiting, *interrupts = map(int, STATISTICS.read_text().split("\n")[0].split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")

@@ -1,5 +1,6 @@
 """How benchmarks look in a terminal: tables, and a bar of what one decode step is made of."""
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from louiskv.telemetry import format_bytes
 HEADS = {None: "decode", "ladder": "part by part", "units": "units"}
 # Speeds are told against these, where they were measured as well.
 YARDSTICKS = (SDPA, "full", PER_TOKEN)
+# Of the processors, what others may take without being told of.
+QUIET = 0.05
 # Each phase has a letter of its own, so that bars can be read without colours.
 BAR_WIDTH = 48
 COLOURS = {
@@ -85,6 +88,10 @@ def print_operations(console: Console, records: list[Record]) -> None:
         console.print(_operations(group), highlight=False)
     for line in dict.fromkeys(_peaks(record["peaks"]) for record in records):
         console.print(line, highlight=False)
+    others = statistics.mean(record["others"] or 0 for record in records)
+    if others > QUIET:
+        told = f"not quiet: others took {others:.0%} of the processors meanwhile, for which threads wait"
+        console.print(told, highlight=False, style="yellow")
     if any(record["timed_by"] == "stream" for record in records):
         console.print("* called from Python, gaps between launches included; the others in a CUDA graph")
     print_origin(console, records)
@@ -92,7 +99,7 @@ def print_operations(console: Console, records: list[Record]) -> None:
 
 def _operations(records: list[Record]) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for place, column in enumerate(("", "impl", "time", "+-", "faster", "moves", "of roofline")):
+    for place, column in enumerate(("", "impl", "time", "+-", "faster", "rate", "of roofline")):
         shown.add_column(column, justify="right" if place > 1 else "left", no_wrap=place > 0, overflow="fold")
     cases: dict[str, list[Record]] = {}
     for record in records:

@@ -1,6 +1,7 @@
 """Single operations and their roofline: what is counted, who is measured, what is kept; no time is asserted."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor
 
 from louiskv import HostMemoryError, ImplementationError, SettingsError
-from louiskv.bench import ops, roofline
+from louiskv.bench import ops, roofline, timing
 from louiskv.bench.memory import Memory
 from louiskv.bench.op_cases import CASES, Case
 from louiskv.bench.ops import OpsBench, Pace, cases_of, check_fits, check_implementations, cost_of, runnable
 from louiskv.bench.roofline import Cost, Limit, Peaks
 from louiskv.bench.runner import Known, Record
 from louiskv.bench.shapes import Inputs, Shape, Sizes
-from louiskv.bench.timing import Timed, take_turns
+from louiskv.bench.timing import Others, Timed, take_turns
 from louiskv.errors import DeviceMemoryError
 from louiskv.ops import OPS
 from louiskv.results import Results
@@ -202,6 +203,22 @@ def test_all_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     met.clear()
     take_turns(both, 0.0, 3)
     assert met == ["one", "two", "two", "one", "one", "two"]
+
+
+def test_what_others_take_of_the_processors_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    statistics = tmp_path / "stat"
+    monkeypatch.setattr(timing, "STATISTICS", statistics)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("time.perf_counter", iter([0.0, 10.0, 10.0]).__next__)
+    monkeypatch.setattr("time.process_time", iter([0.0, 4.0, 4.0]).__next__)
+    second = os.sysconf("SC_CLK_TCK")
+    statistics.write_text(f"cpu  {second} 0 0 {9 * second} 0 0 0 0 0 0\ncpu0 1 2 3\n")
+    others = Others()
+    # Nine seconds more than before, of which four are our own: five of the twenty that two processors have in ten.
+    statistics.write_text(f"cpu  {4 * second} {second} {2 * second} {99 * second} 0 {second} {second} {second} 5 0\n")
+    assert others.share == pytest.approx(0.25)
+    statistics.write_text("")
+    assert others.share is None
 
 
 @pytest.mark.usefixtures("few_copies")

@@ -95,6 +95,9 @@ def test_operations_are_shown_and_kept(run: Run, output: str, monkeypatch: pytes
     assert all(len(line) <= 80 for line in first.stdout.splitlines())
     monkeypatch.setattr(ops, "measure", measured_again)
     assert run(*ask).stdout == first.stdout
+    told = [{**json.loads(line), "others": 0.25} for line in Path(output).read_text().splitlines()]
+    Path(output).write_text("".join(f"{json.dumps(record)}\n" for record in told))
+    assert "not quiet: others took 25% of the processors" in run(*ask).stdout
     told = json.loads(run(*ask, "--op", "agree", "--op", "kmeans", "--json").stdout)
     assert {each["class"] for each in told} == {"agree", "kmeans"}
     kept = [json.loads(line) for line in Path(output).read_text().splitlines()]
