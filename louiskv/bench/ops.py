@@ -11,7 +11,7 @@ from torch import Tensor
 
 from louiskv.bench.memory import available
 from louiskv.bench.op_cases import CASES, Case
-from louiskv.bench.roofline import Cost, Peaks, measure
+from louiskv.bench.roofline import Cost, Machine, Peaks
 from louiskv.bench.runner import Known, Record
 from louiskv.bench.shapes import SHAPES, Inputs, Shape, Sizes
 from louiskv.bench.timing import Others, Timed, take_turns
@@ -108,7 +108,7 @@ def check_fits(sizes: Sizes, device: torch.device) -> None:
         HostMemoryError: They do not fit into the host's memory.
         DeviceMemoryError: They do not fit into the device's memory.
     """
-    need, room = PASSING * sizes.token_bytes(sizes.num_tokens) + MAX_BYTES, available(device)
+    need, room = PASSING * sizes.token_bytes(sizes.num_tokens) + 2 * MAX_BYTES, available(device)
     if need > room.host:
         raise HostMemoryError(_lacking(sizes, need, "host", room.host))
     if device.type == "cuda" and need > room.device:
@@ -142,7 +142,7 @@ class OpsBench:
         progress: Callable[[str, float, float], None] = lambda *_: None,
     ) -> None:
         self.known, self.device, self.impl, self.pace, self.progress = known, device, impl, pace, progress
-        self._peaks: Peaks | None = None
+        self._machine: Machine | None = None
 
     def run(self, cases: Sequence[Case], all_sizes: Sequence[Sizes]) -> Iterator[Record]:
         """Measure every case at all sizes; yields the records of each case, known ones included."""
@@ -159,9 +159,9 @@ class OpsBench:
         known = self.known.find(KIND, same, who)
         if known is not None:
             return known
-        if self._peaks is None:
-            self._peaks = measure(self.device, sizes.shape.dtype, self.pace.seconds / 5)
-        figures = self._measured(case, sizes, names, self._peaks)
+        if self._machine is None:
+            self._machine = Machine(self.device, sizes.shape.dtype, self.pace.seconds / 5)
+        figures = self._measured(case, sizes, names, self._machine)
         return [self.known.add(KIND, same, each, figures[name]) for each, name in zip(who, names, strict=True)]
 
     def _identity(self, case: Case, sizes: Sizes, name: str) -> Record:
@@ -169,16 +169,16 @@ class OpsBench:
         return {"method": case.name, "budget": sizes.budget, "class": case.op, **no_group, "impl": name}
 
     @torch.inference_mode()
-    def _measured(self, case: Case, sizes: Sizes, names: Sequence[str], peaks: Peaks) -> dict[str, Record]:
+    def _measured(self, case: Case, sizes: Sizes, names: Sequence[str], machine: Machine) -> dict[str, Record]:
         inputs = Inputs(sizes, self.device)
         first = case.make(inputs)
         cost = cost_of(case, sizes, first)
-        num_copies = _num_copies(cost, first, inputs.shared, peaks.cache)
+        num_copies = _num_copies(cost, first, inputs.shared, machine.cache)
         copies = [first, *(case.make(inputs) for _ in range(num_copies - 1))]
         timed = {name: self._timed(case, copies, name) for name in names}
-        others = Others()
-        take_turns(list(timed.values()), self.pace.seconds, self.pace.turns)
-        in_cache = num_copies * cost.bytes < 2 * peaks.cache
+        memory, others = machine.memory(), Others()
+        take_turns([*timed.values(), *memory], self.pace.seconds, self.pace.turns)
+        peaks, in_cache = machine.peaks(*memory), num_copies * cost.bytes < 2 * machine.cache
         shared = {"copies": num_copies, "in_cache": in_cache, "others": others.share, "peaks": asdict(peaks)}
         base = statistics.median(timed[REFERENCE].seconds)
         return {name: {**shared, **_figures(each, cost, peaks, in_cache, base)} for name, each in timed.items()}
@@ -212,7 +212,7 @@ def _num_copies(cost: Cost, inputs: tuple[Tensor | int, ...], shared: set[int], 
 
 def _figures(timed: Timed, cost: Cost, peaks: Peaks, in_cache: bool, base: float) -> Record:
     low, median, high = statistics.quantiles(timed.seconds, n=4, method="inclusive")
-    limit, least = cost.bound(peaks, in_cache)
+    limit, share = cost.bound(peaks, in_cache, median)
     return {
         "microseconds": 1e6 * median,
         "quartiles": [1e6 * low, 1e6 * high],
@@ -224,6 +224,6 @@ def _figures(timed: Timed, cost: Cost, peaks: Peaks, in_cache: bool, base: float
         "bytes_per_second": cost.bytes / median,
         "flops_per_second": cost.flops / median,
         "limit": limit,
-        "share": None if limit in ("call", "cache") else least / median,
+        "share": share,
         "seconds": sum(timed.seconds),
     }

@@ -1,5 +1,6 @@
 """The roofline: what the machine can move and multiply, measured, and which of it holds an operation back."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,9 @@ PRODUCT_SECONDS = 0.02
 PRODUCT_SIZES = (256, 8192)
 CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
-Limit = Literal["memory", "compute", "bus", "cache", "call"]
+Limit = Literal["memory", "compute", "bus", "cache", "call", "small"]
+# What takes no longer than so many calls is held back by the call.
+CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ class Cost:
         """All of it."""
         return self.read + self.written
 
-    def bound(self, peaks: Peaks, in_cache: bool) -> tuple[Limit, float]:
-        """What holds it back, and the seconds that it takes at the least.
+    def bound(self, peaks: Peaks, in_cache: bool, seconds: float) -> tuple[Limit, float | None]:
+        """What holds it back if it takes so many seconds, and the share of them that the machine needs at the least.
 
-        A call that could be done in less time than a call takes is bound by the call; what lies in the cache is not
-        bound by memory.
+        There is no such share of what lies in the cache, nor of what memory could do in less time than a call takes:
+        that is held back by the call, or else it is small and its own steps are what takes the time.
         """
         # What writes much is compared with a copy, which no reading can match.
         bandwidth = peaks.copy if 2 * self.written >= self.read else peaks.read
@@ -84,28 +87,48 @@ class Cost:
             times["bus"] = self.written / rate
         limit = max(times, key=lambda each: times[each])
         if times[limit] < peaks.call:
-            return "call", peaks.call
-        return ("cache" if limit == "memory" and in_cache else limit), times[limit]
+            return ("call" if seconds <= CALLS * peaks.call else "small"), None
+        if limit == "memory" and in_cache:
+            return "cache", None
+        return limit, times[limit] / seconds
 
 
-def measure(device: torch.device, dtype: torch.dtype, seconds: float) -> Peaks:
-    """Measure the machine, for about `seconds` each; of several times the best counts, as in STREAM."""
-    cache = cache_size(device)
-    best = partial(_best, device=device, seconds=seconds)
-    source = torch.ones(BEYOND * cache // 4, device=device)
-    target = torch.empty_like(source)
-    read = source.nbytes / best(source.sum)
-    copy = 2 * source.nbytes / best(lambda: target.copy_(source))
-    to_device = to_host = None
-    if device.type == "cuda":
+class Machine:
+    """What the machine can do: memory in turns with what is compared with it, for it changes; the rest once.
+
+    Attributes:
+        cache: Bytes of the last cache.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, seconds: float) -> None:
+        """Measure for about `seconds` each; of several times the best counts, as in STREAM."""
+        self.cache, self._device = cache_size(device), device
+        self._source = torch.ones(BEYOND * self.cache // 4, device=device)
+        self._target = torch.empty_like(self._source)
+        best = partial(_best, device=device, seconds=seconds)
+        self._matmul = max(_matmul(device, each, best) for each in {dtype, torch.float32})
+        one = torch.ones(1, 1, 1, device=device)
+        names = [candidate.name for candidate in OPS["query_cosines"] if candidate.declines(one) is None]
+        self._call = min(best(partial(query_cosines, one, one, impl=name), graphed=name != "torch") for name in names)
+        self._bus: tuple[float, float] | None = self._over_the_bus(best) if device.type == "cuda" else None
+
+    def memory(self) -> tuple[Timed, Timed]:
+        """Timers of reading and of copying."""
+        source, target, device = self._source, self._target, self._device
+        read = Timed(lambda _: source.sum(), 1, device, graphed=False)
+        return read, Timed(lambda _: target.copy_(source), 1, device, graphed=False)
+
+    def peaks(self, read: Timed, copy: Timed) -> Peaks:
+        """What it can do, memory as these timers have it: the median, as of what is compared with it."""
+        in_read, in_copy = (self._source.nbytes / statistics.median(each.seconds) for each in (read, copy))
+        to_device, to_host = self._bus or (None, None)
+        return Peaks(in_read, 2 * in_copy, self._matmul, self._call, self.cache, to_device, to_host)
+
+    def _over_the_bus(self, best: Callable[[Callable[[], Tensor]], float]) -> tuple[float, float]:
+        source, target = self._source, self._target
         on_host = torch.ones(len(source), pin_memory=True)
-        to_device = source.nbytes / best(lambda: target.copy_(on_host, non_blocking=True))
-        to_host = source.nbytes / best(lambda: on_host.copy_(source, non_blocking=True))
-    one = torch.ones(1, 1, 1, device=device)
-    names = [candidate.name for candidate in OPS["query_cosines"] if candidate.declines(one) is None]
-    call = min(best(partial(query_cosines, one, one, impl=name), graphed=name != "torch") for name in names)
-    matmul = max(_matmul(device, each, best) for each in {dtype, torch.float32})
-    return Peaks(read, copy, matmul, call, cache, to_device, to_host)
+        to_device = best(lambda: target.copy_(on_host, non_blocking=True))
+        return source.nbytes / to_device, source.nbytes / best(lambda: on_host.copy_(source, non_blocking=True))
 
 
 def _matmul(device: torch.device, dtype: torch.dtype, best: Callable[[Callable[[], Tensor]], float]) -> float:

@@ -167,14 +167,15 @@ def time_operations(
 ) -> None:
     """Time every operation of a decode step: each implementation, beside what the machine could do at best.
 
-    The plain-torch reference and its twins take turns. The roofline is measured in the same run: what is read and what
-    is copied a second far beyond the caches, the rate of a large matrix product, and on a GPU what the bus carries. The
-    share of it is the least time for what an operation must move or multiply, over the time that it took; what leaves
-    out products that k-means could do without has more than all of it.
+    The plain-torch reference and its twins take turns, and so do a read and a copy far beyond the caches. These, the
+    rate of a large matrix product, and on a GPU what the bus carries, are the roofline. The share of it is the least
+    time for what an operation must move or multiply, over the time that it took. K-means that leaves out products of
+    far clusters can have more than all of it.
 
     Each call is given another copy of its inputs, as each layer of a model has its own, so many of them that they come
-    from memory and not from a cache. Where there is too little for that, or so little that a call takes longer than
-    memory does, the bound of memory says nothing: that is told as cache or call, without a share.
+    from memory and not from a cache. Where there is too little for that (cache), or so little that a call takes longer
+    than memory does, the bound of memory says nothing and there is no share: a call is then what takes the time (call),
+    or the operation's own steps (small).
 
     On a GPU twins are timed in a CUDA graph; references, which wait for values, are called from Python, gaps included.
 

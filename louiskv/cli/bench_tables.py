@@ -1,7 +1,7 @@
 """How benchmarks look in a terminal: tables, and a bar of what one decode step is made of."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def print_operations(console: Console, records: list[Record]) -> None:
         head = f"operations of one layer, {batch} x {context} tokens, budget {budget}"
         console.print(head, style="bold", highlight=False)
         console.print(_operations(group), highlight=False)
-    for line in dict.fromkeys(_peaks(record["peaks"]) for record in records):
-        console.print(line, highlight=False)
+    console.print(_machine([record["peaks"] for record in records]), highlight=False)
     others = statistics.mean(record["others"] or 0 for record in records)
     if others > QUIET:
         told = f"not quiet: others took {others:.0%} of the processors meanwhile, for which threads wait"
@@ -132,16 +131,16 @@ def _rate(record: Record) -> str:
     return f"{significant(record['bytes_per_second'] / 1e9)} GB/s"
 
 
-def _peaks(peaks: Record) -> str:
-    """The roofline in a line."""
-    bus = [
-        f"to the {name} {significant(peaks[f'to_{name}'] / 1e9)}" for name in ("device", "host") if peaks[f"to_{name}"]
-    ]
-    rates = [f"read {significant(peaks['read'] / 1e9)}", f"copied {significant(peaks['copy'] / 1e9)}", *bus]
-    return (
-        f"machine: {', '.join(rates)} GB/s; products {significant(peaks['matmul'] / 1e9)} GFLOP/s; a call "
-        f"{short_time(peaks['call'])}; cache {format_bytes(peaks['cache'])}"
-    )
+def _machine(peaks: list[Record]) -> str:
+    """The roofline in a line: the least and the greatest that was measured."""
+
+    def told(name: str, form: Callable[[float], str] = lambda rate: significant(rate / 1e9)) -> str:
+        return " to ".join(dict.fromkeys(form(bound(each[name] for each in peaks)) for bound in (min, max)))
+
+    bus = [f"to the {end} {told(f'to_{end}')}" for end in ("device", "host") if peaks[0][f"to_{end}"] is not None]
+    rates = ", ".join([f"read {told('read')}", f"copied {told('copy')}", *bus])
+    call, cache = told("call", short_time), format_bytes(peaks[0]["cache"])
+    return f"machine: {rates} GB/s; products {told('matmul')} GFLOP/s; a call {call}; cache {cache}"
 
 
 def print_origin(console: Console, records: list[Record]) -> None:

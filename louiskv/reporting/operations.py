@@ -5,8 +5,8 @@ from louiskv.reporting.records import Measured, Record, grouped, machine
 
 TELLS = (
     "Bytes that an operation must move at the least, products that it must compute at the least. Of roofline: what the "
-    "machine could do at best, over the time it took; none where it lies in the cache, or a call takes longer. Faster: "
-    "than plain torch."
+    "machine could do at best, over the time it took; none where it lies in the cache, or moves so little that a call "
+    "takes longer. Faster: than plain torch."
 )
 
 
