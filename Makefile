@@ -41,6 +41,7 @@ check: setup
 bench: setup
 	$(BIN)/louiskv bench decode
 	$(BIN)/louiskv bench prefill
+	$(BIN)/louiskv bench ops
 
 # The runs of docs/results.md, for any MODEL. What is finished is in its file and not run again: stop it and call it anew.
 MODEL ?= smollm2

@@ -48,7 +48,7 @@ def load(
         ModelLoadError: The model cannot be found or read, or there is no such device; says what was tried and the
             way out.
     """
-    where = _device(device)
+    where = find_device(device)
     folder = _unpacked(name)
     model: PreTrainedModel = _read(
         name, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
@@ -56,7 +56,12 @@ def load(
     return model.to(where).eval(), load_tokenizer(name)  # type: ignore[arg-type]
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1"; "auto" is the first GPU where there is one.
+
+    Raises:
+        ModelLoadError: There is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -51,15 +51,49 @@ class Entry:
         return {**(self.contestant.identity if self.contestant else _SDPA), "impl": self.impl}
 
 
+class Known:
+    """What is known already, and by what: the same of the same model on the same machine.
+
+    Who is compared belongs to one run: all of them are known, or all are measured.
+
+    Attributes:
+        results: The records.
+        origin: The model: its name, a digest, and the type of its numbers.
+        run: When this run began.
+        provenance: Where the figures come from.
+    """
+
+    def __init__(self, results: Results, origin: dict[str, str], device: torch.device) -> None:
+        self.results, self.origin = results, origin
+        self.run, self.provenance = datetime.now(UTC).isoformat(), provenance(device)
+
+    def key(self, kind: str, sizes: Record, who: Record) -> str:
+        """A short name of all that decides over a measurement."""
+        known_as = {name: value for name, value in self.origin.items() if name != "model"}
+        machine = {name: self.provenance[name] for name in MACHINE}
+        return key_of({"kind": kind, **known_as, **machine, **sizes, **who})
+
+    def find(self, kind: str, sizes: Record, field: Iterable[Record]) -> list[Record] | None:
+        """The records of a field, if all are there and of one run."""
+        keys = [self.key(kind, sizes, who) for who in field]
+        records = [self.results[key] for key in keys if key in self.results]
+        of_one_run = len({record["run"] for record in records}) == 1
+        return records if len(records) == len(keys) and of_one_run else None
+
+    def add(self, kind: str, sizes: Record, who: Record, figures: Record) -> Record:
+        """Write down what was measured; it takes the place of what was known of the same."""
+        key = self.key(kind, sizes, who)
+        head = {"kind": kind, "key": key, "run": self.run, **self.origin, **who}
+        self.results.add({**head, **sizes, **figures, "provenance": self.provenance})
+        return self.results[key]
+
+
 class Bench:
     """A model, where results go, and what is known already.
-
-    Contestants are compared, so they belong to one run: a field is known whole or measured whole.
 
     Attributes:
         results: What is known already.
         progress: Called with what runs, and how much of how much is done.
-        run: When this run began.
     """
 
     def __init__(
@@ -71,38 +105,24 @@ class Bench:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.results, self.progress = results, progress
-        self.run = datetime.now(UTC).isoformat()
-        self.origin, self.provenance = origin(model), provenance(model.device)
+        self._known = Known(results, origin(model), model.device)
+
+    @property
+    def provenance(self) -> Record:
+        """Where the figures come from."""
+        return self._known.provenance
 
     def key(self, kind: str, sizes: Record, entry: Entry) -> str:
         """A short name of all that decides over a measurement."""
-        known_as = {name: value for name, value in self.origin.items() if name != "model"}
-        machine = {name: self.provenance[name] for name in MACHINE}
-        return key_of({"kind": kind, **known_as, **machine, **sizes, **entry.identity})
+        return self._known.key(kind, sizes, entry.identity)
 
     def known(self, kind: str, sizes: Record, field: Iterable[Entry]) -> list[Record] | None:
         """The records of a field, if all are there and of one run."""
-        keys = [self.key(kind, sizes, entry) for entry in field]
-        records = [self.results[key] for key in keys if key in self.results]
-        of_one_run = len({record["run"] for record in records}) == 1
-        return records if len(records) == len(keys) and of_one_run else None
+        return self._known.find(kind, sizes, [entry.identity for entry in field])
 
     def add(self, kind: str, sizes: Record, entry: Entry, figures: Record) -> Record:
         """Write down what was measured; it takes the place of what was known of the same."""
-        key = self.key(kind, sizes, entry)
-        self.results.add(
-            {
-                "kind": kind,
-                "key": key,
-                "run": self.run,
-                **self.origin,
-                **entry.identity,
-                **sizes,
-                **figures,
-                "provenance": self.provenance,
-            }
-        )
-        return self.results[key]
+        return self._known.add(kind, sizes, entry.identity, figures)
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""`louiskv bench`: decoding and prefill, methods side by side in one run."""
+"""`louiskv bench`: decoding and prefill, methods side by side in one run, and single operations."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,23 +10,26 @@ import typer
 from rich.console import Console
 
 from louiskv.bench import ladder as ladders
+from louiskv.bench import ops as operations
 from louiskv.bench.decode import Sweep, bench_decode
 from louiskv.bench.prefill import bench_prefill
-from louiskv.bench.runner import Bench, Entry
-from louiskv.cli.bench_tables import print_decode, print_prefill
-from louiskv.cli.loading import load, ready
-from louiskv.cli.options import ModelChoice, takes_model, takes_settings
+from louiskv.bench.runner import Bench, Entry, Known
+from louiskv.bench.shapes import SHAPES, Sizes
+from louiskv.cli.bench_tables import print_decode, print_operations, print_prefill
+from louiskv.cli.loading import check_name_of_implementation, load, ready
+from louiskv.cli.options import DEVICES, Dtype, ModelChoice, takes_model, takes_settings
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.prompts import check_fits, room
 from louiskv.cli.tables import print_records
 from louiskv.contestants import Contestant, contestants
+from louiskv.models import find_device
 from louiskv.results import Results
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Measure decoding and prefill, methods side by side in one run.",
+    help="Measure decoding and prefill, methods side by side in one run, and single operations.",
 )
 
 # What runs unless it is said otherwise: in full, and quickly.
@@ -142,6 +145,57 @@ def time_prefill(
         bench = Bench(loaded, tokenizer, results, advance)
         found = list(bench_prefill(bench, tuple(context), rounds, entries))
     print_records(found, print_prefill, output, as_json)
+
+
+@app.command("ops")
+def time_operations(
+    shape: Annotated[str, typer.Option(help=f"Model of whose layers the shapes are: {', '.join(SHAPES)}.")] = "smollm2",
+    context: Annotated[
+        list[int], typer.Option(help="Tokens of a sequence; repeatable. 32768 unless given.", show_default=False, min=1)
+    ] = [],  # noqa: B006
+    batch: Batches = [],  # noqa: B006
+    budget: Annotated[int, typer.Option(help="Budget of a KV head.", min=1, metavar="N")] = 512,
+    op: Annotated[list[str], typer.Option(help="Operation; repeatable. All unless given.", metavar="NAME")] = [],  # noqa: B006
+    dtype: Annotated[Dtype, typer.Option(help="Type of keys and values; auto takes the model's.")] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICES)] = "auto",
+    impl: Annotated[
+        str | None, typer.Option(help="Implementations beside torch, such as cpu or cuda,triton; all unless given.")
+    ] = None,
+    output: Output = RESULTS,
+    quick: Annotated[bool, typer.Option("--quick", help="Few turns, and unless given a short context.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time every operation of a decode step: each implementation, beside what the machine could do at best.
+
+    The plain-torch reference and its twins take turns, and so do a read and a copy far beyond the caches. These, the
+    rate of a large matrix product, and on a GPU what the bus carries, are the roofline. The share of it is the least
+    time for what an operation must move or multiply, over the time that it took. K-means that leaves out products of
+    far clusters can have more than all of it.
+
+    Each call is given another copy of its inputs, as each layer of a model has its own, so many of them that they come
+    from memory and not from a cache. Where there is too little for that (cache), or so little that a call takes longer
+    than memory does, the bound of memory says nothing and there is no share: a call is then what takes the time (call),
+    or the operation's own steps (small).
+
+    On a GPU twins are timed in a CUDA graph; references, which wait for values, are called from Python, gaps included.
+
+    louiskv bench ops --quick
+
+    louiskv bench ops --shape llama8b --context 131072 --op decode_attention --op fetch_rows
+    """
+    check_name_of_implementation(impl)
+    cases, layer = operations.cases_of(op), operations.shape_of(shape, None if dtype == "auto" else dtype)
+    contexts, batches = context or [2048 if quick else 32768], batch or [1]
+    sizes = [Sizes(layer, each, rows, budget) for each in dict.fromkeys(contexts) for rows in dict.fromkeys(batches)]
+    where, results, console = find_device(device), _results(output), Console(stderr=True)
+    operations.check_implementations(cases, sizes[0], where, impl)
+    for each in sizes:
+        operations.check_fits(each, where)
+    known = Known(results, operations.origin_of(shape, layer), where)
+    pace = operations.QUICK if quick else operations.Pace()
+    with progress_bar(console) as advance:
+        found = list(operations.OpsBench(known, where, impl, pace, advance).run(cases, sizes))
+    print_records(found, print_operations, output, as_json)
 
 
 def _sweep(quick: bool, own: dict[str, Any] | None = None, **given: Any) -> Sweep:

@@ -1,6 +1,7 @@
 """How benchmarks look in a terminal: tables, and a bar of what one decode step is made of."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from rich.text import Text
 from louiskv.bench.decode import BESIDE
 from louiskv.bench.ladder import PER_TOKEN
 from louiskv.bench.runner import SDPA, Record
-from louiskv.cli.tables import number, percent, table
+from louiskv.cli.tables import number, percent, short_time, significant, table
 from louiskv.evaluation.summary import index_share
 from louiskv.telemetry import format_bytes
 
 HEADS = {None: "decode", "ladder": "part by part", "units": "units"}
 # Speeds are told against these, where they were measured as well.
 YARDSTICKS = (SDPA, "full", PER_TOKEN)
+# Of the processors, what others may take without being told of.
+QUIET = 0.05
 # Each phase has a letter of its own, so that bars can be read without colours.
 BAR_WIDTH = 48
 COLOURS = {
@@ -74,6 +77,70 @@ def print_prefill(console: Console, records: list[Record]) -> None:
             shown.add_row(record["method"], f"{seconds:.2f}", each, *against, clustering)
         console.print(shown)
     print_origin(console, records)
+
+
+def print_operations(console: Console, records: list[Record]) -> None:
+    """Print a table of operations at each context and batch, and what the machine could do at best."""
+    for group in _grouped(records):
+        context, batch, budget = (group[0][name] for name in ("context", "batch", "budget"))
+        head = f"operations of one layer, {batch} x {context} tokens, budget {budget}"
+        console.print(head, style="bold", highlight=False)
+        console.print(_operations(group), highlight=False)
+    console.print(_machine([record["peaks"] for record in records]), highlight=False)
+    others = statistics.mean(record["others"] or 0 for record in records)
+    if others > QUIET:
+        told = f"not quiet: others took {others:.0%} of the processors meanwhile, for which threads wait"
+        console.print(told, highlight=False, style="yellow")
+    if any(record["timed_by"] == "stream" for record in records):
+        console.print("* called from Python, gaps between launches included; the others in a CUDA graph")
+    print_origin(console, records)
+
+
+def _operations(records: list[Record]) -> Table:
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for place, column in enumerate(("", "impl", "time", "+-", "faster", "rate", "of roofline")):
+        shown.add_column(column, justify="right" if place > 1 else "left", no_wrap=place > 0, overflow="fold")
+    cases: dict[str, list[Record]] = {}
+    for record in records:
+        cases.setdefault(record["method"], []).append(record)
+    for own in cases.values():
+        op = own[0]["class"]
+        names = [op, own[0]["method"].removeprefix(op).replace(" ", "  ", 1)]
+        # The second line of a name stands beside the second implementation, if there is one.
+        names = names if len(own) > 1 else ["\n".join(names).rstrip()]
+        for place, record in enumerate(own):
+            low, high = record["quartiles"]
+            star = "*" if record["timed_by"] == "stream" else ""
+            share = "" if record["share"] is None else f"{record['share']:.0%} "
+            shown.add_row(
+                names[place] if place < len(names) else "",
+                record["impl"],
+                short_time(record["microseconds"] / 1e6) + star,
+                f"{(high - low) / 2 / record['microseconds']:.0%}",
+                f"{significant(record['faster'])}x",
+                _rate(record),
+                f"{share}{record['limit']}",
+            )
+    return shown
+
+
+def _rate(record: Record) -> str:
+    """What holds it back, a second: products, or else bytes."""
+    if record["limit"] == "compute":
+        return f"{significant(record['flops_per_second'] / 1e9)} GFLOP/s"
+    return f"{significant(record['bytes_per_second'] / 1e9)} GB/s"
+
+
+def _machine(peaks: list[Record]) -> str:
+    """The roofline in a line: the least and the greatest that was measured."""
+
+    def told(name: str, form: Callable[[float], str] = lambda rate: significant(rate / 1e9)) -> str:
+        return " to ".join(dict.fromkeys(form(bound(each[name] for each in peaks)) for bound in (min, max)))
+
+    bus = [f"to the {end} {told(f'to_{end}')}" for end in ("device", "host") if peaks[0][f"to_{end}"] is not None]
+    rates = ", ".join([f"read {told('read')}", f"copied {told('copy')}", *bus])
+    call, cache = told("call", short_time), format_bytes(peaks[0]["cache"])
+    return f"machine: {rates} GB/s; products {told('matmul')} GFLOP/s; a call {call}; cache {cache}"
 
 
 def print_origin(console: Console, records: list[Record]) -> None:

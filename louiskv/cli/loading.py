@@ -21,7 +21,7 @@ from louiskv.ops.dispatch import choose
 
 def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and its tokenizer; only the console hears of it."""
-    _check_name_of_implementation(choice.impl)
+    check_name_of_implementation(choice.impl)
     be_quiet()
     with console.status(f"Loading {choice.name}"):
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
@@ -59,7 +59,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_name_of_implementation(impl: str | None) -> None:
+def check_name_of_implementation(impl: str | None) -> None:
+    """Refuse a name that no operation knows.
+
+    Raises:
+        SettingsError: It is one.
+    """
     known = sorted({candidate.name for candidates in OPS.values() for candidate in candidates})
     for name in [] if impl is None else impl.split(","):
         if name not in known:

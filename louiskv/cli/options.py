@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Callable[[], Method]]] = {
 }
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DEVICES = "cpu, cuda or cuda:1; auto takes a GPU if there is one."
 Command = Callable[..., None]
 
 
@@ -140,7 +141,7 @@ def takes_model(command: Command) -> Command:
     options = [
         _option("model", str, models.DEFAULT_MODEL, "Name, folder or gguf file of the model.", "Model", metavar="NAME"),
         _option("dtype", Dtype, "auto", f"{dtypes}; auto takes the model's own.", "Model", metavar="TYPE"),
-        _option("device", str, "auto", "cpu, cuda or cuda:1; auto takes a GPU if there is one.", "Model"),
+        _option("device", str, "auto", DEVICES, "Model"),
         _option(
             "impl", str | None, None, "Implementation of the operations, such as torch; none takes the best.", "Model"
         ),

@@ -93,3 +93,16 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def short_time(value: float) -> str:
+    """A short time in three digits: 0.0000421 -> 42.1 us."""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if value < 999.5 * size:
+            return f"{significant(value / size)} {unit}"
+    return f"{significant(value)} s"
+
+
+def significant(value: float) -> str:
+    """Three digits, or all of a whole number: 0.0421, 4.21, 42.1, 4210."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"

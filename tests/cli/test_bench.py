@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from louiskv.bench import decode, ladder, memory, prefill
+from louiskv.bench import decode, ladder, memory, ops, prefill, roofline
+from louiskv.ops import OPS
 from tests.cli.conftest import Run, refused
 
 TINY = "--context", "48", "--steps", "3"
@@ -67,6 +68,55 @@ def test_ladders_show_every_rung_and_why_one_is_missing(run: Run, output: str, m
     assert len(json.loads(run(*ask, "--json").stdout)) == 12
 
 
+@pytest.fixture
+def few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many inputs as a test needs, and a machine that is soon measured."""
+    monkeypatch.setattr(ops, "MAX_COPIES", 2)
+    monkeypatch.setattr(ops, "QUICK", ops.Pace(0.0, 2))
+    monkeypatch.setattr(roofline, "BEYOND", 1)
+    monkeypatch.setattr(roofline, "PRODUCT_SIZES", (32, 32))
+
+
+@pytest.mark.usefixtures("few_copies")
+def test_operations_are_shown_and_kept(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = "bench", "ops", "--quick", "--context", "256", "--budget", "96", "--output", output
+    first = run(*ask)
+    assert first.exit_code == 0 and first.stderr == ""
+    assert "operations of one layer, 1 x 256 tokens, budget 96" in first.stdout
+    for op in OPS:
+        assert re.search(rf"^{op}\b", first.stdout, re.MULTILINE)
+    assert re.search(
+        r"torch +\d[\d.]* [um]s +\d+% +1\.00x +\d[\d.]* (GB|GFLOP)/s +(\d+% )?[a-z]+$", first.stdout, re.MULTILINE
+    )
+    line = r"machine: read \d.*, copied .* GB/s; products .* GFLOP/s; a call .*s; cache"
+    assert re.search(line, " ".join(first.stdout.split()))
+    assert "smollm2 shapes (float32)" in first.stdout and "launches" not in first.stdout
+    assert all(len(line) <= 80 for line in first.stdout.splitlines())
+    monkeypatch.setattr(ops, "Machine", measured_again)
+    assert run(*ask).stdout == first.stdout
+    told = [{**json.loads(line), "others": 0.25} for line in Path(output).read_text().splitlines()]
+    Path(output).write_text("".join(f"{json.dumps(record)}\n" for record in told))
+    assert "not quiet: others took 25% of the processors" in run(*ask).stdout
+    told = json.loads(run(*ask, "--op", "agree", "--op", "kmeans", "--json").stdout)
+    assert {each["class"] for each in told} == {"agree", "kmeans"}
+    kept = [json.loads(line) for line in Path(output).read_text().splitlines()]
+    assert [each for each in kept if each in told] == sorted(told, key=kept.index)
+
+
+@pytest.mark.usefixtures("few_copies")
+def test_operations_have_shapes_batches_and_types(run: Run, output: str) -> None:
+    ask = "bench", "ops", "--quick", "--shape", "llama8b", "--budget", "96", "--op", "agree", "--output", output
+    told = json.loads(run(*ask, "--batch", "1", "--batch", "2", "--context", "256", "--impl", "torch", "--json").stdout)
+    assert [(each["method"], each["batch"], each["dtype"], each["impl"]) for each in told] == [
+        (name, batch, "bfloat16", "torch") for batch in (1, 2) for name in ("agree softmax", "agree shares")
+    ]
+    assert told[2]["bytes"] == 2 * told[0]["bytes"]
+    (short,) = json.loads(
+        run(*ask[:-4], "--op", "kmeans", "--dtype", "float32", *ask[-2:], "--impl", "torch", "--json").stdout
+    )
+    assert (short["context"], short["dtype"]) == (2048, "float32")
+
+
 def test_what_is_quick_is_short(run: Run, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[decode.Sweep] = []
 
@@ -107,6 +157,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         (["decode", "--steps", "100000"], "--steps 100000 leaves no position for a context"),
         (["ladder", "--budget", "100"], "budget=100 is not a multiple of page_size=16"),
         (["ladder", "--impl", "nope"], "There is no implementation 'nope'"),
+        (["ops", "--op", "nope"], "There is no operation 'nope'. There are: kmeans, query_cosines, append_token"),
+        (["ops", "--shape", "nope"], "There is no shape 'nope'. There are: smollm2, llama8b."),
+        (["ops", "--impl", "nope"], "There is no implementation 'nope'"),
+        (["ops", "--dtype", "int8"], "Invalid value for '--dtype'"),
+        (["ops", "--batch", "0"], "Invalid value for '--batch'"),
+        (["ops", "--budget", "64"], "budget=64 leaves no unit to retrieve: give at least 96."),
+        (["ops", "--context", "600"], "A context of 600 tokens is too short for budget=512"),
         (["prefill", "--context", "100000"], "Prefill is measured on real text: give a smaller --context."),
     ],
 )
@@ -126,9 +183,23 @@ def test_a_file_of_another_format_is_kept_and_refused(run: Run, tmp_path: Path) 
         assert path.read_text() == f"{line}\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--impl", "cuda"], "cannot run as impl='cuda' on cpu"),
+        (["--context", "100000000000"], "1 x 100000000000 tokens need"),
+        (["--device", "nope"], "There is no device 'nope' here"),
+    ],
+)
+def test_operations_that_cannot_run_are_refused(run: Run, output: str, flags: list[str], message: str) -> None:
+    device = [] if "--device" in flags else ["--device", "cpu"]
+    refused(run("bench", "ops", *flags, *device, "--output", output), message, code=1)
+    assert not Path(output).exists()
+
+
 @pytest.mark.usefixtures("unasked")
-@pytest.mark.parametrize("what", ["decode", "prefill", "ladder"])
+@pytest.mark.parametrize("what", ["decode", "prefill", "ladder", "ops"])
 def test_where_nothing_can_be_written_is_found_out_at_once(run: Run, tmp_path: Path, what: str) -> None:
     (tmp_path / "results").write_text("a file in the place of a folder")
-    told = run("bench", what, "--context", "48", "--output", str(tmp_path / "results" / "bench.jsonl"))
+    told = run("bench", what, "--context", "1024", "--output", str(tmp_path / "results" / "bench.jsonl"))
     refused(told, "cannot be written: File exists. Give another --output", code=1)

@@ -13,6 +13,7 @@ from louiskv.taus import LayerTaus
 
 Record = dict[str, Any]
 
+COMMANDS = {"decode": "bench decode", "prefill": "bench prefill", "operation": "bench ops", "probe": "probe"}
 LAYERS, HEADS, STEPS, PROMPT = 4, 2, 24, 40
 MODEL = ModelIdentity("tiny/model", "shapes", [0.5, 0.25])
 PROVENANCE = {
@@ -34,7 +35,7 @@ class Hat:
 
     def record(self, kind: str, method: str, budget: int | None, figures: Record, **more: Any) -> Record:
         self.made += 1
-        command = {"decode": "bench decode", "prefill": "bench prefill", "probe": "probe"}.get(kind, "eval")
+        command = COMMANDS.get(kind, "eval")
         return {
             "kind": kind,
             "key": f"{self.dtype} {kind} {self.made}",
@@ -167,6 +168,25 @@ class Hat:
         }
         return self.record("prefill", method, budget, figures)
 
+    def operation(self, op: str, impl: str, share: float | None, context: int = 4096) -> Record:
+        time = self.number(10, 200)
+        figures = {
+            "class": op,
+            "run": "2026",
+            "impl": impl,
+            "context": context,
+            "batch": 1,
+            "microseconds": time,
+            "quartiles": [0.9 * time, 1.1 * time],
+            "timed_by": "clock",
+            "faster": 2.0,
+            "bytes_per_second": 1e9,
+            "flops_per_second": 0.0,
+            "limit": "call" if share is None else "memory",
+            "share": share,
+        }
+        return self.record("operation", op, 512, figures)
+
 
 def everything(
     methods: Iterable[str] = ("full", "louiskv", "snapkv"), budgets: Iterable[int] = (128,), seed: int = 0
@@ -199,6 +219,7 @@ def everything(
                 yield hat.fidelity(f"{family} {label}", 128, **of)
     yield from (hat.decode(name, 512, 4096, group="ladder", family=name) for name in ("at every step", "reuse"))
     yield hat.decode("clusters 16", 512, 4096, group="units", family="clusters")
+    yield from (hat.operation("agree", impl, share) for impl, share in (("cpu", 0.5), ("torch", None)))
 
 
 def taus() -> LayerTaus:
