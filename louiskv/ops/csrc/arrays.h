@@ -97,7 +97,7 @@ inline void in_parts(int num_parts, const Work& work) {
 
 // Threads worth starting for work that reads so many bytes.
 inline int parts_for(int64_t num_bytes, int num_threads) {
-  constexpr int64_t kWorthAThread = 1024 * 1024;
+  constexpr int64_t kWorthAThread = 128 * 1024;
   return static_cast<int>(most(1, least(num_threads, num_bytes / kWorthAThread)));
 }
 
