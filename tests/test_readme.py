@@ -21,8 +21,10 @@ def blocks(language: str) -> list[str]:
 
 def test_python_snippets_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert blocks("python")
+    # One after the other, as they are read.
+    names: dict[str, object] = {}
     for snippet in blocks("python"):
-        exec(compile(snippet, "README.md", "exec"), {})
+        exec(compile(snippet, "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "The capital of France is" in printed
     assert "LouisKVPlus(budget=1024" in printed
