@@ -48,6 +48,9 @@ inline Array array_of(const Tensor& tensor) {
 
 inline Array array_of(const std::optional<Tensor>& tensor) { return tensor ? array_of(*tensor) : Array(); }
 
+// The macro that torch has for this changed its name between its versions.
+inline void check(AOTITorchError code) { STD_TORCH_CHECK(code == 0, "louiskv: torch refused a call"); }
+
 inline Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
   int64_t strides[4], stride = 1;
   const int64_t dim = sizes.size();
@@ -56,8 +59,7 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, int32_t dtype) {
     stride *= sizes.begin()[i];
   }
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  check(aoti_torch_empty_strided(dim, sizes.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -69,7 +71,7 @@ inline Array spread(Array array) {
 
 inline int num_threads() {
   uint32_t num_threads;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&num_threads));
+  check(torch_get_num_threads(&num_threads));
   return static_cast<int>(num_threads);
 }
 
