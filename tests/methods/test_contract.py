@@ -34,6 +34,7 @@ from louiskv import (
 from louiskv.cache import LouisKVCache, cache_of, passing
 from louiskv.methods.base import KVLayer
 from louiskv.methods.retrieval import Retrieval
+from louiskv.ops import native
 from louiskv.units.pages import Pages
 from tests.families import greedy, prompt, tiny
 
@@ -89,6 +90,8 @@ CASES: dict[str, tuple[Method, Method]] = {
     ),
 }
 NAMES = sorted(CASES)
+# The specification, and what runs beside it here; a GPU's kernels are held to it operation by operation.
+IMPLS = ["torch", *(["cpu,torch"] if native.why_not() is None else [])]
 GROUPS = {1: (2, 2), 3: (6, 2), 4: (8, 2), 8: (8, 1)}
 
 
@@ -125,6 +128,7 @@ def test_every_method_is_here() -> None:
     assert set(CASES) == {*METHODS, PER_QUERY_HEAD}
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=12)
 @given(
@@ -135,28 +139,29 @@ def test_every_method_is_here() -> None:
     seed=st.integers(0, 99),
 )
 def test_with_a_budget_for_everything_it_is_full_attention(
-    name: str, group_size: int, length: int, padding: list[int], num_output: int, seed: int
+    impl: str, name: str, group_size: int, length: int, padding: list[int], num_output: int, seed: int
 ) -> None:
     model = model_of_group(group_size)
     inputs = prompt(length, 1 + len(padding), tuple(min(width, length - 1) for width in padding), seed)
     output = prompt(num_output, 1 + len(padding), seed=seed + 1)["input_ids"]
     expected = decode(model, inputs, output, None)
-    with attach(model, CASES[name][0]) as kv_cache:
+    with attach(model, CASES[name][0], impl=impl) as kv_cache:
         got = decode(model, inputs, output, kv_cache)
     kv_cache.check_integrity()
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=10)
 @given(length=st.integers(20, 80), padding=st.integers(1, 19), num_output=st.integers(1, 40), seed=st.integers(0, 99))
 def test_a_batch_gives_what_its_rows_give_alone(
-    name: str, length: int, padding: int, num_output: int, seed: int
+    impl: str, name: str, length: int, padding: int, num_output: int, seed: int
 ) -> None:
     model = model_of_group(4)
     inputs = prompt(length, 2, (padding,), seed)
     output = prompt(num_output, 2, seed=seed + 1)["input_ids"]
-    with attach(model, CASES[name][1]) as kv_cache:
+    with attach(model, CASES[name][1], impl=impl) as kv_cache:
         together = decode(model, inputs, output, kv_cache)
         kv_cache.check_integrity()
         for row, first in enumerate((padding, 0)):
@@ -216,25 +221,29 @@ def follow(
         return feed(1)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=25)
 @given(turns=actions)
-def test_any_turns_end_where_full_attention_ends(name: str, turns: list[tuple[str, int]]) -> None:
+def test_any_turns_end_where_full_attention_ends(impl: str, name: str, turns: list[tuple[str, int]]) -> None:
     model = model_of_group(4)
     with attach(model, Full()) as kv_cache:
         expected = follow(model, kv_cache, turns)
-    with attach(model, CASES[name][0]) as kv_cache:
+    with attach(model, CASES[name][0], impl=impl) as kv_cache:
         got = follow(model, kv_cache, turns)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=15)
 @given(turns=actions)
-def test_no_token_is_lost_and_no_budget_exceeded_under_pressure(name: str, turns: list[tuple[str, int]]) -> None:
+def test_no_token_is_lost_and_no_budget_exceeded_under_pressure(
+    impl: str, name: str, turns: list[tuple[str, int]]
+) -> None:
     method = CASES[name][1]
     model = model_of_group(4)
-    with attach(model, method) as kv_cache:
+    with attach(model, method, impl=impl) as kv_cache:
         logits = follow(model, kv_cache, turns, check_budget=getattr(method, "budget", None))
         kv_cache.check_integrity()
     assert logits.isfinite().all()
@@ -257,22 +266,24 @@ def test_reset_and_rerun_gives_the_same_tokens(name: str) -> None:
     assert report == again
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_read_from_memory_that_was_never_written(name: str, poisoned_memory: None) -> None:
+def test_nothing_is_read_from_memory_that_was_never_written(impl: str, name: str, poisoned_memory: None) -> None:
     model, inputs = model_of_group(4), prompt(70, 2, (11,))
     output = prompt(50, 2, seed=1)["input_ids"]
-    with attach(model, CASES[name][1]) as kv_cache:
+    with attach(model, CASES[name][1], impl=impl) as kv_cache:
         assert decode(model, inputs, output, kv_cache).isfinite().all()
         kv_cache.check_integrity()
 
 
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(name: str, dtype: torch.dtype) -> None:
+def test_dtypes(impl: str, name: str, dtype: torch.dtype) -> None:
     model = tiny("llama", dtype, initializer_range=0.05)
     inputs, output = prompt(40, 2, (7,)), prompt(20, 2, seed=1)["input_ids"]
     expected = decode(model, inputs, output, None)
-    with attach(model, CASES[name][0]) as kv_cache:
+    with attach(model, CASES[name][0], impl=impl) as kv_cache:
         got = decode(model, inputs, output, kv_cache)
     assert got.dtype == dtype
     # Two orders of summation in the same dtype: a few units in the last place of logits of order 1.
