@@ -1,6 +1,7 @@
 """Loading a model quietly, and what is to be known of the run."""
 
 import platform
+import warnings
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTra
     be_quiet()
     with console.status(f"Loading {choice.name}"):
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
-    _check_implementation(choice.impl, model.device, model.dtype)
+    _make_ready(choice.impl, torch.empty(0, device=model.device, dtype=model.dtype), console)
     return model, tokenizer
 
 
@@ -71,8 +72,11 @@ def check_name_of_implementation(impl: str | None) -> None:
             raise SettingsError(f"There is no implementation {name!r}. There are: {', '.join(known)}.")
 
 
-def _check_implementation(impl: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse now what would be refused after the prompt: an operation that none of the named can compute here."""
-    if impl is not None:
+def _make_ready(impl: str | None, like: torch.Tensor, console: Console) -> None:
+    """Compile and refuse now what would be compiled and refused after the prompt, in the middle of an answer."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         for op, candidates in OPS.items():
-            choose(op, candidates, impl, torch.empty(0, device=device, dtype=dtype))
+            choose(op, candidates, impl, like)
+    for each in told:
+        console.print(str(each.message), style="yellow", highlight=False, markup=False)

@@ -120,4 +120,5 @@ def _choose(op: str, candidates: Sequence[Implementation], impl: str | None, lik
         refused.append(f"{candidate.name}: {reason}")
     why = "; ".join(refused) or f"there is no {impl!r}"
     names = ", ".join(candidate.name for candidate in known)
-    raise ImplementationError(f"{op} cannot run as impl={impl!r} on {like.device}: {why}. It has: {names}.")
+    more = "" if impl is None else f" Several may be named, the first first, as in impl='{impl},torch'."
+    raise ImplementationError(f"{op} cannot run as impl={impl!r} on {like.device}: {why}. It has: {names}.{more}")

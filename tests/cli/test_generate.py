@@ -11,6 +11,7 @@ import torch
 
 from louiskv import METHODS
 from louiskv.cli import generate
+from louiskv.ops import dispatch, native
 from tests.cli.conftest import Loaded, Run, interrupt_in_layer
 
 QUESTION = "What is the capital of France?"
@@ -186,3 +187,12 @@ def test_ctrl_c_in_json_gives_the_part_that_there_is(run: Run, monkeypatch: pyte
     told = json.loads(result.stdout)
     assert result.exit_code == 130
     assert told["interrupted"] and ANSWER.startswith(told["text"]) and 2 <= told["output_tokens"] <= 3
+
+
+def test_without_a_compiler_it_says_so_before_the_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_FOUND", {})
+    monkeypatch.setattr(native._Loaded, "tried", False)
+    monkeypatch.setattr(native._Loaded, "reason", None)
+    monkeypatch.setenv("CXX", "stone")
+    answered = run("generate", QUESTION, "--max-new-tokens", "2")
+    assert "louiskv runs in plain torch, not in C++: CXX=stone is not there" in answered.stderr
