@@ -17,7 +17,12 @@ class Look:
     """One look at the index of a layer; each figure is computed when it is first asked for, and once.
 
     What depends on the retrieved tokens is of the moment when it is asked for.
+
+    Attributes:
+        where: [N] rows for which what was not asked for before is needed, None for all; the others may get anything.
     """
+
+    where: Tensor | None = None
 
     def __init__(
         self,
@@ -39,7 +44,8 @@ class Look:
         self._counted: tuple[Tensor, Tensor] | None = None
 
     def _logits(self, query: Tensor, summaries: tuple[Tensor, ...]) -> Tensor:
-        return unit_logits(query, summaries, kind=self.summary.kind, scaling=self.scaling, impl=self.impl)
+        kind = self.summary.kind
+        return unit_logits(query, summaries, kind=kind, scaling=self.scaling, where=self.where, impl=self.impl)
 
     @cached_property
     def entries(self) -> Entries:
@@ -103,7 +109,8 @@ class Look:
             logits = self._logits(self.query.mean(1, keepdim=True), self.entries.summaries)
         else:
             logits = self.logits
-        return agree(logits, self.sizes, self.reduce, impl=self.impl)[:, : self.entries.num_units]
+        scores = agree(logits, self.sizes, self.reduce, where=self.where, impl=self.impl)
+        return scores[:, : self.entries.num_units]
 
     @property
     def unit_sizes(self) -> Tensor:
@@ -125,6 +132,11 @@ class Look:
         num_resident = (self.resident.slot_place >= 0).sum(1)
         take = select_units(self.scores, self.unit_sizes, num_resident, impl=self.impl)
         return (self.mass[:, : self.entries.num_units] * take).sum(1)
+
+    def select(self, scores: Tensor, budget: Tensor) -> Tensor:
+        """[N, R] tokens taken of each unit by these scores [N, R], for budgets [N]; none in rows not asked for."""
+        take = select_units(scores, self.unit_sizes, budget, where=self.where, impl=self.impl)
+        return take if self.where is None else take * self.where[:, None]
 
     def token_scores(self, entry: Tensor, place: Tensor) -> Tensor:
         """[N, W] scores of single tokens, of which entries [N, W] and places [N, W] are given."""

@@ -178,6 +178,8 @@ class RetrievalLayer(KVLayer):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
             self._record(fired)
             fire = fired.flatten()
+            if not parts.estimate and self.trigger.ahead is None:
+                look.where = fire
             retrieve = may_hold(fire)
             if retrieve:
                 self.cuts.cut(fire, self.resident.lengths - 1)

@@ -26,7 +26,7 @@ def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, rece
     if recent_units:
         age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
         scores = scores.masked_fill((age > 0) & (age <= recent_units), torch.inf)
-    take = select_units(scores, look.unit_sizes, room, impl=look.impl)
+    take = look.select(scores, room)
     return places_of(take, look.entries.offsets, slot_place.shape[1], impl=look.impl)[0]
 
 
@@ -44,7 +44,7 @@ def select_inside(look: Look, room: Tensor, slot_place: Tensor, hold: float, ove
         [N, S] places in the pool, -1 for none.
     """
     entries, num_slots = look.entries, slot_place.shape[1]
-    take = select_units(look.scores, look.unit_sizes, room * oversample, impl=look.impl)
+    take = look.select(look.scores, room * oversample)
     best, entry = places_of(take, entries.offsets, num_slots * oversample, impl=look.impl)
     held = slot_place.clamp(min=0).long()
     entry_held = entries.entry_of(look.index.unit_of(held))

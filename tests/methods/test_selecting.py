@@ -274,3 +274,22 @@ def test_neither_rows_without_units_nor_low_logits_spoil_the_coverage() -> None:
         assert bool(each.isfinite().all()) and float(each[1]) == 0
     assert bool(low.mass.isfinite().all())
     assert low.rest(2).bias[1].eq(-math.inf).all()
+
+
+@pytest.mark.parametrize("oversample", [0, 3])
+def test_rows_that_are_not_asked_for_get_nothing_and_change_nothing(oversample: int) -> None:
+    case = some_case([[2, 3, 4], [1, 5, 2], [6, 1, 1]], 6, 3, seed=2)
+    room, where = torch.tensor([4, 5, 6]), torch.tensor([True, False, True])
+
+    def select(look: Look) -> Tensor:
+        if oversample:
+            return select_inside(look, room, case.slot_place, 0.5, oversample)
+        return select_whole(look, room, case.slot_place, 0.0, 0)
+
+    expected = select(case.look)
+    asked = looking(case.index, case.look.resident, case.look.query)
+    asked.where = where
+    got = select(asked)
+    assert torch.equal(got[where], expected[where])
+    if not oversample:
+        assert bool((got[1] == -1).all())
