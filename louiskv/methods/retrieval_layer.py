@@ -1,6 +1,7 @@
 """The retrieval loop: units in a pool, an index and a resident set on the device, and what happens at each step."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,6 +154,7 @@ class RetrievalLayer(KVLayer):
 
     def reserve(self, num_steps: int) -> None:
         """Make room for so many tokens more, so that taking them in allocates nothing."""
+        self._wait_for_prompt()
         tokens = self.pace.longest + num_steps - self.parts.num_sinks
         self.pool.reserve(tokens)
         self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
@@ -249,14 +251,22 @@ class RetrievalLayer(KVLayer):
 
     def _land(self) -> None:
         """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
-        if self._begun and self.taking_in.busy:
-            self.taking_in.collect()
+        self._wait_for_prompt()
         if self._begun and self.ahead.busy:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
                 where, change, rows = self.ahead.collect()
                 slot = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
                 self.resident.fill(change, rows, slot, self.impl)
                 self._count(where, change)
+
+    def _wait_for_prompt(self) -> None:
+        if self._begun and self.taking_in.busy:
+            self.taking_in.collect()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of, once the prompt is in."""
+        self._wait_for_prompt()
+        return vars(self)
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)
@@ -340,8 +350,7 @@ class RetrievalLayer(KVLayer):
 
     def attended_positions(self) -> Tensor:
         """What lies in the slots; a selection on its way is not there yet."""
-        if self.taking_in.busy:
-            self.taking_in.collect()
+        self._wait_for_prompt()
         resident, pool = self.resident, self.pool
         always = resident.positions()
         if not self._has_units:

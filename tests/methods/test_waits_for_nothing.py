@@ -1,9 +1,11 @@
 """On a GPU no step waits for the device: there it is measured, and here what would wait is refused."""
 
+import time
 import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from louiskv import H2O, Full, KeepKV, LouisKVPlus, Method, RaaS, RazorAttention, SnapKV, StreamingLLM
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.retrieval import Retrieval
+from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops import ragged
 from louiskv.store.background import Background
 from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
@@ -191,3 +194,23 @@ def test_a_prompt_that_cannot_be_taken_in_says_so_when_it_is_asked_for(
     with pytest.raises(MemoryError, match="no room"):
         layer.tiers()
     Background[None](DEVICE).take_turn(lambda: None)
+
+
+@pytest.mark.usefixtures("unreadable")
+def test_what_is_asked_while_a_prompt_comes_in_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    take_in = RetrievalLayer._take_in
+
+    def slowly(layer: RetrievalLayer, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
+        time.sleep(0.3)
+        take_in(layer, keys, values, valid)
+
+    monkeypatch.setattr(RetrievalLayer, "_take_in", slowly)
+    reserved = Fed(METHODS["clusters"], 70, 11)
+    reserved.layer.reserve(40)
+    fed = Fed(METHODS["clusters"], 70, 11)
+    copied = deepcopy(fed.layer)
+    copied.check_integrity()
+    assert copied.tiers() == fed.layer.tiers()
+    for _ in range(20):
+        reserved.step()
+    reserved.layer.check_integrity()
