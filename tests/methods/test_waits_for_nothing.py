@@ -208,9 +208,11 @@ def test_what_is_asked_while_a_prompt_comes_in_waits_for_it(monkeypatch: pytest.
     reserved = Fed(METHODS["clusters"], 70, 11)
     reserved.layer.reserve(40)
     fed = Fed(METHODS["clusters"], 70, 11)
-    copied = deepcopy(fed.layer)
-    copied.check_integrity()
-    assert copied.tiers() == fed.layer.tiers()
+    if DEVICE.type == "cpu":
+        # What is timed by events of a GPU cannot be copied.
+        copied = deepcopy(fed.layer)
+        copied.check_integrity()
+        assert copied.tiers() == fed.layer.tiers()
     for _ in range(20):
         reserved.step()
     reserved.layer.check_integrity()
