@@ -1,6 +1,7 @@
 """The cache that a model of transformers sees: its full-attention layers are managed by a method."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -110,6 +111,62 @@ class LouisKVCache(Cache):
                 "Crop them to the same number, or call `cache.reset()`."
             )
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, in a cache whose rows come and go; 0 for one that is idle."""
+        lengths = self.managed[0].lengths
+        assert lengths is not None, "all rows are in use"
+        return lengths
+
+    @property
+    def crops_exactly(self) -> bool:
+        """Whether a crop leaves all that there was before."""
+        return all(layer.state.crops_exactly for layer in self.managed)
+
+    def take(self, row: int) -> "LouisKVCache":
+        """A cache of its own that holds a copy of the sequence of a row, to go on with alone."""
+        return self._with([layer.take(row) for layer in self.managed])
+
+    def spread(self, rows: list[int], batch_size: int) -> "LouisKVCache":
+        """A cache whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle.
+
+        Each step gives every row a token, and an idle one forgets it. What was counted stays here; see `take_over`.
+
+        Raises:
+            UnsupportedModelError: The model has layers that are not louiskv's, whose rows cannot differ in length.
+        """
+        return self._with([layer.spread(rows, batch_size) for layer in self.managed])
+
+    def put(self, row: int, other: "LouisKVCache") -> None:
+        """Let an idle row hold a copy of the one sequence of another cache, and count what was done there."""
+        for mine, theirs in zip(self.managed, other.managed, strict=True):
+            mine.put(row, theirs)
+
+    def clear(self, row: int) -> None:
+        """Forget the sequence of a row, which is idle from now on."""
+        for layer in self.managed:
+            layer.clear(row)
+
+    def take_over(self, other: "LouisKVCache") -> None:
+        """Count also what another cache has done."""
+        for mine, theirs in zip(self.managed, other.managed, strict=True):
+            mine.take_over(theirs)
+
+    def check_rows(self) -> None:
+        """Raise `UnsupportedModelError` if rows of this model's caches cannot come and go."""
+        left = sorted({type(layer).__name__ for layer in self.layers if not isinstance(layer, CacheLayer)})
+        if left:
+            raise UnsupportedModelError(
+                f"{self._config.model_type} has cache layers that are not louiskv's ({', '.join(left)}): their rows "
+                "must be equally long, so that sequences cannot come and go. Use louiskv.attach with whole batches."
+            )
+
+    def _with(self, layers: list[CacheLayer]) -> "LouisKVCache":
+        self.check_rows()
+        other = copy(self)
+        other.layers, other.managed = list(layers), layers
+        return other
+
     def reserve(self, num_steps: int) -> None:
         """Make room for so many decode steps, so that none of them allocates what lasts."""
         for layer in self.managed:
@@ -132,11 +189,11 @@ class LouisKVCache(Cache):
             prompt_tokens=self.managed[0].prompt_tokens,
             output_tokens=self.managed[0].output_tokens,
             unmanaged_bytes=unmanaged,
-            layers=[layer.report() for layer in self.managed if layer.prompt_tokens],
+            layers=[layer.report() for layer in self.managed if layer.state.batch_size],
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the state of any layer contradicts itself, or a token is lost or doubled."""
         for layer in self.managed:
-            if layer.prompt_tokens:
+            if layer.state.batch_size:
                 layer.state.check_integrity()

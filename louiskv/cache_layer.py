@@ -1,6 +1,7 @@
 """One layer of the cache: hands out handles instead of keys and values, and stands between batches and a state."""
 
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -10,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from louiskv.errors import UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
-from louiskv.telemetry import LayerReport, LayerTelemetry, summarise
+from louiskv.telemetry import LayerReport, LayerTelemetry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class CacheLayer(CacheLayerMixin):
         seq_length: Tokens seen, padding included.
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
+        lengths: Tokens of each row where rows come and go, 0 for one that is idle; None where all are as long.
     """
 
     is_sliding = False
@@ -109,6 +111,8 @@ class CacheLayer(CacheLayerMixin):
     _waiting: tuple[Tensor, Tensor] | None
     _valid: Tensor | None
     _device: torch.device
+    lengths: list[int] | None
+    seq_length: int
 
     def __init__(self, method: Method, index: int, impl: str | None, num_query_heads: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -139,6 +143,11 @@ class CacheLayer(CacheLayerMixin):
                 "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
             )
         num_new = key_states.shape[-2]
+        if self.lengths is not None and num_new > 1:
+            raise UnsupportedModelError(
+                "Rows of this cache come and go, and each step gives each of them one token. Take a prompt in with a "
+                "cache of its own, and `put` it here."
+            )
         if self.seq_length > 0 and len(key_states) != self.state.batch_size:
             raise UnsupportedModelError(
                 f"The cache holds {self.state.batch_size} sequences, but the model was given {len(key_states)}. Give "
@@ -168,7 +177,11 @@ class CacheLayer(CacheLayerMixin):
 
     def count_step(self) -> None:
         """Count a decode step that the device has been told to do."""
-        self.output_tokens += self.state.batch_size
+        if self.lengths is not None:
+            self.lengths = [length + (length > 0) for length in self.lengths]
+            self.output_tokens += sum(length > 0 for length in self.lengths)
+        else:
+            self.output_tokens += self.state.batch_size
         self.steps += 1
         self.seq_length += 1
 
@@ -235,6 +248,7 @@ class CacheLayer(CacheLayerMixin):
         """Forget everything."""
         self.state = self._build()
         self.seq_length = self.prompt_tokens = self.output_tokens = self.steps = 0
+        self.lengths = None
         self.is_initialized = False
         self._waiting = None
         self._valid = None
@@ -248,6 +262,8 @@ class CacheLayer(CacheLayerMixin):
             ValueError: The number is positive, or more than there are tokens.
         """
         count = -tokens_to_remove
+        if self.lengths is not None:
+            raise UnsupportedModelError("Rows of this cache come and go: `take` one out and crop that.")
         if not 0 <= count <= self.seq_length:
             raise ValueError(
                 f"crop({tokens_to_remove}) is not possible: give minus the number of tokens to remove, from "
@@ -271,6 +287,56 @@ class CacheLayer(CacheLayerMixin):
             self.state.crop(counts)
             self.seq_length -= count
 
+    @_without_autograd
+    def take(self, row: int) -> "CacheLayer":
+        """A layer of its own that holds a copy of the sequence of a row."""
+        length = self._length_of(row)
+        return self._with(self.state.take(row), length, None)
+
+    @_without_autograd
+    def spread(self, rows: list[int], batch_size: int) -> "CacheLayer":
+        """A layer whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle."""
+        lengths = [self._length_of(row) for row in rows] + [0] * (batch_size - len(rows))
+        return self._with(self.state.spread(rows, batch_size), max(lengths), lengths)
+
+    @_without_autograd
+    def put(self, row: int, other: "CacheLayer") -> None:
+        """Let an idle row hold a copy of the one sequence of another layer, and count what was done there."""
+        assert self.lengths is not None, "all rows are in use"
+        self.state.put(row, other.state)
+        self.take_over(other)
+        self.lengths[row] = other._length_of(0)
+        self.seq_length = max(self.lengths)
+
+    @_without_autograd
+    def clear(self, row: int) -> None:
+        """Forget the sequence of a row, which is idle from now on."""
+        assert self.lengths is not None, "all rows are in use"
+        self.state.clear(row)
+        self.lengths[row] = 0
+        self.seq_length = max(self.lengths)
+
+    @_without_autograd
+    def take_over(self, other: "CacheLayer") -> None:
+        """Count also what another layer has done."""
+        self.state.take_over(other.state)
+        for name in ("prompt_tokens", "output_tokens", "steps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def _length_of(self, row: int) -> int:
+        if self.lengths is not None:
+            return self.lengths[row]
+        padding = 0 if self._valid is None else int((~self._valid[row]).sum())
+        return self.seq_length - padding
+
+    def _with(self, state: KVLayer, seq_length: int, lengths: list[int] | None) -> "CacheLayer":
+        """The same with another state, of which nothing was counted yet."""
+        other = copy(self)
+        other.state, other.seq_length, other.lengths = state, seq_length, lengths
+        other.prompt_tokens = other.output_tokens = other.steps = 0
+        other._valid = other.on_prompt = None
+        return other
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence i a copy of the former sequence `beam_idx[i]`."""
         self.batch_select_indices(beam_idx)
@@ -280,6 +346,8 @@ class CacheLayer(CacheLayerMixin):
         """Keep the sequences `indices`, in that order."""
         if self.seq_length == 0:
             return
+        if self.lengths is not None:
+            raise UnsupportedModelError("Rows of this cache come and go: `take` one out instead of reordering them.")
         if torch.equal(indices.cpu(), torch.arange(self.state.batch_size)):
             return
         self.state.select_batch(indices)
@@ -303,19 +371,18 @@ class CacheLayer(CacheLayerMixin):
         # First, for it waits for what runs in the background.
         tiers = self.state.tiers()
         telemetry: LayerTelemetry = self.state.telemetry
-        fired, ahead = telemetry.fired.tensor().float(), telemetry.ahead.tensor().float()
         selected = telemetry.selected.read()
         return LayerReport(
             layer=self.index,
             kind=type(self.state).__name__,
             tiers=tiers,
             steps=self.steps,
-            retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
-            ahead_rate=float(ahead.mean()) if ahead.numel() else None,
+            retrieval_rate=telemetry.fired.mean() or 0.0,
+            ahead_rate=telemetry.ahead.mean(),
             hit_rate=1 - telemetry.missed.read() / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
             offloaded_bytes=self.state.traffic.offloaded_bytes,
-            similarity=summarise(telemetry.similarity),
+            similarity=telemetry.similarity.quartiles(),
             segment_sizes=telemetry.segments.read(),
             coding_error=telemetry.coding_error.read(),
             seconds=telemetry.clock.read(),

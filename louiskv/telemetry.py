@@ -1,178 +1,12 @@
 """Counters and timings of one layer, and the report of a whole cache."""
 
 import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "estimate", "attention", "ahead")
-
-
-# What is selected in the background is timed there; for all clocks, so that they can be copied.
-_lock = threading.Lock()
-
-
-class Series:
-    """A tensor for each step, kept where it arises; appending waits for nothing."""
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-        self._before: list[Tensor] = []
-        self._next: Tensor
-        self._most = 0
-
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many steps."""
-        self._most += num_steps
-        if self._buffer is not None and self._most > len(self._buffer):
-            more = self._buffer.new_empty(
-                max(self._most - len(self._buffer), len(self._buffer)), *self._buffer.shape[1:]
-            )
-            self._buffer = torch.cat([self._buffer, more])
-
-    def append(self, value: Tensor) -> None:
-        """Add the value of one step, for which room was reserved."""
-        if self._buffer is None or self._buffer.shape[1:] != value.shape:
-            if self._buffer is not None:
-                self._before.append(self._buffer[: self.length].flatten())
-            self._most = max(1, self._most)
-            self._buffer = value.new_empty(max(256, self._most), *value.shape)
-            self._next = torch.zeros(1, dtype=torch.int64, device=value.device)
-        self._buffer.index_copy_(0, self._next, value[None])
-        self._next += 1
-
-    @property
-    def length(self) -> int:
-        """Steps that there are of the last shape; on a GPU this waits for the device."""
-        return 0 if self._buffer is None else int(self._next)
-
-    @property
-    def last(self) -> Tensor:
-        """The value of the last step, where it arose."""
-        assert self._buffer is not None
-        return self._buffer[self.length - 1]
-
-    def tensor(self) -> Tensor:
-        """[steps, ...] on the host; if the shape has changed on the way, with the batch, all numbers in a row."""
-        if self._buffer is None:
-            return torch.empty(0)
-        held = self._buffer[: self.length]
-        return torch.cat([*self._before, held.flatten()]).cpu() if self._before else held.cpu()
-
-
-class Count:
-    """A number of tokens, summed where it arises; adding waits for nothing."""
-
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
-
-    def add(self, number: Tensor) -> None:
-        """Add a number, of one entry."""
-        if self._total is None:
-            self._total = torch.zeros((), dtype=torch.int64, device=number.device)
-        self._total += number
-
-    def read(self) -> int:
-        """The sum."""
-        return 0 if self._total is None else int(self._total)
-
-
-class Histogram:
-    """How often there was which size, counted where sizes arise; adding waits for nothing."""
-
-    def __init__(self) -> None:
-        self._numbers: Tensor | None = None
-
-    def add(self, sizes: Tensor, most: int) -> None:
-        """Count sizes [...] from 1 to `most`; 0 counts for none."""
-        if self._numbers is None:
-            self._numbers = torch.zeros(most + 1, dtype=torch.int64, device=sizes.device)
-        flat = sizes.flatten().long()
-        self._numbers.scatter_add_(0, flat, (flat > 0).long())
-
-    def read(self) -> dict[int, int]:
-        """The number of each size that occurred, the least first."""
-        numbers = [] if self._numbers is None else self._numbers.tolist()
-        return {size: number for size, number in enumerate(numbers) if number}
-
-
-class CodingError:
-    """How far off the keys and values of a pool are, summed where they arise; adding waits for nothing."""
-
-    def __init__(self) -> None:
-        self._squares: Tensor | None = None
-
-    def add(self, rows: Tensor, held: Tensor, key_dim: int, counts: Tensor) -> None:
-        """Compare the first `counts[n]` tokens of each row [N, T, Dk + Dv] with what is held of them."""
-        present = (torch.arange(rows.shape[1], device=rows.device) < counts[:, None])[..., None]
-        exact = rows.float().where(present, 0)
-        off = held.float().where(present, 0) - exact
-        parts = [off[..., :key_dim], off[..., key_dim:], exact[..., :key_dim], exact[..., key_dim:]]
-        squares = torch.stack([part.square().sum(dtype=torch.float64) for part in parts])
-        self._squares = squares if self._squares is None else self._squares + squares
-
-    def read(self) -> dict[str, float] | None:
-        """Norm of what keys and values are off, by their own; None if nothing was compared."""
-        if self._squares is None:
-            return None
-        off, whole = self._squares.cpu().sqrt().view(2, 2)
-        return dict(zip(("keys", "values"), (off / whole).nan_to_num(0.0).tolist(), strict=True))
-
-
-class Clock:
-    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def time(self, phase: str, device: torch.device) -> Iterator[None]:
-        """Add what runs inside to a phase."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # What a graph replays takes the time that it takes as a whole.
-            yield
-        elif device.type == "cuda":
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            try:
-                yield
-            finally:
-                end.record()
-                with _lock:
-                    self._pending.append((phase, begin, end))
-                    if len(self._pending) > 1024:
-                        self._collect(wait=False)
-        else:
-            started = time.perf_counter()
-            try:
-                yield
-            finally:
-                with _lock:
-                    self.seconds[phase] += time.perf_counter() - started
-
-    def read(self) -> dict[str, float]:
-        """Seconds of each phase, all work included."""
-        with _lock:
-            self._collect(wait=True)
-            return dict(self.seconds)
-
-    def _collect(self, wait: bool) -> None:
-        remaining = []
-        for phase, begin, end in self._pending:
-            if wait:
-                end.synchronize()
-            if end.query():
-                self.seconds[phase] += begin.elapsed_time(end) / 1000
-            else:
-                remaining.append((phase, begin, end))
-        self._pending = remaining
+from louiskv.counters import PHASES, Clock, CodingError, Count, Histogram, Series, Tally
 
 
 @dataclass
@@ -198,6 +32,20 @@ class LayerTelemetry:
     segments: Histogram = field(default_factory=Histogram)
     coding_error: CodingError = field(default_factory=CodingError)
     clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> "LayerTelemetry":
+        """Of a layer whose batch has rows that come and go: `rows` [B] says which hold a sequence."""
+        return cls(fired=Tally(rows), ahead=Tally(rows), similarity=Tally(rows))
+
+    def take_over(self, other: "LayerTelemetry") -> None:
+        """Count also what another has counted."""
+        for name in ("fired", "ahead", "similarity"):
+            mine = getattr(self, name)
+            if isinstance(mine, Tally):
+                mine.take_over(getattr(other, name))
+        for name in ("selected", "missed", "segments", "coding_error", "clock"):
+            getattr(self, name).take_over(getattr(other, name))
 
     def reserve(self, num_steps: int) -> None:
         """Make room for so many steps."""
@@ -271,17 +119,6 @@ class LayerReport:
     segment_sizes: dict[int, int]
     coding_error: dict[str, float] | None
     seconds: dict[str, float]
-
-
-def summarise(series: Series) -> dict[str, float] | None:
-    """Mean, minimum and quartiles of a series, NaN left out; None if nothing is left."""
-    values = series.tensor().float().flatten()
-    values = values[~values.isnan()]
-    if len(values) == 0:
-        return None
-    quartiles = torch.quantile(values[-(2**24) :], torch.tensor([0.25, 0.5, 0.75])).tolist()
-    figures = [float(values.mean()), float(values.min()), *quartiles]
-    return dict(zip(("mean", "min", "q25", "median", "q75"), figures, strict=True))
 
 
 @dataclass(frozen=True)

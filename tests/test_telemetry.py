@@ -7,7 +7,8 @@ import torch
 
 from louiskv import FreeKV, Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
-from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
+from louiskv.counters import PHASES, Series
+from louiskv.telemetry import Report, format_bytes
 from tests.families import greedy, prompt, tiny
 
 METHOD = LouisKV(budget=40, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=1, tau=0.3)
@@ -104,7 +105,7 @@ def test_series_grows_and_keeps_order() -> None:
         series.reserve(1)
         series.append(torch.tensor([step, -step]))
     assert torch.equal(series.tensor()[:, 0], torch.arange(600))
-    assert summarise(Series()) is None
+    assert Series().quartiles() is None
 
 
 def test_bytes_as_people_read_them() -> None:

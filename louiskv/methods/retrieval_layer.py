@@ -8,7 +8,7 @@ from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.look import Look
-from louiskv.methods.pace import Pace
+from louiskv.methods.pace import Paces
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
@@ -34,7 +34,7 @@ class RetrievalLayer(KVLayer):
         index: What the device keeps of every unit.
         pool: Keys and values of every unit.
         cuts: Where the window is cut into units.
-        pace: When windows are full.
+        paces: When windows are full.
         ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
         taking_in: A prompt that is being taken in.
     """
@@ -51,7 +51,7 @@ class RetrievalLayer(KVLayer):
         super().__init__(impl)
         self.parts = parts
         self.trigger = parts.trigger.start(impl)
-        self.pace = Pace.of(parts)
+        self.paces = Paces(parts)
         self._begun = False
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
@@ -90,9 +90,18 @@ class RetrievalLayer(KVLayer):
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
+        self._begin_moving()
+
+    def _begin_moving(self) -> None:
+        device = self.resident.rows.device
         self.transfer = Transfer(device)
         self.ahead, self.taking_in = Background(device), Background(device)
         self._begun = True
+
+    @property
+    def _copied(self) -> tuple[ResidentSet, UnitIndex, Pool, Cuts]:
+        """All that has rows."""
+        return self.resident, self.index, self.pool, self.cuts
 
     def _group_prompt(self, leaving: Leaving) -> None:
         rows, positions, counts = leaving
@@ -114,29 +123,34 @@ class RetrievalLayer(KVLayer):
     def _begin_step(self) -> bool:
         """Land what was fetched ahead; where a window is full, its oldest run leaves."""
         self._land()
-        full = self.pace.step()
-        if full:
+        full = self.paces.step()
+        if any(full):
             with self.telemetry.clock.time("offload", self.resident.rows.device):
-                self._make_room()
-        return full
+                self._make_room(full)
+        return any(full)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence."""
+        """Take in one token of each sequence; idle rows count none."""
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
+        if (idle := self.idle) is not None:
+            self.resident.lengths.masked_fill_(idle, 0)
         self.cuts.append(self.resident.lengths - 1)
 
-    def _make_room(self) -> None:
+    def _make_room(self, looked_at: list[bool]) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
 
         What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
         whether a token was in the window a moment ago.
         """
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        full = resident.window_room() < self.pace.stride
+        full = resident.window_room() < self.paces.stride
+        if not all(looked_at):
+            here = torch.tensor(looked_at, pin_memory=full.is_cuda).to(full.device, non_blocking=True)
+            full = full & here.repeat_interleave(self.num_kv_heads)
         if may_hold(full):
             self.reserve(0)
             counts = self.cuts.oldest_size(start, resident.lengths) * full
-            token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
+            token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
             positions = start[:, None] + token
             rows = take_rows(resident.rows, resident.slots_of(positions))
             order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
@@ -144,20 +158,20 @@ class RetrievalLayer(KVLayer):
             begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
             self._note_coding(rows, held, counts)
             self.index.append_few(*self._units(begin, sizes, held), impl=impl)
-            self.telemetry.segments.add(sizes, self.pace.longest_run)
+            self.telemetry.segments.add(sizes, self.paces.longest_run)
             resident.advance(resident.lengths, start + counts)
             room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
             change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
             resident.fill(change, held, change.place - begin[:, None], impl)
-        self.pace.left(resident.window_room(), self.index.counts)
+        self.paces.left(looked_at, resident.window_room(), self.index.counts)
 
     def reserve(self, num_steps: int) -> None:
         """Make room for so many tokens more, so that taking them in allocates nothing."""
         self._wait_for_prompt()
-        tokens = self.pace.longest + num_steps - self.parts.num_sinks
+        tokens = self.paces.longest + num_steps - self.parts.num_sinks
         self.pool.reserve(tokens)
-        self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
+        self.index.reserve(self.paces.units_after(num_steps + self.paces.longest_run), tokens)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
@@ -320,18 +334,62 @@ class RetrievalLayer(KVLayer):
         self._look_around()
 
     def _look_around(self) -> None:
-        self.pace.start(self.resident.lengths, self.resident.window_room(), self.index.counts)
+        self.paces.start(self.batch_size, self.resident.lengths, self.resident.window_room(), self.index.counts)
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
         self._land()
         rows = self.rows_of_batch(index)
         self.transfer.settle()
-        for part in (self.resident, self.index, self.pool, self.cuts):
+        for part in self._copied:
             part.select_rows(rows)
         self.trigger.select_batch(index)
         self.batch_size = len(index)
         self._look_around()
+
+    @property
+    def crops_exactly(self) -> bool:
+        """Yes: nothing is gone."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.resident.rows.device
+
+    def _blank(self, batch_size: int) -> "RetrievalLayer":
+        """Without tokens and without units."""
+        state, num_rows = RetrievalLayer(self.parts, self.impl), batch_size * self.num_kv_heads
+        state.resident, state.index = self.resident.blank(num_rows), self.index.blank(num_rows)
+        state.pool, state.cuts = self.pool.blank(num_rows), self.cuts.blank(num_rows)
+        state.paces.each = [None] * batch_size
+        state._begin_moving()
+        return state
+
+    def _put(self, row: int, other: "RetrievalLayer", other_row: int) -> None:
+        """Copy its part of the pool, the index and the resident set, and what trigger and host know of it."""
+        mine, others = self.slice_of(row), other.slice_of(other_row)
+        for each in (self, other):
+            each._land()
+            each.transfer.settle()
+        self.resident.put_rows(mine, other.resident, others)
+        self.index.put_rows(mine, other.index, others)
+        self.pool.put_rows(mine, other.pool, others)
+        self.cuts.put_rows(mine, other.cuts, others)
+        self.trigger.put(row, other.trigger, other_row, self.batch_size)
+        self.paces.put(row, other.paces.each[other_row])
+
+    def _clear(self, row: int) -> None:
+        """Empty its part of everything."""
+        self._land()
+        self.transfer.settle()
+        for part in self._copied:
+            part.clear_rows(self.slice_of(row))
+        self.trigger.put(row, None, 0, self.batch_size)
+        self.paces.put(row, None)
+
+    def _take_over_traffic(self, other: "RetrievalLayer") -> None:
+        self.transfer.add(other.traffic)
 
     def tiers(self) -> Tiers:
         """What lies where."""

@@ -1,8 +1,10 @@
 """A layer whose KV heads are kept in two ways."""
 
+from copy import copy
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from louiskv.errors import SettingsError
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.store.transfer import Traffic
-from louiskv.telemetry import Tiers
+from louiskv.telemetry import LayerTelemetry, Tiers
 
 
 class SplitLayer(KVLayer):
@@ -25,8 +27,7 @@ class SplitLayer(KVLayer):
         super().__init__(impl)
         self.heads = heads
         self.parts: tuple[KVLayer, ...] = (first, second)
-        for part in self.parts:
-            part.telemetry = self.telemetry
+        self._count_in(self.telemetry)
         self._places: tuple[Tensor, ...] = ()
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
@@ -107,6 +108,48 @@ class SplitLayer(KVLayer):
         for part in self.parts:
             part.select_batch(index)
         self.batch_size = len(index)
+
+    @property
+    def crops_exactly(self) -> bool:
+        """If both parts do."""
+        return all(part.crops_exactly for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._places[0].device
+
+    def _blank(self, batch_size: int) -> Self:
+        """As both parts are."""
+        other = copy(self)
+        other.parts = tuple(part._fresh(batch_size) for part in self.parts)
+        return other
+
+    def _put(self, row: int, other: "SplitLayer", other_row: int) -> None:
+        """As both parts do."""
+        for part, theirs in zip(self.parts, other.parts, strict=True):
+            part.put(row, theirs, other_row)
+
+    def _clear(self, row: int) -> None:
+        """As both parts do."""
+        for part in self.parts:
+            part.clear(row)
+
+    def _hold(self, in_use: Tensor) -> None:
+        """Both parts as well."""
+        for part in self.parts:
+            part._hold(in_use.clone())
+        super()._hold(in_use)
+
+    def _count_in(self, telemetry: LayerTelemetry) -> None:
+        """Both parts as well."""
+        super()._count_in(telemetry)
+        for part in self.parts:
+            part._count_in(telemetry)
+
+    def _take_over_traffic(self, other: "SplitLayer") -> None:
+        for part, theirs in zip(self.parts, other.parts, strict=True):
+            part._take_over_traffic(theirs)
 
     def tiers(self) -> Tiers:
         """What both hold."""

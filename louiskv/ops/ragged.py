@@ -84,6 +84,21 @@ def grown(buffer: Tensor, capacity: int, pinned: bool = False) -> Tensor:
     return bigger
 
 
+def put_rows(buffer: Tensor, rows: slice, source: Tensor, others: slice, rest: float = 0) -> None:
+    """Overwrite rows of a buffer by rows of another, in place.
+
+    Args:
+        buffer: [N, C, ...], changed in `rows` only.
+        rows: As many rows as `others`.
+        source: [M, c, ...], c <= C.
+        others: Rows of the source.
+        rest: What the entries behind the first c become.
+    """
+    width = source.shape[1]
+    buffer[rows, :width] = source[others]
+    buffer[rows, width:] = rest
+
+
 def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:
     """Order that moves the kept entries of each row to its front, and how many they are.
 

@@ -127,6 +127,28 @@ class Pool:
         self.lengths = self.lengths.index_select(0, index.to(self.lengths.device))
         self.coding.select_rows(index)
 
+    def blank(self, num_rows: int) -> "Pool":
+        """A pool of the same kind for so many rows, empty."""
+        return Pool(num_rows, self.coding.blank(num_rows), self.lengths.device, self.tier)
+
+    def put_rows(self, rows: slice, other: "Pool", others: slice) -> None:
+        """Overwrite rows by those of another pool of the same kind; others are copied only if there is no room.
+
+        Raises:
+            HostMemoryError: There is no room.
+        """
+        count = int(other.lengths[others].max())
+        self.reserve(count)
+        self.rows[rows, :count] = other.rows[others, :count]
+        self.positions[rows, :count] = other.positions[others, :count]
+        self.lengths[rows] = other.lengths[others]
+        self.coding.put_rows(rows, other.coding, others)
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place."""
+        self.lengths[rows] = 0
+        self.coding.clear_rows(rows)
+
     def _replace(self, rows: Tensor, positions: Tensor) -> None:
         self.rows, self.positions = (part.pin_memory() if self.pinned else part for part in (rows, positions))
 

@@ -122,10 +122,15 @@ class Transfer:
         for first in range(0, longest, chunk_size):
             coded = pool.rows[:, first : min(first + chunk_size, longest)]
             token = torch.arange(first, first + coded.shape[1], device=self.device)
-            self._count_read(pool, coded.shape[0] * coded.shape[1])
+            # A row of a batch that holds no sequence has nothing to bring.
+            self._count_read(pool, int((pool.lengths > 0).sum()) * coded.shape[1])
             coded = coded.to(self.device, copy=pool.tier == "host")
             row = torch.arange(len(coded), device=self.device)[:, None]
             yield pool.coding.decode(coded, row), token < pool.lengths[:, None]
+
+    def add(self, traffic: Traffic) -> None:
+        """Count also what another has moved."""
+        self._read = self._read + traffic
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""

@@ -1,12 +1,13 @@
 """At fixed steps."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
-from louiskv.triggers.base import Estimate, Trigger, TriggerState
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, put_row
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,17 @@ class Every(Trigger):
 
 
 class EveryState(TriggerState):
-    """The number of steps seen, counted on the device."""
+    """[B, 1] the number of steps that each sequence has seen, counted on the device."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.seen: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
-        """Fire everywhere or nowhere."""
+        """Fire for all KV heads of a sequence or for none."""
         if self.seen is None:
-            self.seen = torch.zeros(1, 1, dtype=torch.int64, device=query.device)
-        fires = (self.seen % self.steps == 0).expand(query.shape[0], num_kv_heads)
+            self.seen = torch.zeros(len(query), 1, dtype=torch.int64, device=query.device)
+        fires = (self.seen % self.steps == 0).expand(-1, num_kv_heads)
         self.seen = self.seen + 1
         return fires
 
@@ -55,4 +56,10 @@ class EveryState(TriggerState):
         self.seen = None
 
     def select_batch(self, index: Tensor) -> None:
-        """Nothing to copy."""
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        if self.seen is not None:
+            self.seen = self.seen.index_select(0, index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Its steps."""
+        self.seen = put_row(self.seen, row, None if other is None else other.seen, other_row, batch_size, 0)

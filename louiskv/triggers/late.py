@@ -1,6 +1,7 @@
 """For the next step, in the background."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
@@ -86,3 +87,9 @@ class LateState(TriggerState):
         """Make sequence i a copy of the former sequence `index[i]`."""
         self.correct.select_batch(index)
         self.when.select_batch(index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Tell both."""
+        correct, when = (None, None) if other is None else (other.correct, other.when)
+        self.correct.put(row, correct, other_row, batch_size)
+        self.when.put(row, when, other_row, batch_size)

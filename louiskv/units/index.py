@@ -1,6 +1,6 @@
 """The index: what the device keeps of every unit of one layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
-from louiskv.ops.ragged import append_rows, grown, take_rows, width_of
+from louiskv.ops.ragged import append_rows, grown, put_rows, take_rows, width_of
 from louiskv.ops.selection import unit_at
 from louiskv.units.summaries import Summary
 
@@ -174,6 +174,48 @@ class UnitIndex:
     def unit_of(self, place: Tensor) -> Tensor:
         """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
         return unit_at(place, self.sizes)
+
+    def blank(self, num_rows: int) -> "UnitIndex":
+        """An index of the same kind for so many rows, without units."""
+        return UnitIndex(num_rows, self.strides, self.counts.device, self.bundles)
+
+    def put_rows(self, rows: slice, other: "UnitIndex", others: slice) -> None:
+        """Overwrite rows by those of another index of the same kind; others are copied only if there is no room."""
+        num_units, num_tokens = int(other.counts[others].max()), int(other.num_tokens[others].max())
+        if other.summaries:
+            self._shape_like(*other._shaped(len(self.counts)))
+        self.reserve(num_units, num_tokens)
+        for name in ("counts", "num_tokens"):
+            getattr(self, name)[rows] = getattr(other, name)[others]
+        for held, part, stride in self._beside(other):
+            put_rows(held, rows, part[:, : -(-num_units // stride)], others)
+        if self.details is not None and other.details is not None:
+            put_rows(self.details, rows, other.details[:, :num_tokens], others)
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place."""
+        self.counts[rows], self.num_tokens[rows] = 0, 0
+        for held in (self.offsets, self.sizes, *self.summaries, *self.bundled):
+            held[rows] = 0
+
+    def _shaped(self, num_rows: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Summaries and details of no units for so many rows."""
+        details = None if self.details is None else self.details.new_zeros(num_rows, 0, *self.details.shape[2:])
+        return tuple(part.new_zeros(num_rows, 0, *part.shape[2:]) for part in self.summaries), details
+
+    def _beside(self, other: "UnitIndex") -> Iterator[tuple[Tensor, Tensor, int]]:
+        """What this one and another have of units, each pair with the units that share an entry."""
+        yield self.offsets, other.offsets, 1
+        yield self.sizes, other.sizes, 1
+        yield from zip(self.summaries, other.summaries, self.strides, strict=False)
+        if self.bundles is not None and other.bundled:
+            num_bundles = self.sizes.shape[1] // self.bundles.size
+            if not self.bundled:
+                self.bundled = tuple(part.new_zeros(len(self.counts), 0, *part.shape[2:]) for part in other.bundled)
+            if self.bundled[0].shape[1] < num_bundles:
+                self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
+            for held, part in zip(self.bundled, other.bundled, strict=True):
+                yield held, part, self.bundles.size
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
