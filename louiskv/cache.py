@@ -137,10 +137,19 @@ class LouisKVCache(Cache):
         """
         return self._with([layer.spread(rows, batch_size) for layer in self.managed])
 
+    def respread(self, rows: list[int], batch_size: int) -> None:
+        """Become a cache of `batch_size` rows, copies of these `rows` first, layer by layer; what was counted stays."""
+        for place, layer in enumerate(self.managed):
+            other = layer.spread(rows, batch_size)
+            other.take_over(layer)
+            self.managed[place] = self.layers[place] = other
+
     def put(self, row: int, other: "LouisKVCache") -> None:
-        """Let an idle row hold a copy of the one sequence of another cache, and count what was done there."""
+        """Let an idle row hold the one sequence of another cache, which is empty then; what was done there counts."""
         for mine, theirs in zip(self.managed, other.managed, strict=True):
             mine.put(row, theirs)
+            # Layer by layer, so that at no time there are two copies of all.
+            theirs.reset()
 
     def clear(self, row: int) -> None:
         """Forget the sequence of a row, which is idle from now on."""

@@ -34,11 +34,25 @@ class EagerStep:
         self.tokens = torch.zeros_like(positions)[:, None]
         self.positions = positions[:, None].clone()
 
-    def run(self, tokens: Tensor) -> Tensor:
-        """Feed tokens [B]; returns logits [B, V] of the next."""
-        self.tokens.copy_(tokens[:, None])
-        self.positions += 1
+    def run(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Feed tokens [B]; returns logits [B, V] of the next.
+
+        Args:
+            tokens: [B].
+            positions: [B] where they stand; None for one behind those before.
+        """
+        self._place(tokens, positions)
         return self._forward()
+
+    def touch(self) -> None:
+        """Learn that the states were changed from outside."""
+
+    def _place(self, tokens: Tensor, positions: Tensor | None) -> None:
+        self.tokens.copy_(tokens[:, None])
+        if positions is None:
+            self.positions += 1
+        else:
+            self.positions.copy_(positions[:, None])
 
     def _forward(self) -> Tensor:
         output = self.model(
@@ -64,18 +78,23 @@ class CapturedStep(EagerStep):
     def __init__(self, model: PreTrainedModel, kv_cache: LouisKVCache, positions: Tensor) -> None:
         super().__init__(model, kv_cache, positions)
         self.num_captured = 0
+        self._touched = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self._held: dict[Any, Tensor] = {}
         self._logits: Tensor
         self._shapes: dict[Any, torch.Size] = {}
 
-    def run(self, tokens: Tensor) -> Tensor:
+    def touch(self) -> None:
+        """Learn that the states were changed from outside: where shapes are the same, the graph stays what it is."""
+        self._touched = True
+
+    def run(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Feed tokens [B]; returns logits [B, V] of the next, which hold until the next run."""
-        self.tokens.copy_(tokens[:, None])
-        self.positions += 1
+        self._place(tokens, positions)
         changed = [layer.begin_step() for layer in self.kv_cache.managed]
-        if any(changed) and not self._settle():
-            self._graph = None
+        if (any(changed) or self._touched) and not self._settle():
+            self._graph, self._held = None, {}
+        self._touched = False
         if self._graph is None:
             # A step that runs as it is compiles and tunes all that the graph will launch.
             if not self._is_steady():

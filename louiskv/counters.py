@@ -50,6 +50,11 @@ class Series:
         return 0 if self._buffer is None else int(self._next)
 
     @property
+    def began(self) -> bool:
+        """Whether there was a step."""
+        return self._buffer is not None
+
+    @property
     def last(self) -> Tensor:
         """The value of the last step, where it arose."""
         assert self._buffer is not None
@@ -111,6 +116,11 @@ class Tally(Series):
             number = other.tensor().numel()
             self._sum += mean * number
             self._number += number
+
+    @property
+    def began(self) -> bool:
+        """Whether there was a step."""
+        return self._value is not None
 
     @property
     def last(self) -> Tensor:
