@@ -12,8 +12,9 @@ from torch import Tensor
 from louiskv.ops.dispatch import choose, implementations
 from louiskv.ops.ragged import take_rows
 
-# Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB).
-MAX_SCORES = 64 * 1024 * 1024
+# Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB): on a CPU so few that
+# they stay in its caches.
+MAX_SCORES, MAX_SCORES_CPU = 64 * 1024 * 1024, 1024 * 1024
 
 
 class Rest(NamedTuple):
@@ -172,7 +173,8 @@ def _partial_attention(
     num_keys = keys.shape[1]
     out = query.new_empty(num_rows, group_size, num_queries, values.shape[-1], dtype=torch.float32)
     lse = query.new_empty(num_rows, group_size, num_queries, dtype=torch.float32)
-    step = max(1, MAX_SCORES // max(1, num_rows * group_size * num_keys))
+    most = MAX_SCORES_CPU if query.device.type == "cpu" else MAX_SCORES
+    step = max(1, most // max(1, num_rows * group_size * num_keys))
     for first in range(0, num_queries, step):
         part = slice(first, min(first + step, num_queries))
         slice_of_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, part]
