@@ -9,7 +9,7 @@ from louiskv.engine.request import Conversation, Piece, Request
 
 
 class Answer:
-    """The pieces of one answer, to be iterated over once, in a thread or in an event loop.
+    """The pieces of one answer, each handed over once, to a thread or to an event loop.
 
     Attributes:
         request: What was asked.
@@ -50,20 +50,17 @@ class Answer:
                 self._tell()
 
     def __iter__(self) -> Iterator[Piece]:
-        """Wait for each piece; who stops before the last one cancels."""
-        try:
-            while True:
-                with self._arrived:
-                    self._arrived.wait_for(lambda: self._pieces)
-                    piece = self._pieces.popleft()
-                yield piece
-                if piece.finish_reason is not None:
-                    return
-        finally:
-            self._left()
+        """Wait for each piece; who stops before the last one may go on later."""
+        while True:
+            with self._arrived:
+                self._arrived.wait_for(lambda: self._pieces)
+                piece = self._pieces.popleft()
+            yield piece
+            if piece.finish_reason is not None:
+                return
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Await each piece; who stops before the last one, or is cancelled, cancels."""
+        """Await each piece; who stops before the last one may go on later."""
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -88,6 +85,20 @@ class Answer:
                     return
         finally:
             self._tell = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """Wait for each piece; who stops before the last one cancels."""
+        try:
+            yield from self
+        finally:
+            self._left()
+
+    async def arriving(self) -> AsyncIterator[Piece]:
+        """Await each piece; who stops before the last one, or is cancelled, cancels."""
+        try:
+            async for piece in self:
+                yield piece
+        finally:
             self._left()
 
     def _left(self) -> None:

@@ -133,11 +133,11 @@ class Engine:
 
     def stream(self, request: Request) -> AsyncIterator[Piece]:
         """Ask, and iterate over the pieces in an event loop; who leaves early cancels. Raises as `submit` does."""
-        return aiter(self.submit(request))
+        return self.submit(request).arriving()
 
     def run(self, request: Request) -> Iterator[Piece]:
         """Ask, and wait for each piece; who leaves early cancels. Raises as `submit` does."""
-        return iter(self.submit(request))
+        return self.submit(request).pieces()
 
     def figures(self) -> Figures:
         """What the engine is doing, between two turns; this may wait for one to end."""
