@@ -7,7 +7,7 @@ import torch
 
 from louiskv import FreeKV, Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
-from louiskv.counters import PHASES, Series
+from louiskv.counters import PHASES, CodingError, Count, Histogram, Series, Tally
 from louiskv.telemetry import Report, format_bytes
 from tests.families import greedy, prompt, tiny
 
@@ -128,3 +128,42 @@ def test_both_halves_of_a_split_layer_are_timed() -> None:
         greedy(model, prompt(60), 30)
     assert cache.report().seconds["attention"] > 0
     assert cache.report().seconds["selection"] > 0
+
+
+def test_a_tally_counts_the_rows_that_hold_a_sequence_and_keeps_one_value() -> None:
+    rows = torch.tensor([True, False, True])
+    tally = Tally(rows)
+    assert tally.mean() is None
+    assert not tally.began
+    for value in ([1.0, 1.0, 0.0], [1.0, torch.nan, 1.0], [torch.nan, 0.0, 0.0]):
+        tally.append(torch.tensor(value)[:, None].expand(-1, 2))
+    assert tally.mean() == pytest.approx(3 / 5)
+    assert tally.last[:, 0].tolist()[1:] == [0.0, 0.0]
+    rows[1] = True
+    tally.append(torch.tensor([True, True, True])[:, None].expand(-1, 2))
+    assert tally.mean() == pytest.approx(6 / 8)
+    series, other = Series(), Tally(rows)
+    series.reserve(1)
+    series.append(torch.zeros(3, 2))
+    other.take_over(tally)
+    other.take_over(series)
+    assert other.mean() == pytest.approx(6 / 11)
+
+
+def test_counts_are_taken_over() -> None:
+    counts = Count(), Count()
+    counts[1].add(torch.tensor(3))
+    counts[0].take_over(counts[1])
+    counts[0].take_over(Count())
+    counts[0].add(torch.tensor(4))
+    assert [each.read() for each in counts] == [7, 3]
+    histograms = Histogram(), Histogram()
+    histograms[1].add(torch.tensor([1, 2, 2]), 3)
+    for _ in range(2):
+        histograms[0].take_over(histograms[1])
+    assert histograms[0].read() == {1: 2, 2: 4}
+    assert histograms[1].read() == {1: 1, 2: 2}
+    errors = CodingError(), CodingError()
+    errors[1].add(torch.ones(1, 1, 2), torch.full((1, 1, 2), 0.5), 1, torch.tensor([1]))
+    errors[0].take_over(errors[1])
+    assert errors[0].read() == errors[1].read() == {"keys": 0.5, "values": 0.5}

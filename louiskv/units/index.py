@@ -122,7 +122,7 @@ class UnitIndex:
             self._grow_kept()
 
     def _grow_kept(self) -> None:
-        """Give summaries and details the room that was reserved."""
+        """Give summaries, also those of bundles, and details the room that was reserved."""
         capacity = self.sizes.shape[1]
         self.summaries = tuple(
             part if part.shape[1] * stride == capacity else grown(part, capacity // stride)
@@ -130,6 +130,8 @@ class UnitIndex:
         )
         if self.details is not None and self.details.shape[1] < self._token_room:
             self.details = grown(self.details, self._token_room)
+        if self.bundles is not None and self.bundled and self.bundled[0].shape[1] < capacity // self.bundles.size:
+            self.bundled = tuple(grown(held, capacity // self.bundles.size) for held in self.bundled)
 
     def _write(
         self,
@@ -166,8 +168,7 @@ class UnitIndex:
         parts = bundles.summary.coarsen(units, self.sizes.gather(1, unit), bundles.size)
         if not self.bundled:
             self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in parts)
-        if self.bundled[0].shape[1] < num_bundles:
-            self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
+            self._grow_kept()
         for held, part in zip(self.bundled, parts, strict=True):
             held.scatter_(1, bundle[..., None].expand_as(part), part)
 
@@ -209,11 +210,9 @@ class UnitIndex:
         yield self.sizes, other.sizes, 1
         yield from zip(self.summaries, other.summaries, self.strides, strict=False)
         if self.bundles is not None and other.bundled:
-            num_bundles = self.sizes.shape[1] // self.bundles.size
             if not self.bundled:
                 self.bundled = tuple(part.new_zeros(len(self.counts), 0, *part.shape[2:]) for part in other.bundled)
-            if self.bundled[0].shape[1] < num_bundles:
-                self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
+                self._grow_kept()
             for held, part in zip(self.bundled, other.bundled, strict=True):
                 yield held, part, self.bundles.size
 
