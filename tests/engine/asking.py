@@ -5,14 +5,18 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from louiskv import LouisKV, Method, attach
 from louiskv.cache import LouisKVCache, passing
 from louiskv.engine import Answer, Engine, Piece, Request, Sampling
-from louiskv.models import load_tokenizer
-from tests.families import tiny
+from tests.families import VOCABULARY, tiny
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHUNK = 16
 # Holds everything, and must choose.
 WHOLE = LouisKV(budget=400, sink=3, window=10, unit_size=4, max_segment=6, dense_layers=1)
@@ -22,13 +26,16 @@ GREEDY: dict[str, Any] = {"temperature": 0, "logit_bias": {0: -100.0}, "ignore_e
 
 
 def a_model() -> PreTrainedModel:
-    return tiny("llama", num_hidden_layers=3)
+    return tiny("llama", num_hidden_layers=3).to(DEVICE)  # type: ignore[arg-type]
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
-    """Its first 200 tokens are special or single bytes."""
-    return load_tokenizer()
+    """Each token but the first three is a byte."""
+    names = ["<pad>", "<s>", "</s>", *sorted(ByteLevel.alphabet())[: VOCABULARY - 3]]
+    model = Tokenizer(BPE({name: number for number, name in enumerate(names)}, []))
+    model.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def engine(method: Method = SMALL, model: PreTrainedModel | None = None, **settings: Any) -> Engine:
@@ -75,8 +82,8 @@ def feed(model: PreTrainedModel, kv_cache: LouisKVCache, new: list[int]) -> torc
     while new:
         size = CHUNK - 1 if len(new) == CHUNK + 1 else min(len(new), CHUNK)
         known = kv_cache.get_seq_length()
-        positions = torch.arange(known, known + size)[None]
-        part = torch.tensor([new[:size]])
+        positions = torch.arange(known, known + size, device=DEVICE)[None]
+        part = torch.tensor([new[:size]], device=DEVICE)
         logits = model(input_ids=part, position_ids=positions, **passing(model, kv_cache)).logits[0, -1]
         new = new[size:]
     return logits

@@ -1,13 +1,21 @@
 """Text from tokens as they come, against decoding them at once."""
 
+from functools import cache
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
 from louiskv.engine.text import Text
-from tests.engine.asking import tokenizer
+from louiskv.models import load_tokenizer
 
 PROMPT = [504, 253]
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer()
 
 
 def spoken(ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], Text]:

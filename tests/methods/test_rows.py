@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from louiskv import LouisKV, Method, UnsupportedModelError, attach
 from louiskv.cache import LouisKVCache, passing
 from louiskv.captured import tensors_of
+from louiskv.ops import ragged
 from tests.families import tiny
 from tests.methods.test_contract import CASES, NAMES, ROUNDED
 
@@ -201,8 +202,14 @@ class Turns(RuleBasedStateMachine):
         self.batch.check()
 
 
+@pytest.mark.parametrize("readable", [True, False], ids=["readable", "unreadable"])
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_joins_and_leaves_a_row_is_what_it_is_alone(name: str) -> None:
+def test_whatever_joins_and_leaves_a_row_is_what_it_is_alone(
+    name: str, readable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not readable:
+        # As on a GPU, where the host does not see what it would have to wait for.
+        monkeypatch.setattr(ragged, "READABLE", set())
     with torch.no_grad(), attach(model(), SETTINGS[name]) as kv_cache:
 
         class Machine(Turns):
@@ -210,7 +217,7 @@ def test_whatever_joins_and_leaves_a_row_is_what_it_is_alone(name: str) -> None:
 
         Machine.method, Machine.kv_cache, Machine.tolerance = SETTINGS[name], kv_cache, ROUNDED.get(name, 1e-4)
         run_state_machine_as_test(
-            Machine, settings=settings(deadline=None, max_examples=10, stateful_step_count=25, derandomize=True)
+            Machine, settings=settings(deadline=None, max_examples=6, stateful_step_count=25, derandomize=True)
         )
 
 

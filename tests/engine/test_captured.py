@@ -1,0 +1,85 @@
+"""Steps replayed from a graph while rows come and go: on a GPU for real, elsewhere by a stand-in for the graph."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from louiskv.captured import CapturedStep, tensors_of
+from louiskv.engine import batch
+from louiskv.ops import ragged
+from tests.engine.asking import DEVICE, alone, ended, engine, greedily, ids
+from tests.methods.test_contract import CASES, NAMES
+
+# These say themselves that the host decides what a step does.
+CAPTURED = sorted(set(NAMES) - {"freekv", "oracle_top_k", "full_offloaded"})
+COUNTERS = ("lengths", "seq_length", "steps", "output_tokens")
+
+
+class Replayed(CapturedStep):
+    """Runs a step anew where a graph would be replayed: on the tensors that the graph holds, and on no others."""
+
+    def _capture(self) -> None:
+        self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
+        self._graph: Any = self
+        self.num_captured += 1
+        for layer in self.kv_cache.managed:
+            layer.count_step()
+        self._logits = torch.empty(len(self.tokens), self.model.config.vocab_size)
+
+    def replay(self) -> None:
+        for path, _, tensor in tensors_of(self.kv_cache):
+            assert tensor is self._held[path], f"the graph has another {path}"
+        # The host counts outside of a graph.
+        counted = [{name: getattr(layer, name) for name in COUNTERS} for layer in self.kv_cache.managed]
+        self._logits.copy_(self._forward())
+        for layer, values in zip(self.kv_cache.managed, counted, strict=True):
+            for name, value in values.items():
+                setattr(layer, name, value)
+        for path, owner, tensor in tensors_of(self.kv_cache):
+            held = self._held[path]
+            if tensor is not held:
+                held.copy_(tensor)
+                setattr(owner, path[-1], held)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if DEVICE.type != "cuda":
+        monkeypatch.setattr(ragged, "READABLE", set())
+        monkeypatch.setattr(batch, "CapturedStep", Replayed)
+        monkeypatch.setattr(batch, "why_not", lambda model, kv_cache: None)
+    yield
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_rows_come_and_go_and_the_graph_stays(name: str) -> None:
+    method = CASES[name][1]
+    lengths, wanted = (50, 7, 33, 90, 21, 64), (60, 25, 39, 18, 50, 15)
+    with engine(method, rows=4, graph=True) as running:
+        answers = [
+            running.submit(greedily(ids(length, length), number))
+            for length, number in zip(lengths, wanted, strict=True)
+        ]
+        got = [ended(answer)[0] for answer in answers]
+        figures = running.figures()
+    for length, number, answer in zip(lengths, wanted, got, strict=True):
+        assert answer == alone(method, [ids(length, length)], number)[0], f"the prompt of {length}"
+    assert 0 < figures.captured < 25, "far fewer than steps"
+
+
+def test_joining_with_room_captures_nothing_anew() -> None:
+    method = CASES["louiskv"][1]
+    with engine(method, rows=2, graph=True) as running:
+        long = running.submit(greedily(ids(300), 300))
+        second = running.submit(greedily(ids(20), 30))
+        ended(second)
+        before = running._turns.batch._step
+        assert isinstance(before, CapturedStep)
+        captured = before.num_captured
+        for seed in range(5):
+            ended(running.submit(greedily(ids(30, seed), 6)))
+        assert running._turns.batch._step is before
+        assert before.num_captured == captured
+        long.cancel()
