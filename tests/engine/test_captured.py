@@ -1,6 +1,5 @@
 """Steps replayed from a graph while rows come and go: on a GPU for real, elsewhere by a stand-in for the graph."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,12 +44,11 @@ class Replayed(CapturedStep):
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE.type != "cuda":
         monkeypatch.setattr(ragged, "READABLE", set())
         monkeypatch.setattr(batch, "CapturedStep", Replayed)
         monkeypatch.setattr(batch, "why_not", lambda model, kv_cache: None)
-    yield
 
 
 @pytest.mark.parametrize("name", CAPTURED)
@@ -62,9 +60,10 @@ def test_rows_come_and_go_and_the_graph_stays(name: str) -> None:
             running.submit(greedily(ids(length, length), number))
             for length, number in zip(lengths, wanted, strict=True)
         ]
-        got = [ended(answer)[0] for answer in answers]
+        lasts = [ended(answer) for answer in answers]
         figures = running.figures()
-    for length, number, answer in zip(lengths, wanted, got, strict=True):
+    for length, number, (answer, last) in zip(lengths, wanted, lasts, strict=True):
+        assert last.error is None
         assert answer == alone(method, [ids(length, length)], number)[0], f"the prompt of {length}"
     assert 0 < figures.captured < 25, "far fewer than steps"
 
