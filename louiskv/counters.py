@@ -102,7 +102,8 @@ class Tally(Series):
 
     def append(self, value: Tensor) -> None:
         """Add the value [B, ...] of one step."""
-        self._value = value
+        # Of memory of its own, which a captured step can write to: a value may be one number for many entries.
+        self._value = value.clone(memory_format=torch.contiguous_format)
         counted = self.rows.view(-1, *[1] * (value.dim() - 1)).expand_as(value) & (value == value)
         self._sum += value.where(counted, 0).sum(dtype=torch.float64)
         self._number += counted.sum()
