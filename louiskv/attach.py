@@ -12,8 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_config
-from louiskv.cache_layer import Handle
 from louiskv.errors import SettingsError, UnsupportedModelError
+from louiskv.handles import Handle
 from louiskv.methods.base import AttentionOptions, Method
 from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
 

@@ -1,15 +1,14 @@
 """The eviction loop: a fixed number of slots on the device, and what leaves them at each step."""
 
 from copy import copy
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from louiskv.importance import Importance, Observation
-from louiskv.merging import Merging
+from louiskv.importance import Observation
 from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer
+from louiskv.methods.eviction_parts import Candidates, EvictionParts
 from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.eviction import choose_victims
 from louiskv.ops.ragged import is_readable, left_aligned, take_rows
@@ -19,46 +18,6 @@ from louiskv.telemetry import Tier, Tiers
 
 # Weights held at once (float32): on a CPU so few that they stay in its caches.
 MAX_WEIGHTS, MAX_WEIGHTS_CPU = 64 * 1024 * 1024, 1024 * 1024
-
-
-@dataclass(frozen=True)
-class EvictionParts:
-    """What an eviction method puts together; `Eviction` says what each is.
-
-    Attributes:
-        window: Newest tokens that stay while tokens come one by one.
-        prompt_window: Newest tokens that stay when a prompt is taken in.
-    """
-
-    budget: int
-    share: float
-    num_sinks: int
-    window: int
-    prompt_window: int
-    importance: Importance
-    merging: Merging
-
-
-class Candidates(NamedTuple):
-    """Tokens among which a prompt's arrival makes one choose: those in slots, then those of the prompt.
-
-    Attributes:
-        rows: [N, C, Dk + Dv].
-        positions: [N, C] ascending from the first token on, -1 where there is none.
-        votes: [N, C] what is added to their logits, -inf where there is none.
-        stats: [N, C, k].
-        num_slots: How many of the C are slots.
-        columns: [N, T] column of the padded prompt of each token behind them, None for all in turn.
-        end: [N] tokens seen when all are in.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    votes: Tensor
-    stats: Tensor
-    num_slots: int
-    columns: Tensor | None
-    end: Tensor
 
 
 class EvictionLayer(KVLayer):

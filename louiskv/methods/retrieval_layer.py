@@ -1,58 +1,24 @@
-"""The retrieval loop: units in a pool, an index and a resident set on the device, and what happens at each step."""
+"""The retrieval loop: what happens at each prompt and at each step to units, index and resident set."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.base import AttentionOptions
 from louiskv.methods.look import Look
-from louiskv.methods.pace import Paces
-from louiskv.methods.parts import Parts
-from louiskv.methods.retrieval_integrity import check_retrieval
+from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
-from louiskv.store.background import Background
-from louiskv.store.device import Change, ResidentSet
-from louiskv.store.pool import Pool
-from louiskv.store.transfer import Traffic, Transfer
-from louiskv.telemetry import Tier, Tiers
-from louiskv.units.index import UnitIndex
-from louiskv.units.segments import Cuts
+from louiskv.store.device import Change
 
 # Tokens of each row that the device holds at once while a later prompt attends to the whole pool.
 PAST_CHUNK = 4096
 
 
-class RetrievalLayer(KVLayer):
-    """One layer: every token is a sink, in the window, or in one unit of the pool.
-
-    Attributes:
-        resident: Sinks, window and retrieved tokens, on the device.
-        index: What the device keeps of every unit.
-        pool: Keys and values of every unit.
-        cuts: Where the window is cut into units.
-        paces: When windows are full.
-        ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
-        taking_in: A prompt that is being taken in.
-    """
-
-    resident: ResidentSet
-    index: UnitIndex
-    pool: Pool
-    cuts: Cuts
-    transfer: Transfer
-    ahead: Background[tuple[Tensor, Change, Tensor]]
-    taking_in: Background[None]
-
-    def __init__(self, parts: Parts, impl: str | None = None) -> None:
-        super().__init__(impl)
-        self.parts = parts
-        self.trigger = parts.trigger.start(impl)
-        self.paces = Paces(parts)
-        self._begun = False
+class RetrievalLayer(RetrievalState):
+    """One layer: takes in prompts and tokens, retrieves where the trigger fires, and attends."""
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
@@ -79,29 +45,6 @@ class RetrievalLayer(KVLayer):
             self._group_prompt(leaving)
         self.cuts.cut_tail(resident.window_start, resident.lengths, units.leaves_by)
         self._start_over()
-
-    def _begin(self, keys: Tensor, values: Tensor) -> None:
-        num_rows = keys.shape[0] * keys.shape[1]
-        key_dim, value_dim, dtype, device = keys.shape[-1], values.shape[-1], keys.dtype, keys.device
-        parts = self.parts
-        sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
-        coding = parts.new_coding(num_rows, key_dim, value_dim, dtype, device)
-        self.pool = Pool(num_rows, coding, device, parts.store)
-        self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
-        self.index = parts.new_index(num_rows, device)
-        self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
-        self._begin_moving()
-
-    def _begin_moving(self) -> None:
-        device = self.resident.rows.device
-        self.transfer = Transfer(device)
-        self.ahead, self.taking_in = Background(device), Background(device)
-        self._begun = True
-
-    @property
-    def _copied(self) -> tuple[ResidentSet, UnitIndex, Pool, Cuts]:
-        """All that has rows."""
-        return self.resident, self.index, self.pool, self.cuts
 
     def _group_prompt(self, leaving: Leaving) -> None:
         rows, positions, counts = leaving
@@ -166,13 +109,6 @@ class RetrievalLayer(KVLayer):
             resident.fill(change, held, change.place - begin[:, None], impl)
         self.paces.left(looked_at, resident.window_room(), self.index.counts)
 
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many tokens more, so that taking them in allocates nothing."""
-        self._wait_for_prompt()
-        tokens = self.paces.longest + num_steps - self.parts.num_sinks
-        self.pool.reserve(tokens)
-        self.index.reserve(self.paces.units_after(num_steps + self.paces.longest_run), tokens)
-
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
             self.telemetry.coding_error.add(rows, held, self.resident.key_dim, counts)
@@ -225,10 +161,6 @@ class RetrievalLayer(KVLayer):
             )
         return out.view(self.batch_size, -1, 1, out.shape[-1])
 
-    @property
-    def _has_units(self) -> bool:
-        return len(self.index.summaries) > 0 and self.index.sizes.shape[1] > 0
-
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
@@ -242,11 +174,6 @@ class RetrievalLayer(KVLayer):
         """What must change in the slots for a new selection in rows `where` [N]."""
         wanted = torch.where(where[:, None], self.parts.select(look), self.resident.slot_place)
         return self.resident.change_to(wanted, self.impl)
-
-    def _count(self, where: Tensor, change: Change) -> None:
-        """Count what the selection took and what of it was not resident."""
-        self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
-        self.telemetry.missed.add(change.num_missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step in the background, changing nothing yet.
@@ -262,25 +189,6 @@ class RetrievalLayer(KVLayer):
                 return where, change, rows
 
         self.ahead.start(prepare)
-
-    def _land(self) -> None:
-        """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
-        self._wait_for_prompt()
-        if self._begun and self.ahead.busy:
-            with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                where, change, rows = self.ahead.collect()
-                slot = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-                self.resident.fill(change, rows, slot, self.impl)
-                self._count(where, change)
-
-    def _wait_for_prompt(self) -> None:
-        if self._begun and self.taking_in.busy:
-            self.taking_in.collect()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, once the prompt is in."""
-        self._wait_for_prompt()
-        return vars(self)
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)
@@ -332,100 +240,3 @@ class RetrievalLayer(KVLayer):
         """Begin with the window as it lies: what the trigger has seen is over."""
         self.trigger.reset()
         self._look_around()
-
-    def _look_around(self) -> None:
-        self.paces.start(self.batch_size, self.resident.lengths, self.resident.window_room(), self.index.counts)
-
-    def select_batch(self, index: Tensor) -> None:
-        """Make sequence i a copy of the former sequence `index[i]`."""
-        self._land()
-        rows = self.rows_of_batch(index)
-        self.transfer.settle()
-        for part in self._copied:
-            part.select_rows(rows)
-        self.trigger.select_batch(index)
-        self.batch_size = len(index)
-        self._look_around()
-
-    @property
-    def crops_exactly(self) -> bool:
-        """Yes: nothing is gone."""
-        return True
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.resident.rows.device
-
-    def _blank(self, batch_size: int) -> "RetrievalLayer":
-        """Without tokens and without units."""
-        state, num_rows = RetrievalLayer(self.parts, self.impl), batch_size * self.num_kv_heads
-        state.resident, state.index = self.resident.blank(num_rows), self.index.blank(num_rows)
-        state.pool, state.cuts = self.pool.blank(num_rows), self.cuts.blank(num_rows)
-        state.paces.each = [None] * batch_size
-        state._begin_moving()
-        return state
-
-    def _put(self, row: int, other: "RetrievalLayer", other_row: int) -> None:
-        """Copy its part of the pool, the index and the resident set, and what trigger and host know of it."""
-        mine, others = self.slice_of(row), other.slice_of(other_row)
-        for each in (self, other):
-            each._land()
-            each.transfer.settle()
-        self.resident.put_rows(mine, other.resident, others)
-        self.index.put_rows(mine, other.index, others)
-        self.pool.put_rows(mine, other.pool, others)
-        self.cuts.put_rows(mine, other.cuts, others)
-        self.trigger.put(row, other.trigger, other_row, self.batch_size)
-        self.paces.put(row, other.paces.each[other_row])
-
-    def _clear(self, row: int) -> None:
-        """Empty its part of everything."""
-        self._land()
-        self.transfer.settle()
-        for part in self._copied:
-            part.clear_rows(self.slice_of(row))
-        self.trigger.put(row, None, 0, self.batch_size)
-        self.paces.put(row, None)
-
-    def _take_over_traffic(self, other: "RetrievalLayer") -> None:
-        self.transfer.add(other.traffic)
-
-    def tiers(self) -> Tiers:
-        """What lies where."""
-        self._land()
-        resident, index, pool = self.resident, self.index, self.pool
-        in_pool, seen = Tier(int(pool.lengths.sum()), pool.num_bytes), int(resident.lengths.sum())
-        slots = resident.num_bytes + self.cuts.num_bytes + pool.coding.num_bytes
-        on_host = pool.tier == "host"
-        tokens = int(resident.num_resident.sum()) if on_host else seen
-        return Tiers(
-            resident=Tier(tokens, slots + (0 if on_host else in_pool.bytes)),
-            index=Tier(int(index.counts.sum()), index.num_bytes),
-            host=in_pool if on_host else Tier(0, 0),
-            seen=Tier(seen, seen * resident.token_size),
-        )
-
-    def attended_positions(self) -> Tensor:
-        """What lies in the slots; a selection on its way is not there yet."""
-        self._wait_for_prompt()
-        resident, pool = self.resident, self.pool
-        always = resident.positions()
-        if not self._has_units:
-            return always
-        self.transfer.settle()
-        place = resident.slot_place.clamp(min=0).long()
-        held = pool.positions.gather(1, place.to(pool.device)).to(always)
-        return torch.cat([always, held.where(resident.slot_place >= 0, -1)], dim=1)
-
-    @property
-    def traffic(self) -> Traffic:
-        """What has moved between the tiers."""
-        self._land()
-        return self.transfer.traffic
-
-    def check_integrity(self) -> None:
-        """Every token is in exactly one place, and what is resident is what the pool holds."""
-        self._land()
-        self.transfer.settle()
-        check_retrieval(self.parts, self.resident, self.index, self.pool)
