@@ -69,12 +69,14 @@ class Attended:
 
     Attributes:
         layers: Index of each managed layer.
+        heads: KV heads of each.
         now: [L, T] KV heads of each layer that attend to each position.
         since: [L, T] the same summed over all steps of the answer; None unless the request is watched.
         fired: For each step, the share of the KV heads of all layers that retrieved.
     """
 
     layers: tuple[int, ...]
+    heads: tuple[int, ...]
     now: Tensor
     since: Tensor | None
     fired: tuple[float, ...]

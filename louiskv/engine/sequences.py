@@ -12,7 +12,7 @@ from louiskv.engine.request import Piece, Usage
 from louiskv.engine.text import Text
 
 
-@dataclass
+@dataclass(eq=False)
 class Prompt:
     """A prompt that is being taken in with a cache of its own.
 
@@ -54,7 +54,7 @@ class Prompt:
         return size
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """An answer that is being decoded.
 

@@ -83,12 +83,20 @@ class Turns:
         running, self.running = self.running, []
         self.batch.reset()
         for each in running:
-            each.answer.give(each.piece(each.text.finish(), finish_reason, error=error))
+            each.answer.give(each.piece("", finish_reason, error=error))
 
     @staticmethod
     def _give_up(answer: Answer, finish_reason: str, error: BaseException | None = None) -> None:
         usage = Usage(len(answer.request.prompt), 0, 0)
         answer.give(Piece(finish_reason=finish_reason, usage=usage, error=error))
+
+    def _fail(self, running: Running, error: BaseException) -> None:
+        """End one answer with an error, and no other."""
+        if running in self.running:
+            self.running.remove(running)
+            self.batch.leave(running.number)
+        if not running.answer.ended:
+            running.answer.give(running.piece("", "error", error=error))
 
     def _drop_cancelled(self) -> None:
         with self.changed:
@@ -99,7 +107,7 @@ class Turns:
         for answer in gone:
             self._give_up(answer, "cancelled")
         for each in [each for each in self.running if each.answer.cancelled]:
-            self._finish(each, each.text.finish(), "cancelled")
+            self._finish(each, "", "cancelled")
 
     def _admit(self) -> None:
         """Begin the oldest requests, as far as there are rows and memory."""
@@ -200,6 +208,13 @@ class Turns:
                 each.watch(attended_by(self.batch.cache, self.batch.row(each.number)))
 
     def _hear(self, running: Running, token: int, logprob: Logprob | None) -> None:
+        """Pass a token on; what goes wrong with it concerns this answer alone."""
+        try:
+            self._pass_on(running, token, logprob)
+        except Exception as error:
+            self._fail(running, error)
+
+    def _pass_on(self, running: Running, token: int, logprob: Logprob | None) -> None:
         """Pass a token on, and end the answer where it ends."""
         settings = running.answer.request.sampling
         running.token_ids.append(token)
@@ -265,7 +280,8 @@ class Turns:
         running = next((each for each in self.running if each.answer is answer), None)
         if running is None or self.batch.cache is None:
             return None
-        layers = tuple(layer.index for layer in self.batch.cache.managed)
+        managed = self.batch.cache.managed
+        layers, heads = zip(*((layer.index, layer.state.num_kv_heads) for layer in managed), strict=True)
         now = attended_by(self.batch.cache, self.batch.row(running.number))
         since = None if running.attended is None else running.attended.clone()
-        return Attended(layers, now, since, tuple(running.fired))
+        return Attended(layers, heads, now, since, tuple(running.fired))

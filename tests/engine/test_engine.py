@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from louiskv import LouisKV, SettingsError, StreamingLLM, UnsupportedModelError
 from louiskv.engine import Request, Sampling
+from louiskv.engine.text import Text
 from louiskv.engine.turns import Turns
 from louiskv.errors import EngineStoppedError, HostMemoryError, QueueFullError, RequestError
 from tests.engine.asking import GREEDY, SMALL, WHOLE, a_model, alone, ended, engine, greedily, ids
@@ -280,6 +281,25 @@ def test_an_error_of_one_request_disturbs_no_other(monkeypatch: pytest.MonkeyPat
         assert ended(good)[0] == alone(SMALL, [ids(30)], 60)[0]
 
 
+def test_what_cannot_be_made_text_of_ends_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = Text.push
+
+    def fails(self: Text, token_id: int) -> str:
+        if self.stop == ("never",):
+            raise UnicodeError("no text")
+        return push(self, token_id)
+
+    monkeypatch.setattr(Text, "push", fails)
+    with engine() as running:
+        good = running.submit(greedily(ids(30), 60))
+        bad = running.submit(Request(prompt=ids(25), sampling=Sampling(max_tokens=5, stop=("never",))))
+        last = ended(bad)[1]
+        assert last.finish_reason == "error"
+        assert isinstance(last.error, UnicodeError)
+        assert ended(good)[0] == alone(SMALL, [ids(30)], 60)[0]
+        assert running.figures().running == 0
+
+
 def test_a_row_that_could_not_be_filled_is_empty_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine(rows=2) as running:
         good = running.submit(greedily(ids(30), 200))
@@ -449,6 +469,7 @@ def test_figures_and_what_an_answer_attends_to() -> None:
     assert seen is not None
     assert unseen is not None
     assert seen.layers == (0, 1, 2)
+    assert seen.heads == (2, 2, 2)
     length = seen.now.shape[1]
     assert length >= 79
     assert seen.now.shape[0] == 3
