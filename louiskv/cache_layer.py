@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from louiskv.errors import UnsupportedModelError
-from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
+from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer, Method
 from louiskv.telemetry import LayerReport, LayerTelemetry, summarise
 
 P = ParamSpec("P")
@@ -87,6 +87,16 @@ def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
+class Tap(Protocol):
+    """Hears what a model gives a layer, and may give it something else of the same shape: for measurements."""
+
+    def states(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer takes in for the keys [B, Hkv, T, D] and values of new tokens."""
+
+    def query(self, query: Tensor) -> Tensor:
+        """What it attends with for their queries [B, Hq, T, D]."""
+
+
 class CacheLayer(CacheLayerMixin):
     """One layer of the cache: between transformers' padded batches and a method's state.
 
@@ -97,6 +107,7 @@ class CacheLayer(CacheLayerMixin):
         seq_length: Tokens seen, padding included.
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
+        tap: What hears, or changes, all that comes in.
     """
 
     is_sliding = False
@@ -117,6 +128,7 @@ class CacheLayer(CacheLayerMixin):
         self.num_query_heads = num_query_heads
         self.on_prompt: Callable[[int, int], None] | None = None
         self.checks_masks = False
+        self.tap: Tap | None = None
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -138,6 +150,8 @@ class CacheLayer(CacheLayerMixin):
                 f"Layer {self.index} got new keys before the last ones were attended to: the model's attention does "
                 "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
             )
+        if self.tap is not None:
+            key_states, value_states = self.tap.states(key_states, value_states)
         num_new = key_states.shape[-2]
         if self.seq_length > 0 and len(key_states) != self.state.batch_size:
             raise UnsupportedModelError(
@@ -162,7 +176,7 @@ class CacheLayer(CacheLayerMixin):
         self.state.reserve(num_steps)
 
     @_without_autograd
-    def begin_step(self) -> bool:
+    def begin_step(self) -> Begun:
         """Do the host's part of a decode step before the model runs, which else `update` does; see `KVLayer`."""
         return self.state.begin_step()
 
@@ -175,6 +189,8 @@ class CacheLayer(CacheLayerMixin):
     @_without_autograd
     def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
         """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
+        if self.tap is not None:
+            query = self.tap.query(query)
         if self._waiting is None:
             if self.checks_masks and mask is not None:
                 self._check_past(mask[:, 0, -1], 1)

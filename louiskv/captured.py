@@ -10,6 +10,11 @@ from transformers import PreTrainedModel
 from louiskv.cache import LouisKVCache, passing
 from louiskv.cache_layer import CacheLayer
 
+# Which layers have runs that leave the window in a step.
+Kind = tuple[bool, ...]
+# Where a tensor is found in the states of a cache.
+Path = tuple[Any, ...]
+
 
 def why_not(model: PreTrainedModel, kv_cache: LouisKVCache) -> str | None:
     """Why the decode steps of a model with this cache cannot be captured, None if they can."""
@@ -54,84 +59,83 @@ class EagerStep:
 class CapturedStep(EagerStep):
     """The same, captured when nothing of a step's shape changes any more.
 
-    All that a step needs is written in place: the tokens come in and the logits go out through tensors that stay where
-    they are, and what a layer's state has set anew in the step, the graph copies back to where it was.
+    Steps in which runs leave a window are more work than others, so there is a graph for each kind of step. All that a
+    step needs is written in place: the tokens come in and the logits go out through tensors that stay where they are,
+    and what a layer's state has set anew in the step, the graph copies back to where it was.
 
     Attributes:
-        num_captured: How often a step was captured: anew when a state has grown.
+        num_captured: How often a step was captured: each kind once, and anew when a state has grown.
     """
 
     def __init__(self, model: PreTrainedModel, kv_cache: LouisKVCache, positions: Tensor) -> None:
         super().__init__(model, kv_cache, positions)
         self.num_captured = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._held: dict[Any, Tensor] = {}
-        self._logits: Tensor
-        self._shapes: dict[Any, torch.Size] = {}
+        self._graphs: dict[Kind, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._seen: set[Kind] = set()
+        self._held: dict[Path, Tensor] = {}
 
     def run(self, tokens: Tensor) -> Tensor:
         """Feed tokens [B]; returns logits [B, V] of the next, which hold until the next run."""
         self.tokens.copy_(tokens[:, None])
         self.positions += 1
-        changed = [layer.begin_step() for layer in self.kv_cache.managed]
-        if any(changed) and not self._settle():
-            self._graph = None
-        if self._graph is None:
-            # A step that runs as it is compiles and tunes all that the graph will launch.
-            if not self._is_steady():
-                return self._forward()
-            self._capture()
-        else:
+        begun = [layer.begin_step() for layer in self.kv_cache.managed]
+        if any(each.anew for each in begun):
+            self.forget()
+        kind = tuple(each.leaves for each in begun)
+        if kind in self._graphs:
             for layer in self.kv_cache.managed:
                 layer.count_step()
-        assert self._graph is not None
-        self._graph.replay()
-        return self._logits
+        elif kind in self._seen:
+            self._capture(kind)
+        else:
+            # A step that runs as it is compiles and tunes all that the graph will launch.
+            self._seen.add(kind)
+            logits = self._forward()
+            if not self._settle():
+                self.forget()
+                self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
+            return logits
+        graph, logits = self._graphs[kind]
+        graph.replay()
+        return logits
 
-    def _is_steady(self) -> bool:
-        """Whether the states have the shapes that they had at the last step."""
-        shapes = {path: tensor.shape for path, _, tensor in tensors_of(self.kv_cache)}
-        steady, self._shapes = shapes == self._shapes, shapes
-        return steady
+    def forget(self) -> None:
+        """Capture anew, when steps of each kind have run as they are."""
+        self._graphs.clear()
+        self._seen.clear()
+        self._held.clear()
 
     def _settle(self) -> bool:
-        """Copy what the host's part of a step has set anew back to where the graph has it; False if it does not fit."""
+        """Bring what a step has set anew back to where graphs have it; False if the state has other shapes now."""
         now = list(tensors_of(self.kv_cache))
-        if self._graph is None or {path: tensor.shape for path, _, tensor in now} != _shapes_of(self._held):
+        if {path: tensor.shape for path, _, tensor in now} != {path: held.shape for path, held in self._held.items()}:
             return False
-        if any(owner is None and tensor is not self._held[path] for path, owner, tensor in now):
+        moved = [(path, owner, tensor) for path, owner, tensor in now if tensor is not self._held[path]]
+        if any(owner is None for _, owner, _ in moved):
             return False
-        for path, owner, tensor in now:
-            _put_back(owner, path[-1], tensor, self._held[path])
+        for path, owner, tensor in moved:
+            self._held[path].copy_(tensor)
+            setattr(owner, path[-1], self._held[path])
         return True
 
-    def _capture(self) -> None:
-        self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward()
-            for path, owner, tensor in tensors_of(self.kv_cache):
-                _put_back(owner, path[-1], tensor, self._held[path])
+    def _capture(self, kind: Kind) -> None:
+        graph = torch.cuda.CUDAGraph()
+        pool = next((known.pool() for known, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            logits = self._forward()
+            if not self._settle():
+                raise AssertionError("a step has changed the shape of its state")
+        self._graphs[kind] = graph, logits
         self.num_captured += 1
 
 
-def _shapes_of(tensors: dict[Any, Tensor]) -> dict[Any, torch.Size]:
-    return {path: tensor.shape for path, tensor in tensors.items()}
-
-
-def _put_back(owner: Any, name: str, tensor: Tensor, held: Tensor) -> None:
-    if tensor is not held:
-        held.copy_(tensor)
-        setattr(owner, name, held)
-
-
-def tensors_of(kv_cache: LouisKVCache) -> Iterator[tuple[tuple[Any, ...], Any, Tensor]]:
+def tensors_of(kv_cache: LouisKVCache) -> Iterator[tuple[Path, Any, Tensor]]:
     """Path, owner and value of every tensor in the states of a cache; no owner where it stands in a tuple."""
     for layer in kv_cache.managed:
         yield from _tensors((layer.index,), layer.state)
 
 
-def _tensors(path: tuple[Any, ...], owner: Any) -> Iterator[tuple[tuple[Any, ...], Any, Tensor]]:
+def _tensors(path: Path, owner: Any) -> Iterator[tuple[Path, Any, Tensor]]:
     for name, value in vars(owner).items():
         if isinstance(value, Tensor):
             yield (*path, name), owner, value

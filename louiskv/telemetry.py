@@ -126,18 +126,32 @@ class CodingError:
 
 
 class Clock:
-    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait."""
+    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait.
+
+    Attributes:
+        seconds: Of each phase, as far as it was read.
+        in_graphs: Whether events are captured with a graph; they take time of their own in each replay.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.in_graphs = False
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._captured: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def time(self, phase: str, device: torch.device) -> Iterator[None]:
         """Add what runs inside to a phase."""
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # What a graph replays takes the time that it takes as a whole.
+            if not self.in_graphs:
+                # What a graph replays takes the time that it takes as a whole.
+                yield
+                return
+            marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
+            marks[0].record()
             yield
+            marks[1].record()
+            self._captured.append((phase, *marks))
         elif device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -162,6 +176,11 @@ class Clock:
         with _lock:
             self._collect(wait=True)
             return dict(self.seconds)
+
+    def replayed(self) -> None:
+        """Add what the last replay of a graph took, which is done."""
+        for phase, begin, end in self._captured:
+            self.seconds[phase] += begin.elapsed_time(end) / 1000
 
     def _collect(self, wait: bool) -> None:
         remaining = []

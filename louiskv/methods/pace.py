@@ -60,13 +60,15 @@ class Pace:
         self.room -= 1
         return full
 
-    def left(self, room: Tensor, units: Tensor) -> None:
-        """Learn that windows without room have given up a run: what room [N] there is and what units [N]."""
-        if is_readable(room):
-            self.room, self.units = int(room.min()) - 1, int(units.max())
-            return
+    def leave(self) -> None:
+        """Count on with windows without room that give up a run in this step."""
         gained = self.room + self.longest_run if self.fixed and self.even else self.stride - 1
         self.room, self.units = gained, self.units + self.units_of_run
+
+    def left(self, room: Tensor, units: Tensor) -> None:
+        """Learn what room [N] there is and what units [N] when they have, where that is readable."""
+        if is_readable(room):
+            self.room, self.units = int(room.min()) - 1, int(units.max())
 
     def units_after(self, num_steps: int) -> int:
         """Units that a row may have when so many tokens more have come."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun, KVLayer
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
 
@@ -35,13 +35,13 @@ class PerQueryHead(KVLayer):
         """As the state does."""
         return self.state.waits_for_nothing
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """As the state does."""
         return self.state.begin_step()
 
-    def reserve(self, num_steps: int) -> None:
+    def reserve(self, num_steps: int) -> bool:
         """As the state does."""
-        self.state.reserve(num_steps)
+        return self.state.reserve(num_steps)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun, KVLayer
 from louiskv.methods.look import Look
 from louiskv.methods.pace import Pace
 from louiskv.methods.parts import Parts
@@ -53,6 +53,7 @@ class RetrievalLayer(KVLayer):
         self.trigger = parts.trigger.start(impl)
         self.pace = Pace.of(parts)
         self._begun = False
+        self._leaves = False
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
@@ -111,17 +112,20 @@ class RetrievalLayer(KVLayer):
         """Unless it fetches ahead in a thread."""
         return not self.parts.trigger.late
 
-    def _begin_step(self) -> bool:
-        """Land what was fetched ahead; where a window is full, its oldest run leaves."""
+    def _begin_step(self) -> Begun:
+        """Land what was fetched ahead; where windows may be full, see to it that their oldest runs have a place."""
         self._land()
-        full = self.pace.step()
-        if full:
-            with self.telemetry.clock.time("offload", self.resident.rows.device):
-                self._make_room()
-        return full
+        self._leaves, grown = self.pace.step(), False
+        if self._leaves:
+            grown = self.reserve(0)
+            self.pace.leave()
+        return Begun(grown, self._leaves)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence."""
+        """Take in one token of each sequence; where a window is full, its oldest run leaves before."""
+        if self._leaves:
+            with self.telemetry.clock.time("offload", keys.device):
+                self._make_room()
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
         self.cuts.append(self.resident.lengths - 1)
 
@@ -134,7 +138,6 @@ class RetrievalLayer(KVLayer):
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
         full = resident.window_room() < self.pace.stride
         if may_hold(full):
-            self.reserve(0)
             counts = self.cuts.oldest_size(start, resident.lengths) * full
             token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
             positions = start[:, None] + token
@@ -152,12 +155,13 @@ class RetrievalLayer(KVLayer):
             resident.fill(change, held, change.place - begin[:, None], impl)
         self.pace.left(resident.window_room(), self.index.counts)
 
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many tokens more, so that taking them in allocates nothing."""
+    def reserve(self, num_steps: int) -> bool:
+        """Make room for so many tokens more, so that taking them in allocates nothing; whether there was too little."""
         self._wait_for_prompt()
         tokens = self.pace.longest + num_steps - self.parts.num_sinks
-        self.pool.reserve(tokens)
-        self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
+        in_pool = self.pool.reserve(tokens)
+        in_index = self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
+        return in_pool or in_index
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:

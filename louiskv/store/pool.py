@@ -130,15 +130,15 @@ class Pool:
     def _replace(self, rows: Tensor, positions: Tensor) -> None:
         self.rows, self.positions = (part.pin_memory() if self.pinned else part for part in (rows, positions))
 
-    def reserve(self, needed: int) -> None:
-        """Make room for so many tokens of each row.
+    def reserve(self, needed: int) -> bool:
+        """Make room for so many tokens of each row; whether there was too little.
 
         Raises:
             HostMemoryError: There is none.
         """
         capacity = self.rows.shape[1]
         if needed <= capacity:
-            return
+            return False
         wanted = capacity_for(needed)
         try:
             self.rows = grown(self.rows, wanted, self.pinned)
@@ -149,6 +149,7 @@ class Pool:
                 f"The {self.tier} pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "
                 "Use a shorter context, a smaller batch or a 16-bit dtype; `louiskv plan` shows the need beforehand."
             ) from error
+        return True
 
 
 def available_host_memory() -> int:
