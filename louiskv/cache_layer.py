@@ -180,6 +180,11 @@ class CacheLayer(CacheLayerMixin):
         """Do the host's part of a decode step before the model runs, which else `update` does; see `KVLayer`."""
         return self.state.begin_step()
 
+    @_without_autograd
+    def catch_up(self) -> None:
+        """Let what follows on the device wait for what the step has begun beside it."""
+        self.state.catch_up()
+
     def count_step(self) -> None:
         """Count a decode step that the device has been told to do."""
         self.output_tokens += self.state.batch_size

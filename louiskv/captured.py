@@ -1,19 +1,16 @@
 """A decode step as a CUDA graph: captured once, replayed for every token after that."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from louiskv.cache import LouisKVCache, passing
 from louiskv.cache_layer import CacheLayer
+from louiskv.ops.branching import Branches
+from louiskv.state import Held
 
 # Which layers have runs that leave the window in a step.
 Kind = tuple[bool, ...]
-# Where a tensor is found in the states of a cache.
-Path = tuple[Any, ...]
 
 
 def why_not(model: PreTrainedModel, kv_cache: LouisKVCache) -> str | None:
@@ -72,7 +69,8 @@ class CapturedStep(EagerStep):
         self.num_captured = 0
         self._graphs: dict[Kind, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._seen: set[Kind] = set()
-        self._held: dict[Path, Tensor] = {}
+        self._held: Held | None = None
+        self._branches = Branches(model.device)
 
     def run(self, tokens: Tensor) -> Tensor:
         """Feed tokens [B]; returns logits [B, V] of the next, which hold until the next run."""
@@ -90,10 +88,10 @@ class CapturedStep(EagerStep):
         else:
             # A step that runs as it is compiles and tunes all that the graph will launch.
             self._seen.add(kind)
-            logits = self._forward()
-            if not self._settle():
+            logits = self._whole_step()
+            if self._held is None or not self._held.settle():
                 self.forget()
-                self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
+                self._held = Held([layer.state for layer in self.kv_cache.managed])
             return logits
         graph, logits = self._graphs[kind]
         graph.replay()
@@ -103,44 +101,20 @@ class CapturedStep(EagerStep):
         """Capture anew, when steps of each kind have run as they are."""
         self._graphs.clear()
         self._seen.clear()
-        self._held.clear()
+        self._held = None
 
-    def _settle(self) -> bool:
-        """Bring what a step has set anew back to where graphs have it; False if the state has other shapes now."""
-        now = list(tensors_of(self.kv_cache))
-        if {path: tensor.shape for path, _, tensor in now} != {path: held.shape for path, held in self._held.items()}:
-            return False
-        moved = [(path, owner, tensor) for path, owner, tensor in now if tensor is not self._held[path]]
-        if any(owner is None for _, owner, _ in moved):
-            return False
-        for path, owner, tensor in moved:
-            self._held[path].copy_(tensor)
-            setattr(owner, path[-1], self._held[path])
-        return True
+    def _whole_step(self) -> Tensor:
+        logits = self._forward()
+        for layer in self.kv_cache.managed:
+            layer.catch_up()
+        return logits
 
     def _capture(self, kind: Kind) -> None:
         graph = torch.cuda.CUDAGraph()
         pool = next((known.pool() for known, _ in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
-            logits = self._forward()
-            if not self._settle():
-                raise AssertionError("a step has changed the shape of its state")
+        with torch.cuda.graph(graph, pool=pool), self._branches.allowed():
+            logits = self._whole_step()
+            settled = self._held is not None and self._held.settle()
+        assert settled, "a step has changed the shapes of its state"
         self._graphs[kind] = graph, logits
         self.num_captured += 1
-
-
-def tensors_of(kv_cache: LouisKVCache) -> Iterator[tuple[Path, Any, Tensor]]:
-    """Path, owner and value of every tensor in the states of a cache; no owner where it stands in a tuple."""
-    for layer in kv_cache.managed:
-        yield from _tensors((layer.index,), layer.state)
-
-
-def _tensors(path: Path, owner: Any) -> Iterator[tuple[Path, Any, Tensor]]:
-    for name, value in vars(owner).items():
-        if isinstance(value, Tensor):
-            yield (*path, name), owner, value
-        elif isinstance(value, tuple):
-            yield from (((*path, name, place), None, part) for place, part in enumerate(value) if torch.is_tensor(part))
-        for place, part in enumerate(value if isinstance(value, tuple) else (value,)):
-            if type(part).__module__.startswith("louiskv.") and hasattr(part, "__dict__"):
-                yield from _tensors((*path, name, place), part)

@@ -136,22 +136,25 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.in_graphs = False
+        self._whole = False
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._captured: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def time(self, phase: str, device: torch.device) -> Iterator[None]:
         """Add what runs inside to a phase."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if self._whole:
+            yield
+        elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             if not self.in_graphs:
                 # What a graph replays takes the time that it takes as a whole.
                 yield
                 return
-            marks = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(2)]
-            marks[0].record()
+            begin, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
+            begin.record()
             yield
-            marks[1].record()
-            self._captured.append((phase, *marks))
+            end.record()
+            self._captured.append((phase, begin, end))
         elif device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -176,6 +179,16 @@ class Clock:
         with _lock:
             self._collect(wait=True)
             return dict(self.seconds)
+
+    @contextmanager
+    def as_one(self, phase: str, device: torch.device) -> Iterator[None]:
+        """Add what runs inside to one phase, whatever it is part of."""
+        with self.time(phase, device):
+            whole, self._whole = self._whole, True
+            try:
+                yield
+            finally:
+                self._whole = whole
 
     def replayed(self) -> None:
         """Add what the last replay of a graph took, which is done."""

@@ -110,7 +110,8 @@ def random_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.dev
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval()
+    model.eval()
+    return model
 
 
 class LargeBench:
@@ -188,13 +189,14 @@ class LargeBench:
         assert self.recording is not None
         config = self.model.config
         if entry.method is not None:
-            kv_cache = on_stage(config, entry.method, self.recording, cell.batch, cell.context, entry.impl)
-            kv_cache.reserve(WARM_UP + cell.steps + SPARE)
-            return kv_cache
+            ours = on_stage(config, entry.method, self.recording, cell.batch, cell.context, entry.impl)
+            ours.reserve(WARM_UP + cell.steps + SPARE)
+            return ours
         kv_cache = DynamicCache(config=config)
         shape = shape_of(config, self.model.dtype)
         for index, layer in enumerate(kv_cache.layers):
-            layer.update(*self.recording.context(index, config.num_hidden_layers, shape, cell.batch, cell.context))  # type: ignore[union-attr]
+            made = self.recording.context(index, config.num_hidden_layers, shape, cell.batch, cell.context)
+            layer.update(*made)  # type: ignore[union-attr]
         return kv_cache
 
     def _decode(self, cell: Cell, entry: Entry) -> Record:

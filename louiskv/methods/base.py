@@ -227,6 +227,9 @@ class KVLayer(ABC):
         self.telemetry.reserve(1)
         return self._begin_step()
 
+    def catch_up(self) -> None:  # noqa: B027
+        """Let what follows on the device wait for what a step has begun beside it."""
+
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence, keys [B, Hkv, 1, D] and values; begins the step if nobody has."""
         if not self._step_begun:

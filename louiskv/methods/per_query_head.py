@@ -39,6 +39,10 @@ class PerQueryHead(KVLayer):
         """As the state does."""
         return self.state.begin_step()
 
+    def catch_up(self) -> None:
+        """As the state does."""
+        self.state.catch_up()
+
     def reserve(self, num_steps: int) -> bool:
         """As the state does."""
         return self.state.reserve(num_steps)

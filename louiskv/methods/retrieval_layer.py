@@ -1,11 +1,14 @@
 """The retrieval loop: units in a pool, an index and a resident set on the device, and what happens at each step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from louiskv.methods.ahead import Ahead
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
 from louiskv.methods.look import Look
 from louiskv.methods.pace import Pace
@@ -13,7 +16,9 @@ from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
+from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.state import Held
 from louiskv.store.background import Background
 from louiskv.store.device import Change, ResidentSet
 from louiskv.store.pool import Pool
@@ -35,7 +40,7 @@ class RetrievalLayer(KVLayer):
         pool: Keys and values of every unit.
         cuts: Where the window is cut into units.
         pace: When windows are full.
-        ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
+        ahead: The selection for the next step, if the trigger is late.
         taking_in: A prompt that is being taken in.
     """
 
@@ -44,7 +49,7 @@ class RetrievalLayer(KVLayer):
     pool: Pool
     cuts: Cuts
     transfer: Transfer
-    ahead: Background[tuple[Tensor, Change, Tensor]]
+    ahead: Ahead
     taking_in: Background[None]
 
     def __init__(self, parts: Parts, impl: str | None = None) -> None:
@@ -92,7 +97,7 @@ class RetrievalLayer(KVLayer):
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
-        self.ahead, self.taking_in = Background(device), Background(device)
+        self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
 
     def _group_prompt(self, leaving: Leaving) -> None:
@@ -109,12 +114,14 @@ class RetrievalLayer(KVLayer):
 
     @property
     def waits_for_nothing(self) -> bool:
-        """Unless it fetches ahead in a thread."""
-        return not self.parts.trigger.late
+        """Yes."""
+        return True
 
     def _begin_step(self) -> Begun:
-        """Land what was fetched ahead; where windows may be full, see to it that their oldest runs have a place."""
-        self._land()
+        """Where windows may be full, see to it that their oldest runs have a place; what waits for a thread does so."""
+        self._wait_for_prompt()
+        if is_readable(self.resident.lengths):
+            self._land()
         self._leaves, grown = self.pace.step(), False
         if self._leaves:
             grown = self.reserve(0)
@@ -122,7 +129,11 @@ class RetrievalLayer(KVLayer):
         return Begun(grown, self._leaves)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence; where a window is full, its oldest run leaves before."""
+        """Take in one token of each sequence.
+
+        Before that, what was fetched ahead comes into its slots, and the oldest run of a full window leaves.
+        """
+        self._land()
         if self._leaves:
             with self.telemetry.clock.time("offload", keys.device):
                 self._make_room()
@@ -186,14 +197,10 @@ class RetrievalLayer(KVLayer):
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
                 look.where = fire
-            retrieve = may_hold(fire)
-            if retrieve:
-                self.cuts.cut(fire, self.resident.lengths - 1)
+        if may_hold(fire):
+            self._at_boundary(look, fired)
         rest = None
         if self._has_units:
-            if retrieve:
-                self._retrieve(look, fire)
-                self.trigger.retrieved(fired, look)
             if parts.estimate:
                 with clock.time("estimate", query.device):
                     rest = look.rest(parts.max_estimated)
@@ -219,6 +226,33 @@ class RetrievalLayer(KVLayer):
     def _has_units(self) -> bool:
         return len(self.index.summaries) > 0 and self.index.sizes.shape[1] > 0
 
+    def _at_boundary(self, look: Look, fired: Tensor) -> None:
+        """Cut the output, and retrieve, where `fired` [B, Hkv]."""
+        fire = fired.flatten()
+        with self._branch(look, fire):
+            self.cuts.cut(fire, self.resident.lengths - 1)
+            if self._has_units:
+                self._retrieve(look, fire)
+                self.trigger.retrieved(fired, look)
+
+    @contextmanager
+    def _branch(self, look: Look, fire: Tensor) -> Iterator[None]:
+        """In a graph, leave out what is inside where nothing fires, if ever nothing does."""
+        if self.parts.trigger.gap == 1 or not makes_branches():
+            yield
+            return
+        if self.parts.estimate and self._has_units:
+            look.needed_by_rest()
+        held, seen = Held([self]), dict(vars(look))
+        with self.telemetry.clock.as_one("selection", fire.device), only_if(fire):
+            yield
+            settled = held.settle()
+        assert settled, "a retrieval has changed the shapes of its state"
+        # What was computed inside is not there when nothing fires; and what is resident may be another.
+        vars(look).clear()
+        vars(look).update(seen)
+        look.forget_resident()
+
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
@@ -239,37 +273,43 @@ class RetrievalLayer(KVLayer):
         self.telemetry.missed.add(change.num_missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
-        """Select and fetch for the next step in the background, changing nothing yet.
+        """Select and fetch for the next step beside this one, changing nothing yet.
 
-        This step must have asked the look for all that it needs: what the background computes is of another stream.
+        This step must have asked the look for all that it needs: what is computed beside it is of another stream.
         """
+        clock, device = self.telemetry.clock, where.device
 
-        def prepare() -> tuple[Tensor, Change, Tensor]:
-            with self.telemetry.clock.time("ahead", look.query.device):
-                change = self._select(look, where)
-                rows = torch.empty_like(self.resident.retrieved)
+        def select() -> Change:
+            with clock.time("ahead", device):
+                return self._select(look, where)
+
+        def fetch(change: Change, rows: Tensor) -> None:
+            with clock.time("ahead", device):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
-                return where, change, rows
 
-        self.ahead.start(prepare)
+        self.ahead.start(where, self.resident, select, fetch)
+
+    def catch_up(self) -> None:
+        """Let what follows wait for what is fetched ahead."""
+        if self._begun:
+            self.ahead.catch_up()
 
     def _land(self) -> None:
         """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
         self._wait_for_prompt()
-        if self._begun and self.ahead.busy:
+        if self._begun and self.ahead.pending:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                where, change, rows = self.ahead.collect()
-                slot = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-                self.resident.fill(change, rows, slot, self.impl)
-                self._count(where, change)
+                self._count(*self.ahead.land(self.resident, self.impl))
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
             self.taking_in.collect()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, once the prompt is in."""
+        """What a copy is made of, once the prompt is in, and what was fetched ahead."""
         self._wait_for_prompt()
+        if self._begun:
+            self.ahead.wait()
         return vars(self)
 
     def _record(self, fired: Tensor) -> None:

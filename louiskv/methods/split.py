@@ -57,6 +57,11 @@ class SplitLayer(KVLayer):
         begun = [part.begin_step() for part in self.parts]
         return Begun(any(each.anew for each in begun), any(each.leaves for each in begun))
 
+    def catch_up(self) -> None:
+        """As both parts do."""
+        for part in self.parts:
+            part.catch_up()
+
     def reserve(self, num_steps: int) -> bool:
         """As both parts do."""
         grown = [part.reserve(num_steps) for part in self.parts]
