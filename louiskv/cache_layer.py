@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from louiskv.errors import UnsupportedModelError
 from louiskv.handles import Handle
-from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer, Method
+from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer, Method
 from louiskv.telemetry import LayerReport, LayerTelemetry
 
 P = ParamSpec("P")
@@ -44,6 +44,16 @@ def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
     return wrapper
 
 
+class Tap(Protocol):
+    """Hears what a model gives a layer, and may give it something else of the same shape: for measurements."""
+
+    def states(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer takes in for the keys [B, Hkv, T, D] and values of new tokens."""
+
+    def query(self, query: Tensor) -> Tensor:
+        """What it attends with for their queries [B, Hq, T, D]."""
+
+
 class CacheLayer(CacheLayerMixin):
     """One layer of the cache: between transformers' padded batches and a method's state.
 
@@ -55,6 +65,7 @@ class CacheLayer(CacheLayerMixin):
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
         lengths: Tokens of each row where rows come and go, 0 for one that is idle; None where all are as long.
+        tap: What hears, or changes, all that comes in.
     """
 
     is_sliding = False
@@ -77,6 +88,7 @@ class CacheLayer(CacheLayerMixin):
         self.num_query_heads = num_query_heads
         self.on_prompt: Callable[[int, int], None] | None = None
         self.checks_masks = False
+        self.tap: Tap | None = None
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -98,6 +110,8 @@ class CacheLayer(CacheLayerMixin):
                 f"Layer {self.index} got new keys before the last ones were attended to: the model's attention does "
                 "not reach louiskv (or an earlier forward pass was interrupted: then call `cache.reset()`)."
             )
+        if self.tap is not None:
+            key_states, value_states = self.tap.states(key_states, value_states)
         num_new = key_states.shape[-2]
         if self.lengths is not None and num_new > 1:
             raise UnsupportedModelError(
@@ -127,9 +141,14 @@ class CacheLayer(CacheLayerMixin):
         self.state.reserve(num_steps)
 
     @_without_autograd
-    def begin_step(self) -> bool:
+    def begin_step(self) -> Begun:
         """Do the host's part of a decode step before the model runs, which else `update` does; see `KVLayer`."""
         return self.state.begin_step()
+
+    @_without_autograd
+    def catch_up(self) -> None:
+        """Let what follows on the device wait for what the step has begun beside it."""
+        self.state.catch_up()
 
     def count_step(self) -> None:
         """Count a decode step that the device has been told to do."""
@@ -144,6 +163,8 @@ class CacheLayer(CacheLayerMixin):
     @_without_autograd
     def attend(self, query: Tensor, mask: Tensor | None, options: AttentionOptions, dense: DenseAttention) -> Tensor:
         """Attend with the queries [B, Hq, Tq, D] of the tokens last given to `update`; returns [B, Hq, Tq, Dv]."""
+        if self.tap is not None:
+            query = self.tap.query(query)
         if self._waiting is None:
             if self.checks_masks and mask is not None:
                 self._check_past(mask[:, 0, -1], 1)

@@ -1,14 +1,16 @@
 """A decode step as a CUDA graph: captured once, replayed for every token after that."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from louiskv.cache import LouisKVCache, passing
 from louiskv.cache_layer import CacheLayer
+from louiskv.ops.branching import Branches
+from louiskv.state import Held
+
+# Which layers have runs that leave the window in a step.
+Kind = tuple[bool, ...]
 
 
 def why_not(model: PreTrainedModel, kv_cache: LouisKVCache) -> str | None:
@@ -68,94 +70,74 @@ class EagerStep:
 class CapturedStep(EagerStep):
     """The same, captured when nothing of a step's shape changes any more.
 
-    All that a step needs is written in place: the tokens come in and the logits go out through tensors that stay where
-    they are, and what a layer's state has set anew in the step, the graph copies back to where it was.
+    Steps in which runs leave a window are more work than others, so there is a graph for each kind of step. All that a
+    step needs is written in place: the tokens come in and the logits go out through tensors that stay where they are,
+    and what a layer's state has set anew in the step, the graph copies back to where it was.
 
     Attributes:
-        num_captured: How often a step was captured: anew when a state has grown.
+        num_captured: How often a step was captured: each kind once, and anew when a state has grown.
     """
 
     def __init__(self, model: PreTrainedModel, kv_cache: LouisKVCache, positions: Tensor) -> None:
         super().__init__(model, kv_cache, positions)
         self.num_captured = 0
-        self._touched = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._held: dict[Any, Tensor] = {}
-        self._logits: Tensor
-        self._shapes: dict[Any, torch.Size] = {}
+        self._graphs: dict[Kind, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._seen: set[Kind] = set()
+        self._held: Held | None = None
+        self._branches = Branches(model.device)
 
     def touch(self) -> None:
-        """Learn that the states were changed from outside: where shapes are the same, the graph stays what it is."""
-        self._touched = True
+        """Learn that the states were changed from outside: where shapes are the same, graphs stay what they are."""
+        if self._held is not None and not self._held.settle():
+            self.forget()
 
     def run(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Feed tokens [B]; returns logits [B, V] of the next, which hold until the next run."""
         self._place(tokens, positions)
-        changed = [layer.begin_step() for layer in self.kv_cache.managed]
-        if (any(changed) or self._touched) and not self._settle():
-            self._graph, self._held = None, {}
-        self._touched = False
-        if self._graph is None:
-            # A step that runs as it is compiles and tunes all that the graph will launch.
-            if not self._is_steady():
-                return self._forward()
-            self._capture()
-        else:
+        begun = [layer.begin_step() for layer in self.kv_cache.managed]
+        if any(each.anew for each in begun):
+            self.forget()
+        kind = tuple(each.leaves for each in begun)
+        if kind in self._graphs:
             for layer in self.kv_cache.managed:
                 layer.count_step()
-        assert self._graph is not None
-        self._graph.replay()
-        return self._logits
+        elif kind in self._seen:
+            self._capture(kind)
+        else:
+            # A step that runs as it is compiles and tunes all that the graph will launch.
+            self._seen.add(kind)
+            logits = self._whole_step()
+            if self._held is None or not self._held.settle():
+                self.forget()
+                self._held = Held([layer.state for layer in self.kv_cache.managed])
+            return logits
+        graph, logits = self._graphs[kind]
+        graph.replay()
+        return logits
 
-    def _is_steady(self) -> bool:
-        """Whether the states have the shapes that they had at the last step."""
-        shapes = {path: tensor.shape for path, _, tensor in tensors_of(self.kv_cache)}
-        steady, self._shapes = shapes == self._shapes, shapes
-        return steady
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of steps that there are graphs of."""
+        return len(self._graphs)
 
-    def _settle(self) -> bool:
-        """Copy what the host's part of a step has set anew back to where the graph has it; False if it does not fit."""
-        now = list(tensors_of(self.kv_cache))
-        if self._graph is None or {path: tensor.shape for path, _, tensor in now} != _shapes_of(self._held):
-            return False
-        if any(owner is None and tensor is not self._held[path] for path, owner, tensor in now):
-            return False
-        for path, owner, tensor in now:
-            _put_back(owner, path[-1], tensor, self._held[path])
-        return True
+    def forget(self) -> None:
+        """Capture anew, when steps of each kind have run as they are."""
+        self._graphs.clear()
+        self._seen.clear()
+        self._held = None
 
-    def _capture(self) -> None:
-        self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = self._forward()
-            for path, owner, tensor in tensors_of(self.kv_cache):
-                _put_back(owner, path[-1], tensor, self._held[path])
+    def _whole_step(self) -> Tensor:
+        logits = self._forward()
+        for layer in self.kv_cache.managed:
+            layer.catch_up()
+        return logits
+
+    def _capture(self, kind: Kind) -> None:
+        graph = torch.cuda.CUDAGraph()
+        pool = next((known.pool() for known, _ in self._graphs.values()), None)
+        with torch.cuda.graph(graph, pool=pool), self._branches.allowed():
+            logits = self._whole_step()
+            settled = self._held is not None and self._held.settle()
+        assert settled, "a step has changed the shapes of its state"
+        self._graphs[kind] = graph, logits
         self.num_captured += 1
-
-
-def _shapes_of(tensors: dict[Any, Tensor]) -> dict[Any, torch.Size]:
-    return {path: tensor.shape for path, tensor in tensors.items()}
-
-
-def _put_back(owner: Any, name: str, tensor: Tensor, held: Tensor) -> None:
-    if tensor is not held:
-        held.copy_(tensor)
-        setattr(owner, name, held)
-
-
-def tensors_of(kv_cache: LouisKVCache) -> Iterator[tuple[tuple[Any, ...], Any, Tensor]]:
-    """Path, owner and value of every tensor in the states of a cache; no owner where it stands in a tuple."""
-    for layer in kv_cache.managed:
-        yield from _tensors((layer.index,), layer.state)
-
-
-def _tensors(path: tuple[Any, ...], owner: Any) -> Iterator[tuple[tuple[Any, ...], Any, Tensor]]:
-    for name, value in vars(owner).items():
-        if isinstance(value, Tensor):
-            yield (*path, name), owner, value
-        elif isinstance(value, tuple):
-            yield from (((*path, name, place), None, part) for place, part in enumerate(value) if torch.is_tensor(part))
-        for place, part in enumerate(value if isinstance(value, tuple) else (value,)):
-            if type(part).__module__.startswith("louiskv.") and hasattr(part, "__dict__"):
-                yield from _tensors((*path, name, place), part)

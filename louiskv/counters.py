@@ -214,18 +214,35 @@ class CodingError:
 
 
 class Clock:
-    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait."""
+    """Seconds spent in each phase; on a GPU measured there by events, so that timing does not wait.
+
+    Attributes:
+        seconds: Of each phase, as far as it was read.
+        in_graphs: Whether events are captured with a graph; they take time of their own in each replay.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.in_graphs = False
+        self._whole = False
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._captured: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def time(self, phase: str, device: torch.device) -> Iterator[None]:
         """Add what runs inside to a phase."""
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # What a graph replays takes the time that it takes as a whole.
+        if self._whole:
             yield
+        elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if not self.in_graphs:
+                # What a graph replays takes the time that it takes as a whole.
+                yield
+                return
+            begin, end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._captured.append((phase, begin, end))
         elif device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -258,6 +275,22 @@ class Clock:
         with _lock:
             self._collect(wait=True)
             return dict(self.seconds)
+
+    @contextmanager
+    def as_one(self, phase: str, device: torch.device) -> Iterator[None]:
+        """Add what runs inside to one phase, whatever it is part of."""
+        with self.time(phase, device):
+            whole, self._whole = self._whole, True
+            try:
+                yield
+            finally:
+                self._whole = whole
+
+    def replayed(self, since: torch.cuda.Event) -> None:
+        """Add what graphs took that were replayed since an event, each once at the most, and are done."""
+        for phase, begin, end in self._captured:
+            if since.elapsed_time(begin) >= 0:
+                self.seconds[phase] += begin.elapsed_time(end) / 1000
 
     def _collect(self, wait: bool) -> None:
         remaining = []

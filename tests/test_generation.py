@@ -10,8 +10,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from louiskv import Full, LouisKV, LouisKVPlus, Method, Quest, SettingsError, attach, generate
 from louiskv.cache import LouisKVCache, passing
-from louiskv.captured import EagerStep, tensors_of, why_not
+from louiskv.captured import EagerStep, why_not
 from louiskv.generation import _Loop
+from louiskv.state import tensors_of
 from tests.families import greedy, prompt, tiny
 
 METHOD = LouisKV(budget=48, sink=4, window=16, unit_size=4, dense_layers=1)
@@ -155,7 +156,7 @@ def test_all_that_a_step_may_set_anew_is_found(method: Method) -> None:
         step = EagerStep(model, kv_cache, torch.tensor([59]))
         for _ in range(20):
             step.run(torch.tensor([5]))
-        found = {id(tensor) for _, _, tensor in tensors_of(kv_cache)}
+        found = {id(tensor) for _, _, tensor in tensors_of([layer.state for layer in kv_cache.managed])}
         for layer in kv_cache.managed:
             assert layer.state.waits_for_nothing
             for tensor in reachable(layer.state, set()):

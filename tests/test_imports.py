@@ -72,6 +72,7 @@ ARROWS: dict[str, set[str]] = {
         "contestants",
         "attach",
         "cache",
+        "counters",
         "methods",
         "telemetry",
         "models",

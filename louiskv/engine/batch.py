@@ -74,15 +74,16 @@ class Batch:
             self._respread(self.rows_for(self.num_rows + 1))
         row = self.cache.lengths.index(0)
         self.longest = max(self.longest, prompt.get_seq_length())
-        self._touch()
         try:
             self.cache.put(row, prompt)
             self._sampler.put(row, settings, torch.tensor(token_ids))
         except Exception:
             # No layer may hold what others do not.
             self.cache.clear(row)
+            self._touch()
             self._release()
             raise
+        self._touch()
         self._last += 1
         self._row_of[self._last] = row
         return self._last

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,18 @@ class Footprint:
     index: int
     host: int
     retrieval: int
+
+
+class Begun(NamedTuple):
+    """What the host knows of a decode step that has begun.
+
+    Attributes:
+        anew: Whether it has set parts of the state anew.
+        leaves: Whether runs leave the window in this step, so that it is other work than most steps are.
+    """
+
+    anew: bool = False
+    leaves: bool = False
 
 
 class KVLayer(Rows):
@@ -187,23 +199,25 @@ class KVLayer(Rows):
         """Take in a prompt's keys [B, Hkv, T, D] and values; `valid` [B, T] is False for padding."""
 
     @abstractmethod
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many decode steps, so that none of them allocates what lasts."""
+    def reserve(self, num_steps: int) -> bool:
+        """Make room for so many decode steps, so that none allocates what lasts; whether there was too little."""
 
     @property
     def waits_for_nothing(self) -> bool:
-        """Whether a step that has begun is the same work on a GPU, whatever the values are: so it can be captured."""
+        """Whether a step that has begun is the same work on a GPU, whatever the values are: so it can be captured.
+
+        Steps in which runs leave the window are the same among themselves.
+        """
         return False
 
-    def begin_step(self) -> bool:
-        """Do what the host must do before a decode step: make room, count on. What follows is for the device alone.
-
-        Returns:
-            Whether it has set parts of the state anew.
-        """
+    def begin_step(self) -> Begun:
+        """Do what the host must do before a decode step: make room, count on. What follows is for the device alone."""
         self._step_begun = True
         self.telemetry.reserve(1)
         return self._begin_step()
+
+    def catch_up(self) -> None:
+        """Let what follows on the device wait for what a step has begun beside it."""
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence, keys [B, Hkv, 1, D] and values; begins the step if nobody has."""
@@ -213,7 +227,7 @@ class KVLayer(Rows):
         self._append(keys, values)
 
     @abstractmethod
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """As `begin_step`."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.importance import Observation
-from louiskv.methods.base import AttentionOptions, DenseAttention, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer
 from louiskv.methods.eviction_parts import Candidates, EvictionParts
 from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.eviction import choose_victims
@@ -204,24 +204,25 @@ class EvictionLayer(KVLayer):
         log_scores = self.parts.importance.log_scores(stats)
         return self.parts.merging.merge(rows, self.kept.key_dim, votes, log_scores, lost, most, self.impl)
 
-    def reserve(self, num_steps: int) -> None:
+    def reserve(self, num_steps: int) -> bool:
         """Nothing to do: the slots are all there are."""
+        return False
 
     @property
     def waits_for_nothing(self) -> bool:
         """Yes."""
         return True
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """Where all slots are taken, the least important token is freed; where that is not readable, when one comes."""
         if not is_readable(self.lengths):
-            return False
+            return Begun()
         full = self.steps_to_full == 0
         if full:
             self._make_room()
             self._look_around()
         self.steps_to_full -= 1
-        return full
+        return Begun(full)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

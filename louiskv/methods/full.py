@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions, Footprint, KVLayer, LayerShape, Method
+from louiskv.methods.base import AttentionOptions, Begun, Footprint, KVLayer, LayerShape, Method
 from louiskv.ops.attention import decode_attention, partial_attention
 from louiskv.ops.moving import append_token
 from louiskv.ops.ragged import append_rows, grown, is_readable, left_aligned, take_rows
@@ -80,19 +80,19 @@ class FullLayer(KVLayer):
         append_rows(self.rows, self.lengths, rows, counts)
         self._resize(self.lengths + counts)
 
-    def reserve(self, num_steps: int) -> None:
+    def reserve(self, num_steps: int) -> bool:
         """Make room for as many tokens."""
-        self._make_room(self.longest + num_steps)
+        return self._make_room(self.longest + num_steps)
 
     @property
     def waits_for_nothing(self) -> bool:
         """Yes."""
         return True
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """Make room for a token."""
         self.longest += 1
-        return self._make_room(self.longest)
+        return Begun(self._make_room(self.longest))
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

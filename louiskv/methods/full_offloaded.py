@@ -10,6 +10,7 @@ from torch import Tensor
 from louiskv.errors import check_count
 from louiskv.methods.base import (
     AttentionOptions,
+    Begun,
     Footprint,
     KVLayer,
     LayerShape,
@@ -72,13 +73,13 @@ class FullOffloadedLayer(KVLayer):
             positions = self.pool.lengths[:, None] + torch.arange(rows.shape[1], device=rows.device)
             self.transfer.offload(self.pool, rows, positions, counts)
 
-    def reserve(self, num_steps: int) -> None:
+    def reserve(self, num_steps: int) -> bool:
         """Make room for as many tokens."""
-        self.pool.reserve(int(self.pool.lengths.max()) + num_steps)
+        return self.pool.reserve(int(self.pool.lengths.max()) + num_steps)
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """Nothing to do: the pool grows when a token comes."""
-        return False
+        return Begun()
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence; idle rows keep none."""

@@ -146,6 +146,14 @@ class Look:
             self.query, self.shares, bits, steps.float(), entry, place, scaling=self.scaling, impl=self.impl
         )
 
+    def forget_resident(self) -> None:
+        """Count anew what is resident, when that is asked for."""
+        self._counted = None
+
+    def needed_by_rest(self) -> None:
+        """Ask for what `rest` will need and a retrieval may ask for before it."""
+        _ = self.logits, self.sizes
+
     def rest(self, max_units: int | None) -> Rest:
         """What is not resident, by the summaries; of the `max_units` entries with most attention, None for all."""
         _, values, steps = self.entries.summaries

@@ -52,11 +52,13 @@ class Pace:
         self.room -= 1
         return full
 
-    def left(self, room: int | None, units: int | None) -> None:
-        """Learn that windows without room have given up a run: what room there is and what units, if readable."""
-        if room is None or units is None:
-            room = self.room + 1 + self.longest_run if self.fixed else self.stride
-            units = self.units + self.units_of_run
+    def leave(self) -> None:
+        """Count on with windows without room that give up a run in this step."""
+        self.room = self.room + self.longest_run if self.fixed else self.stride - 1
+        self.units += self.units_of_run
+
+    def left(self, room: int, units: int) -> None:
+        """Learn what room there is, at least, and what units, at most, when they have."""
         self.room, self.units = room - 1, units
 
     def units_after(self, num_steps: int) -> int:
@@ -89,11 +91,17 @@ class Paces:
         """Begin a step; for each sequence whether a window may be without room."""
         return [pace is not None and pace.step() for pace in self.each]
 
+    def leave(self, full: list[bool]) -> None:
+        """Count on where windows that may be `full` give up a run in this step."""
+        for pace, is_full in zip(self.each, full, strict=True):
+            if pace is not None and is_full:
+                pace.leave()
+
     def left(self, full: list[bool], room: Tensor, units: Tensor) -> None:
-        """Learn what room [N] and units [N] there are where windows that were `full` have given up a run."""
-        known = is_readable(room)
-        least = room.view(len(full), -1).amin(1).tolist() if known else [None] * len(full)
-        most = units.view(len(full), -1).amax(1).tolist() if known else [None] * len(full)
+        """Learn what room [N] there is and what units [N] when they have, where that is readable."""
+        if not is_readable(room):
+            return
+        least, most = room.view(len(full), -1).amin(1).tolist(), units.view(len(full), -1).amax(1).tolist()
         for pace, was_full, room_now, units_now in zip(self.each, full, least, most, strict=True):
             if pace is not None and was_full:
                 pace.left(room_now, units_now)

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun, KVLayer
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tier, Tiers
 
@@ -38,13 +38,17 @@ class PerQueryHead(KVLayer):
         """As the state does."""
         return self.state.waits_for_nothing
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """As the state does."""
         return self.state.begin_step()
 
-    def reserve(self, num_steps: int) -> None:
+    def catch_up(self) -> None:
         """As the state does."""
-        self.state.reserve(num_steps)
+        self.state.catch_up()
+
+    def reserve(self, num_steps: int) -> bool:
+        """As the state does."""
+        return self.state.reserve(num_steps)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

@@ -1,16 +1,20 @@
 """The retrieval loop: what happens at each prompt and at each step to units, index and resident set."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from louiskv.methods.base import AttentionOptions
+from louiskv.methods.base import AttentionOptions, Begun
 from louiskv.methods.look import Look
 from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
+from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.state import Held
 from louiskv.store.device import Change
 
 # Tokens of each row that the device holds at once while a later prompt attends to the whole pool.
@@ -60,26 +64,39 @@ class RetrievalLayer(RetrievalState):
 
     @property
     def waits_for_nothing(self) -> bool:
-        """Unless it fetches ahead in a thread."""
-        return not self.parts.trigger.late
+        """Yes."""
+        return True
 
-    def _begin_step(self) -> bool:
-        """Land what was fetched ahead; where a window is full, its oldest run leaves."""
-        self._land()
-        full = self.paces.step()
-        if any(full):
-            with self.telemetry.clock.time("offload", self.resident.rows.device):
-                self._make_room(full)
-        return any(full)
+    def _begin_step(self) -> Begun:
+        """Where windows may be full, see to it that their oldest runs have a place; what waits for a thread does so."""
+        self._wait_for_prompt()
+        if is_readable(self.resident.lengths):
+            self._land()
+        self._full, grown = self.paces.step(), False
+        leaves = any(self._full)
+        if leaves:
+            grown = self.reserve(0)
+            self.paces.leave(self._full)
+            if self.looked_at is not None:
+                full = torch.tensor(self._full, pin_memory=self.looked_at.is_cuda)
+                self.looked_at.copy_(full, non_blocking=True)
+        return Begun(grown, leaves)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence; idle rows count none."""
+        """Take in one token of each sequence; idle rows count none.
+
+        Before that, what was fetched ahead comes into its slots, and the oldest run of a full window leaves.
+        """
+        self._land()
+        if any(self._full):
+            with self.telemetry.clock.time("offload", keys.device):
+                self._make_room()
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
         if (idle := self.idle) is not None:
             self.resident.lengths.masked_fill_(idle, 0)
         self.cuts.append(self.resident.lengths - 1)
 
-    def _make_room(self, looked_at: list[bool]) -> None:
+    def _make_room(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
 
         What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
@@ -87,11 +104,9 @@ class RetrievalLayer(RetrievalState):
         """
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
         full = resident.window_room() < self.paces.stride
-        if not all(looked_at):
-            here = torch.tensor(looked_at, pin_memory=full.is_cuda).to(full.device, non_blocking=True)
-            full = full & here.repeat_interleave(self.num_kv_heads)
+        if self.looked_at is not None:
+            full = full & self.looked_at.repeat_interleave(self.num_kv_heads)
         if may_hold(full):
-            self.reserve(0)
             counts = self.cuts.oldest_size(start, resident.lengths) * full
             token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
             positions = start[:, None] + token
@@ -107,7 +122,7 @@ class RetrievalLayer(RetrievalState):
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
             change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
             resident.fill(change, held, change.place - begin[:, None], impl)
-        self.paces.left(looked_at, resident.window_room(), self.index.counts)
+        self.paces.left(self._full, resident.window_room(), self.index.counts)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
@@ -132,14 +147,10 @@ class RetrievalLayer(RetrievalState):
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
                 look.where = fire
-            retrieve = may_hold(fire)
-            if retrieve:
-                self.cuts.cut(fire, self.resident.lengths - 1)
+        if may_hold(fire):
+            self._at_boundary(look, fired)
         rest = None
         if self._has_units:
-            if retrieve:
-                self._retrieve(look, fire)
-                self.trigger.retrieved(fired, look)
             if parts.estimate:
                 with clock.time("estimate", query.device):
                     rest = look.rest(parts.max_estimated)
@@ -161,6 +172,33 @@ class RetrievalLayer(RetrievalState):
             )
         return out.view(self.batch_size, -1, 1, out.shape[-1])
 
+    def _at_boundary(self, look: Look, fired: Tensor) -> None:
+        """Cut the output, and retrieve, where `fired` [B, Hkv]."""
+        fire = fired.flatten()
+        with self._branch(look, fire):
+            self.cuts.cut(fire, self.resident.lengths - 1)
+            if self._has_units:
+                self._retrieve(look, fire)
+                self.trigger.retrieved(fired, look)
+
+    @contextmanager
+    def _branch(self, look: Look, fire: Tensor) -> Iterator[None]:
+        """In a graph, leave out what is inside where nothing fires, if ever nothing does."""
+        if self.parts.trigger.gap == 1 or not makes_branches():
+            yield
+            return
+        if self.parts.estimate and self._has_units:
+            look.needed_by_rest()
+        held, seen = Held([self]), dict(vars(look))
+        with self.telemetry.clock.as_one("selection", fire.device), only_if(fire):
+            yield
+            settled = held.settle()
+        assert settled, "a retrieval has changed the shapes of its state"
+        # What was computed inside is not there when nothing fires; and what is resident may be another.
+        vars(look).clear()
+        vars(look).update(seen)
+        look.forget_resident()
+
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
@@ -176,19 +214,21 @@ class RetrievalLayer(RetrievalState):
         return self.resident.change_to(wanted, self.impl)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
-        """Select and fetch for the next step in the background, changing nothing yet.
+        """Select and fetch for the next step beside this one, changing nothing yet.
 
-        This step must have asked the look for all that it needs: what the background computes is of another stream.
+        This step must have asked the look for all that it needs: what is computed beside it is of another stream.
         """
+        clock, device = self.telemetry.clock, where.device
 
-        def prepare() -> tuple[Tensor, Change, Tensor]:
-            with self.telemetry.clock.time("ahead", look.query.device):
-                change = self._select(look, where)
-                rows = torch.empty_like(self.resident.retrieved)
+        def select() -> Change:
+            with clock.time("ahead", device):
+                return self._select(look, where)
+
+        def fetch(change: Change, rows: Tensor) -> None:
+            with clock.time("ahead", device):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
-                return where, change, rows
 
-        self.ahead.start(prepare)
+        self.ahead.start(where, self.resident, select, fetch)
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)

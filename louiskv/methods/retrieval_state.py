@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from louiskv.methods.ahead import Ahead
 from louiskv.methods.base import KVLayer
 from louiskv.methods.pace import Paces
 from louiskv.methods.parts import Parts
@@ -27,8 +28,9 @@ class RetrievalState(KVLayer):
         pool: Keys and values of every unit.
         cuts: Where the window is cut into units.
         paces: When windows are full.
-        ahead: The selection for the next step, if the trigger is late: where, the change, and what was missing.
+        ahead: The selection for the next step, if the trigger is late.
         taking_in: A prompt that is being taken in.
+        looked_at: [B] whose windows may be full in this step, where rows come and go; None where all are alike.
     """
 
     resident: ResidentSet
@@ -36,7 +38,7 @@ class RetrievalState(KVLayer):
     pool: Pool
     cuts: Cuts
     transfer: Transfer
-    ahead: Background[tuple[Tensor, Change, Tensor]]
+    ahead: Ahead
     taking_in: Background[None]
 
     def __init__(self, parts: Parts, impl: str | None = None) -> None:
@@ -44,7 +46,9 @@ class RetrievalState(KVLayer):
         self.parts = parts
         self.trigger = parts.trigger.start(impl)
         self.paces = Paces(parts)
+        self.looked_at: Tensor | None = None
         self._begun = False
+        self._full: list[bool] = []
 
     def _begin(self, keys: Tensor, values: Tensor) -> None:
         num_rows = keys.shape[0] * keys.shape[1]
@@ -61,7 +65,7 @@ class RetrievalState(KVLayer):
     def _begin_moving(self) -> None:
         device = self.resident.rows.device
         self.transfer = Transfer(device)
-        self.ahead, self.taking_in = Background(device), Background(device)
+        self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
 
     @property
@@ -69,12 +73,13 @@ class RetrievalState(KVLayer):
         """All that has rows."""
         return self.resident, self.index, self.pool, self.cuts
 
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many tokens more, so that taking them in allocates nothing."""
+    def reserve(self, num_steps: int) -> bool:
+        """Make room for so many tokens more, so that taking them in allocates nothing; whether there was too little."""
         self._wait_for_prompt()
         tokens = self.paces.longest + num_steps - self.parts.num_sinks
-        self.pool.reserve(tokens)
-        self.index.reserve(self.paces.units_after(num_steps + self.paces.longest_run), tokens)
+        in_pool = self.pool.reserve(tokens)
+        in_index = self.index.reserve(self.paces.units_after(num_steps + self.paces.longest_run), tokens)
+        return in_pool or in_index
 
     @property
     def _has_units(self) -> bool:
@@ -85,23 +90,27 @@ class RetrievalState(KVLayer):
         self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
         self.telemetry.missed.add(change.num_missing)
 
+    def catch_up(self) -> None:
+        """Let what follows wait for what is fetched ahead."""
+        if self._begun:
+            self.ahead.catch_up()
+
     def _land(self) -> None:
         """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
         self._wait_for_prompt()
-        if self._begun and self.ahead.busy:
+        if self._begun and self.ahead.pending:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                where, change, rows = self.ahead.collect()
-                slot = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
-                self.resident.fill(change, rows, slot, self.impl)
-                self._count(where, change)
+                self._count(*self.ahead.land(self.resident, self.impl))
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
             self.taking_in.collect()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, once the prompt is in."""
+        """What a copy is made of, once the prompt is in, and what was fetched ahead."""
         self._wait_for_prompt()
+        if self._begun:
+            self.ahead.wait()
         return vars(self)
 
     def _look_around(self) -> None:
@@ -140,24 +149,36 @@ class RetrievalState(KVLayer):
     def _put(self, row: int, other: "RetrievalState", other_row: int) -> None:
         """Copy its part of the pool, the index and the resident set, and what trigger and host know of it."""
         mine, others = self.slice_of(row), other.slice_of(other_row)
-        for each in (self, other):
-            each._land()
-            each.transfer.settle()
+        other._land()
+        self._settle()
+        other._settle()
         self.resident.put_rows(mine, other.resident, others)
         self.index.put_rows(mine, other.index, others)
         self.pool.put_rows(mine, other.pool, others)
         self.cuts.put_rows(mine, other.cuts, others)
+        self.ahead.leave_out(mine, self.resident)
         self.trigger.put(row, other.trigger, other_row, self.batch_size)
         self.paces.put(row, other.paces.each[other_row])
 
     def _clear(self, row: int) -> None:
         """Empty its part of everything."""
-        self._land()
-        self.transfer.settle()
+        self._settle()
         for part in self._copied:
             part.clear_rows(self.slice_of(row))
+        self.ahead.leave_out(self.slice_of(row), self.resident)
         self.trigger.put(row, None, 0, self.batch_size)
         self.paces.put(row, None)
+
+    def _settle(self) -> None:
+        """Wait for all that is on its way; what was fetched ahead is not in its slots yet."""
+        self._wait_for_prompt()
+        self.ahead.wait()
+        self.transfer.settle()
+
+    def _hold(self, in_use: Tensor) -> None:
+        """Learn that rows come and go: each is looked at by its own count of steps."""
+        super()._hold(in_use)
+        self.looked_at = torch.zeros_like(in_use)
 
     def _take_over_traffic(self, other: "RetrievalState") -> None:
         self.transfer.add(other.traffic)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import SettingsError
-from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun, KVLayer
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tiers
 
@@ -53,15 +53,20 @@ class SplitLayer(KVLayer):
         """If both parts do."""
         return all(part.waits_for_nothing for part in self.parts)
 
-    def _begin_step(self) -> bool:
+    def _begin_step(self) -> Begun:
         """As both parts do."""
-        changed = [part.begin_step() for part in self.parts]
-        return any(changed)
+        begun = [part.begin_step() for part in self.parts]
+        return Begun(any(each.anew for each in begun), any(each.leaves for each in begun))
 
-    def reserve(self, num_steps: int) -> None:
+    def catch_up(self) -> None:
         """As both parts do."""
         for part in self.parts:
-            part.reserve(num_steps)
+            part.catch_up()
+
+    def reserve(self, num_steps: int) -> bool:
+        """As both parts do."""
+        grown = [part.reserve(num_steps) for part in self.parts]
+        return any(grown)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
         """Take in one token of each sequence."""

@@ -38,6 +38,8 @@ LAUNCHERS: dict[str, tuple[Any, ...]] = {
         *(_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG),  # target, lengths, entries
         *(_ADDRESS, _LONG, _LONG, _LONG),  # counts, rows, num_new, entry_bytes
     ),
+    "branch_begin": (_ADDRESS, _LONG, _ADDRESS),
+    "branch_end": (_ADDRESS,),
 }
 
 
@@ -50,7 +52,7 @@ def cuda_library(architectures: Sequence[Architecture], *, by_any: bool = False)
         language="CUDA",
         compilers=(*((str(Path(home, "bin", "nvcc")),) if home else ()), "nvcc", "/usr/local/cuda/bin/nvcc"),
         variable="CUDACXX",
-        units=tuple(Unit(f"cuda_{each}.cu") for each in ("moving", "selection", "slots")),
+        units=tuple(Unit(f"cuda_{each}.cu") for each in ("moving", "selection", "slots", "branch")),
         flags=(
             *("-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"),
             *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers),
@@ -116,6 +118,11 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.louiskv_ready.argtypes = library.louiskv_error.argtypes = (_INT,)
     library.louiskv_error.restype = ctypes.c_char_p
     return library
+
+
+def knows_branches() -> bool:
+    """Whether a graph can have parts that its replay leaves out."""
+    return why_not() is None and bool(_Loaded.library.louiskv_branches())
 
 
 def launch(name: str, device: torch.device, *args: int | None) -> None:

@@ -93,6 +93,34 @@ class Background(Generic[T]):
             self._result, self._job = None, []
 
 
+class Beside:
+    """Work of the device that runs beside what follows, on a stream of its own; launched at once, by the caller.
+
+    Without such streams it simply runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # No tensor that it reads may be freed before the streams have joined.
+        self._work: list[Callable[[], None]] = []
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Launch work that waits for what was launched before it."""
+        if self._stream is None:
+            work()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        self._work.append(work)
+        with torch.cuda.stream(self._stream):
+            work()
+
+    def join(self) -> None:
+        """Let what follows wait for all of it."""
+        if self._work and self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            self._work.clear()
+
+
 def _run(
     job: list[Callable[[], T]], stream: torch.cuda.Stream | None, ready: torch.cuda.Event | None, forget: bool
 ) -> T:

@@ -148,7 +148,7 @@ class Transfer:
     def _count(self, pool: Pool, which: int, num_tokens: Tensor) -> None:
         if pool.tier == "host":
             self._token_size = pool.token_size
-            self._moved[which] += num_tokens
+            self._moved[which].add_(num_tokens)
 
     def _count_read(self, pool: Pool, num_tokens: int) -> None:
         if pool.tier == "host":

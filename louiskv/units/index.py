@@ -101,9 +101,10 @@ class UnitIndex:
         self._shape_like(summaries, details)
         return self._write(offsets, sizes, summaries, details, partial(store_rows, impl=impl))
 
-    def reserve(self, num_units: int, num_tokens: int) -> None:
-        """Make room for so many units of each row, and the details of so many tokens."""
+    def reserve(self, num_units: int, num_tokens: int) -> bool:
+        """Make room for so many units of each row, and the details of so many tokens; whether there was too little."""
         capacity = self.sizes.shape[1]
+        grows = num_units > capacity or num_tokens > self._token_room
         if num_units > capacity:
             capacity = num_units + (GROWTH if capacity else 0)
             whole = max(self.strides) if self.bundles is None else self.bundles.size
@@ -112,6 +113,7 @@ class UnitIndex:
         if num_tokens > self._token_room:
             self._token_room = num_tokens + (max(16 * GROWTH, num_tokens // 16) if self._token_room else 0)
         self._grow_kept()
+        return grows
 
     def _shape_like(self, summaries: tuple[Tensor, ...], details: Tensor | None) -> None:
         """Learn from the first units what is kept of a unit and of a token."""

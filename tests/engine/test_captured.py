@@ -5,42 +5,48 @@ from typing import Any
 import pytest
 import torch
 
-from louiskv.captured import CapturedStep, tensors_of
+from louiskv.cache import LouisKVCache
+from louiskv.captured import CapturedStep, EagerStep
 from louiskv.engine import batch
 from louiskv.ops import ragged
+from louiskv.state import tensors_of
 from tests.engine.asking import DEVICE, alone, ended, engine, greedily, ids
 from tests.methods.test_contract import CASES, NAMES
 
 # These say themselves that the host decides what a step does.
-CAPTURED = sorted(set(NAMES) - {"freekv", "oracle_top_k", "full_offloaded"})
+CAPTURED = sorted(set(NAMES) - {"oracle_top_k", "full_offloaded"})
 COUNTERS = ("lengths", "seq_length", "steps", "output_tokens")
 
 
 class Replayed(CapturedStep):
     """Runs a step anew where a graph would be replayed: on the tensors that the graph holds, and on no others."""
 
-    def _capture(self) -> None:
-        self._held = {path: tensor for path, _, tensor in tensors_of(self.kv_cache)}
-        self._graph: Any = self
-        self.num_captured += 1
+    def __init__(self, model: Any, kv_cache: LouisKVCache, positions: torch.Tensor) -> None:
+        EagerStep.__init__(self, model, kv_cache, positions)
+        self.num_captured = 0
+        self._graphs: dict[Any, Any] = {}
+        self._seen, self._held = set(), None
+
+    def _capture(self, kind: tuple[bool, ...]) -> None:
         for layer in self.kv_cache.managed:
             layer.count_step()
-        self._logits = torch.empty(len(self.tokens), self.model.config.vocab_size)
+        self._graphs[kind] = self, torch.empty(len(self.tokens), self.model.config.vocab_size)
+        self.num_captured += 1
 
     def replay(self) -> None:
-        for path, _, tensor in tensors_of(self.kv_cache):
-            assert tensor is self._held[path], f"the graph has another {path}"
+        held = self._held
+        assert held is not None
+        for path, _, tensor in tensors_of(held.states):
+            assert tensor is held.tensors[path], f"the graph has another {path}"
         # The host counts outside of a graph.
         counted = [{name: getattr(layer, name) for name in COUNTERS} for layer in self.kv_cache.managed]
-        self._logits.copy_(self._forward())
+        logits = self._whole_step()
+        for _, into in self._graphs.values():
+            into.copy_(logits)
+        assert held.settle()
         for layer, values in zip(self.kv_cache.managed, counted, strict=True):
             for name, value in values.items():
                 setattr(layer, name, value)
-        for path, owner, tensor in tensors_of(self.kv_cache):
-            held = self._held[path]
-            if tensor is not held:
-                held.copy_(tensor)
-                setattr(owner, path[-1], held)
 
 
 @pytest.fixture(autouse=True)

@@ -201,7 +201,7 @@ class Watched:
 
 
 def is_fetching(layer: RetrievalLayer) -> bool:
-    return layer.ahead.busy
+    return layer.ahead.pending
 
 
 @pytest.fixture

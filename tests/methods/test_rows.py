@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from louiskv import LouisKV, Method, UnsupportedModelError, attach
 from louiskv.cache import LouisKVCache, passing
-from louiskv.captured import tensors_of
 from louiskv.ops import ragged
+from louiskv.state import tensors_of
 from tests.families import tiny
 from tests.methods.test_contract import CASES, NAMES, ROUNDED
 
@@ -233,7 +233,7 @@ def a_batch(method: Method, kv_cache: LouisKVCache, lengths: tuple[int, ...] = (
     return batch
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"freekv", "oracle_top_k", "full_offloaded"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"oracle_top_k", "full_offloaded"}))
 def test_a_row_is_written_where_it_lies(name: str) -> None:
     with torch.no_grad(), attach(model(), SETTINGS[name]) as kv_cache:
         batch = a_batch(SETTINGS[name], kv_cache)
@@ -243,11 +243,12 @@ def test_a_row_is_written_where_it_lies(name: str) -> None:
         batch.rows.reserve(20)
         batch.leave(1)
         batch.step()
-        before = {path: tensor for path, _, tensor in tensors_of(batch.rows)}
+        states = [layer.state for layer in batch.rows.managed]
+        before = {path: tensor for path, _, tensor in tensors_of(states)}
         others = {path: tensor.clone() for path, tensor in before.items()}
         batch.begin(ids(30, 9))
         batch.join(0)
-        after = {path: tensor for path, _, tensor in tensors_of(batch.rows)}
+        after = {path: tensor for path, _, tensor in tensors_of(states)}
     assert before.keys() == after.keys()
     for path, tensor in after.items():
         assert tensor.shape == before[path].shape, path

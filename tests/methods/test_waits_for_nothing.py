@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from louiskv import H2O, Full, KeepKV, LouisKVPlus, Method, RaaS, RazorAttention, SnapKV, StreamingLLM
+from louiskv import H2O, Full, FullOffloaded, KeepKV, LouisKVPlus, Method, RaaS, RazorAttention, SnapKV, StreamingLLM
 from louiskv.methods.base import AttentionOptions, KVLayer
 from louiskv.methods.retrieval import Retrieval
 from louiskv.methods.retrieval_layer import RetrievalLayer
@@ -54,8 +54,6 @@ METHODS: dict[str, Method] = {
     "keepkv": KeepKV(budget=40),
     "razor": RazorAttention(window=16, share=0.0, kv_heads=((0,),) * 4),
 }
-# These say themselves that the host decides what a step does.
-DECIDE = {"late"}
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "bincount", "equal")
 
 
@@ -144,7 +142,7 @@ def test_a_step_gives_the_same_whether_it_may_look_or_not(
 
 @pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("padding", [0, 11])
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - DECIDE))
+@pytest.mark.parametrize("name", sorted(METHODS))
 def test_no_step_waits_for_the_device(name: str, padding: int) -> None:
     fed = Fed(METHODS[name], 70, padding)
     assert fed.layer.waits_for_nothing
@@ -161,7 +159,7 @@ def test_what_waits_is_found_out() -> None:
     if DEVICE.type == "cpu":
         with pytest.raises(AssertionError, match="_local_scalar_dense waits"):
             fed.step(watched=True)
-    assert not METHODS["late"].layer(2).waits_for_nothing
+    assert not FullOffloaded().layer(2).waits_for_nothing
 
 
 @pytest.mark.usefixtures("unreadable")
