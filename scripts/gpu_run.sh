@@ -21,12 +21,14 @@ parallel=$("$python" -c 'import importlib.util as u; print("-n 8" if u.find_spec
 
 stage "every operation against its reference"
 # shellcheck disable=SC2086
-timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -k "not compile" \
+timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "not compile" \
   tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
 grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
 
 stage "the small sizes again, every access to memory watched"
 if command -v compute-sanitizer > /dev/null; then
+  # Once without, which compiles.
+  timeout "$(left 0.12)" "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left 0.12)" compute-sanitizer --tool memcheck --error-exitcode 9 \
     "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
   grep -E "ERROR SUMMARY|passed|Error|Invalid" "$folder/sanitizer.txt" | tail -5
@@ -37,13 +39,15 @@ fi
 
 stage "each operation beside what the machine can do"
 timeout "$(left 0.2)" louiskv bench ops --shape llama8b --device cuda --context 32768 --budget 1024 --quick \
-  --output "$folder/ops.jsonl" || failed=1
+  --output "$folder/ops.jsonl" > "$folder/ops.txt" 2>&1 || failed=1
+tail -60 "$folder/ops.txt"
 
 stage "decoding and first tokens of large shapes"
 for each in "llama-3.1-8b 0.62" "qwen3-8b 0.6"; do
   read -r shape share <<< "$each"
   louiskv bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
-    --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" || failed=1
+    --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$shape.txt" || failed=1
+  grep -v "left out" "$folder/$shape.txt"
 done
 
 stage "what the device holds along an output of 16384 tokens"

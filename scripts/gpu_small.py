@@ -1,4 +1,4 @@
-"""Runs the kernels of every operation once at small sizes, for a checker of memory accesses to watch: see gpu_run.sh."""
+"""Runs the kernels of every operation once at small sizes, for a checker of memory accesses: see gpu_run.sh."""
 
 import sys
 

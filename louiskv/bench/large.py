@@ -21,8 +21,6 @@ from louiskv.captured import CapturedStep, EagerStep, why_not
 from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.telemetry import Report, format_bytes
 
-# Steps that are timed at once.
-STRETCH = 8
 # Replays whose phases are told apart.
 LOOKED_AT = 4
 
@@ -145,9 +143,7 @@ class LargeBench:
             memory.restart()
             step, eager = self._step(kv_cache, cell)
             num_warm_up = timing.warm_up(step)
-            before, seconds = _report(kv_cache), list[float]()
-            while len(seconds) < cell.steps and sum(seconds) < timing.PATIENCE:
-                seconds += timing.timed(step, min(STRETCH, cell.steps - len(seconds)))
+            before, seconds = _report(kv_cache), timing.steady(step, cell.steps)
             after = _report(kv_cache)
             phases = self._phases(kv_cache, step)
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -161,7 +157,7 @@ class LargeBench:
             "eager": eager,
             "kinds_of_steps": step.num_kinds if isinstance(step, CapturedStep) else None,
             "cuda_peak_bytes": memory.bytes,
-            **_moved(before, after, len(seconds) * cell.batch),
+            **_moved(before, after),
             "phases": phases,
             "seconds": sum(seconds),
             "loading_seconds": loading,
@@ -251,11 +247,12 @@ def _report(kv_cache: Cache) -> Report | None:
     return kv_cache.report() if isinstance(kv_cache, LouisKVCache) else None
 
 
-def _moved(before: Report | None, after: Report | None, num_tokens: int) -> Record:
+def _moved(before: Report | None, after: Report | None) -> Record:
     """What the steps between two reports have moved, and what is held at the end."""
     if before is None or after is None:
         return {}
     fetched = [report.to_dict()["fetched_bytes"] for report in (before, after)]
+    num_tokens = after.output_tokens - before.output_tokens
     hits = [layer.hit_rate for layer in after.layers if layer.hit_rate is not None]
     return {
         "device_bytes": after.device_bytes,

@@ -21,10 +21,22 @@ def warm_up(step: EagerStep) -> int:
     while number < WARM_UP[1]:
         step.run(step.tokens[:, 0])
         number += 1
-        settled = not isinstance(step, CapturedStep) or step.num_kinds > 1
-        if number >= WARM_UP[0] and (settled or time.perf_counter() - started > PATIENCE):
+        wait(step.tokens.device)
+        settled = number >= WARM_UP[0] and (not isinstance(step, CapturedStep) or step.num_kinds > 1)
+        if settled or time.perf_counter() - started > PATIENCE:
             break
     return number
+
+
+def steady(step: EagerStep, num_steps: int) -> list[float]:
+    """Seconds of each of so many steps, fewer if that takes long; anew if a kind of step is captured among them."""
+    (first,) = timed(step, 1)
+    num_steps = max(1, min(num_steps, int(PATIENCE / first)))
+    while True:
+        before = step.num_captured if isinstance(step, CapturedStep) else 0
+        seconds = timed(step, num_steps)
+        if not isinstance(step, CapturedStep) or step.num_captured == before:
+            return seconds
 
 
 def spent(clocks: list[Clock]) -> dict[str, float]:
