@@ -38,19 +38,33 @@ class Batch:
     Attributes:
         cache: None without any row in use.
         max_rows: Rows at the most.
-        num_captured: How often a step was captured as a graph.
         longest: Tokens that the rows have had room for.
         fetched_bytes: Bytes that caches which are gone have fetched.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int, max_rows: int, graph: bool | None) -> None:
-        self.model, self.vocabulary, self.max_rows, self.graph = model, vocabulary, max_rows, graph
+    def __init__(self, model: PreTrainedModel, like: LouisKVCache, max_rows: int, graph: bool | None) -> None:
+        """Batch what caches `like` this one hold.
+
+        Raises:
+            SettingsError: A graph is asked for where there can be none.
+        """
+        self.model, self.max_rows = model, max_rows
+        self.vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        reason = "graph=False" if graph is False else why_not(model, like)
+        if graph and reason is not None:
+            raise SettingsError(f"graph=True is not possible: {reason}. Use graph=None to run without.")
+        self._kind = EagerStep if reason is not None else CapturedStep
         self.cache: LouisKVCache | None = None
-        self.num_captured = 0
         self._step: EagerStep | None = None
+        self._captured = 0
         self._sampler: Sampler
         self.longest = self.fetched_bytes = self._last = 0
         self._row_of: dict[int, int] = {}
+
+    @property
+    def num_captured(self) -> int:
+        """How often a step was captured as a graph."""
+        return self._captured + (self._step.num_captured if isinstance(self._step, CapturedStep) else 0)
 
     @property
     def num_rows(self) -> int:
@@ -119,7 +133,7 @@ class Batch:
 
     def reset(self) -> None:
         """Let all rows go."""
-        self._count_captured()
+        self._captured = self.num_captured
         self.fetched_bytes += 0 if self.cache is None else fetched_bytes(self.cache)
         self.cache, self._step, self.longest, self._row_of = None, None, 0, {}
 
@@ -154,25 +168,22 @@ class Batch:
     def _respread(self, num_rows: int) -> None:
         assert self.cache is not None
         rows = list(self._row_of.values())
+        try:
+            self.cache.respread(rows, num_rows)
+            self._sampler.respread(rows, num_rows)
+        except Exception:
+            # Some layers have other rows than the rest: nothing can be decoded any more.
+            self.reset()
+            raise
         self._row_of = {number: place for place, number in enumerate(self._row_of)}
-        self.cache.respread(rows, num_rows)
-        self._sampler.respread(rows, num_rows)
         self.longest = max(self.cache.lengths)
         self._begin_steps()
 
     def _begin_steps(self) -> None:
         assert self.cache is not None
-        self._count_captured()
-        reason = "graph=False" if self.graph is False else why_not(self.model, self.cache)
-        if self.graph and reason is not None:
-            raise SettingsError(f"graph=True is not possible: {reason}. Use graph=None to run without.")
-        kind = EagerStep if reason is not None else CapturedStep
+        self._captured = self.num_captured
         positions = torch.zeros(self.num_rows, dtype=torch.int64, device=self.model.device)
-        self._step = kind(self.model, self.cache, positions)
-
-    def _count_captured(self) -> None:
-        if isinstance(self._step, CapturedStep):
-            self.num_captured += self._step.num_captured
+        self._step = self._kind(self.model, self.cache, positions)
 
     def _touch(self) -> None:
         if self._step is not None:

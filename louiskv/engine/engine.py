@@ -69,7 +69,7 @@ class Engine:
             graph: Whether to replay steps from a CUDA graph; None where it is possible.
 
         Raises:
-            SettingsError: A setting is outside its range, or the model is attached already.
+            SettingsError: A setting is outside its range, there can be no graph, or the model is attached already.
             UnsupportedModelError: The model cannot be attached, or has layers whose rows cannot differ in length.
         """
         for name, value, low in (("rows", rows, 1), ("prefill_chunk", prefill_chunk, 2), ("queue", queue, 1)):
@@ -88,7 +88,7 @@ class Engine:
             self._turns = Turns(
                 model,
                 tokenizer,
-                Batch(model, config.vocab_size, rows, graph),
+                Batch(model, kv_cache, rows, graph),
                 memory,
                 Kept(memory.host // 4 if kept_memory is None else kept_memory),
                 lambda: LouisKVCache(config, kv_cache.method, impl),

@@ -170,6 +170,9 @@ class Turns:
                 self._join(prompt, prompt.logits)
         except Exception as error:
             self._give_up(prompt.answer, "error", error)
+            if self.running and self.batch.cache is None:
+                # There was no memory for more rows, and those that there were are lost.
+                self._end_running("error", error)
 
     def _join(self, prompt: Prompt, logits: Tensor) -> None:
         request = prompt.answer.request

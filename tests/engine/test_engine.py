@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv import LouisKV, SettingsError, StreamingLLM, UnsupportedModelError
+from louiskv.cache_layer import CacheLayer
 from louiskv.engine import Request, Sampling
 from louiskv.engine.text import Text
 from louiskv.engine.turns import Turns
 from louiskv.errors import EngineStoppedError, HostMemoryError, QueueFullError, RequestError
-from tests.engine.asking import GREEDY, SMALL, WHOLE, a_model, alone, ended, engine, greedily, ids
+from tests.engine.asking import DEVICE, GREEDY, SMALL, WHOLE, a_model, alone, ended, engine, greedily, ids
 from tests.families import tiny
 from tests.methods.test_contract import CASES, NAMES
 
@@ -317,6 +318,30 @@ def test_a_row_that_could_not_be_filled_is_empty_in_every_layer(monkeypatch: pyt
             assert ended(running.submit(greedily(ids(25), 5)))[1].finish_reason == "error"
         after = running.submit(greedily(ids(25), 5))
         assert ended(after)[0] == alone(SMALL, [ids(25)], 5)[0]
+
+
+def test_rows_that_are_lost_end_all_that_run_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    respread = CacheLayer.spread
+
+    def fails(self: CacheLayer, rows: list[int], batch_size: int) -> CacheLayer:
+        if self.index == 1 and batch_size == 2:
+            raise HostMemoryError("no room")
+        return respread(self, rows, batch_size)
+
+    with engine() as running:
+        first = running.submit(greedily(ids(30), 500))
+        next(iter(first))
+        with monkeypatch.context() as patch:
+            patch.setattr(CacheLayer, "spread", fails)
+            lasts = [ended(running.submit(greedily(ids(20), 5)))[1], list(first)[-1]]
+        assert all(isinstance(last.error, HostMemoryError) for last in lasts)
+        assert ended(running.submit(greedily(ids(20), 5)))[0] == alone(SMALL, [ids(20)], 5)[0]
+
+
+def test_a_graph_that_cannot_be_is_refused_at_once() -> None:
+    if DEVICE.type != "cuda":
+        with pytest.raises(SettingsError, match="graph=True is not possible: the model is on cpu"):
+            engine(graph=True)
 
 
 def test_an_error_of_a_step_ends_all_that_run_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
