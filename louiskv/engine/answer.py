@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from threading import Condition
 
 from louiskv.engine.request import Conversation, Piece, Request
@@ -86,14 +86,14 @@ class Answer:
         finally:
             self._tell = None
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Generator[Piece, None, None]:
         """Wait for each piece; who stops before the last one cancels."""
         try:
             yield from self
         finally:
             self._left()
 
-    async def arriving(self) -> AsyncIterator[Piece]:
+    async def arriving(self) -> AsyncGenerator[Piece, None]:
         """Await each piece; who stops before the last one, or is cancelled, cancels."""
         try:
             async for piece in self:

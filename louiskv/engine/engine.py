@@ -1,8 +1,8 @@
 """The engine: one thread owns a model and answers requests as they come, many at a time."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from threading import Thread, current_thread
 from types import TracebackType
 from typing import Self, TypeVar
@@ -131,11 +131,11 @@ class Engine:
             self._turns.changed.notify_all()
         return answer
 
-    def stream(self, request: Request) -> AsyncIterator[Piece]:
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Ask, and iterate over the pieces in an event loop; who leaves early cancels. Raises as `submit` does."""
         return self.submit(request).arriving()
 
-    def run(self, request: Request) -> Iterator[Piece]:
+    def run(self, request: Request) -> Generator[Piece, None, None]:
         """Ask, and wait for each piece; who leaves early cancels. Raises as `submit` does."""
         return self.submit(request).pieces()
 
@@ -204,7 +204,10 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            with torch.no_grad():
+            # Kernels of ours run on the thread's device.
+            device = self._turns.model.device
+            here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+            with torch.no_grad(), here:
                 while self._wait():
                     self._turns.turn()
         except BaseException as error:
