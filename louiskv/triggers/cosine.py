@@ -54,8 +54,11 @@ class CosineState(TriggerState):
         previous = torch.full_like(query, torch.nan) if self.previous is None else self.previous
         self.previous = query
         cosine = query_cosines(query, previous, impl=self.impl)
-        self.similarity = cosine.mean(1)
-        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else self.similarity[:, None]
+        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2)
+        self.similarity = groups.mean(1)
+        if not self.per_head:
+            self.similarity = self.shard.mean(self.similarity)
+            groups = self.similarity[:, None]
         # Not `groups < tau`: without a previous query it is NaN, and must fire.
         return ~(groups >= self.tau).expand(-1, num_kv_heads)
 
