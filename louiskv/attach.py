@@ -11,12 +11,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache, Dyna
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_config, kv_heads_of
+from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_config
 from louiskv.cache_layer import Handle
 from louiskv.errors import SettingsError, UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, Method
 from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
-from louiskv.shard import Shard, check_heads, on_this_rank
+from louiskv.shard import Shard, check_heads, kv_heads_of, on_this_rank
 
 NAME = "louiskv"
 

@@ -40,12 +40,6 @@ def check_config(config: PretrainedConfig) -> None:
         raise UnsupportedModelError(f"{name} uses multi-head latent attention (MLA), which louiskv does not manage.")
 
 
-def kv_heads_of(config: PretrainedConfig) -> int:
-    """KV heads of a layer in a decoder of this config."""
-    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads
-
-
 def managed_layers(config: PretrainedConfig) -> list[int]:
     """Indices of the layers that louiskv manages in a model of this config: those of plain full attention."""
     layers = DynamicCache(config=config).layers

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from louiskv.cache import check_config, kv_heads_of, managed_layers
+from louiskv.cache import check_config, managed_layers
 from louiskv.errors import HostMemoryError, SettingsError, UnsupportedModelError
 from louiskv.methods.base import LayerShape, Method
+from louiskv.shard import kv_heads_of
 from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 

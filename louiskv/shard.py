@@ -50,8 +50,7 @@ class Shard:
             return WHOLE
         mesh = mesh["tp"] if mesh.ndim > 1 else mesh
         plan: Any = model.tp_plan
-        splits = any(style == "colwise" and name.rsplit(".", 1)[-1] in _KEY_PROJECTIONS for name, style in plan.items())
-        return cls(mesh.get_local_rank(), num_ranks, splits, mesh.get_group())
+        return cls(mesh.get_local_rank(), num_ranks, splits_heads(plan), mesh.get_group())
 
     def __deepcopy__(self, memo: Any) -> "Shard":
         """Itself: a copy of a cache is on the same ranks."""
@@ -88,6 +87,17 @@ class Shard:
 
 
 WHOLE = Shard()
+
+
+def splits_heads(plan: dict[str, str]) -> bool:
+    """Whether a tensor-parallel plan of transformers gives each rank KV heads of its own."""
+    return any(style == "colwise" and name.rsplit(".", 1)[-1] in _KEY_PROJECTIONS for name, style in plan.items())
+
+
+def kv_heads_of(config: Any) -> int:
+    """KV heads of a layer in a decoder of this config."""
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads
 
 
 def check_heads(name: str, num_kv_heads: int, num_parts: int) -> None:

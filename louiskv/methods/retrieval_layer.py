@@ -18,8 +18,8 @@ from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
-from louiskv.state import Held
 from louiskv.shard import Shard
+from louiskv.state import Held
 from louiskv.store.background import Background
 from louiskv.store.device import Change, ResidentSet
 from louiskv.store.pool import Pool
