@@ -86,13 +86,14 @@ def _device_of_rank(name: str, ranks: Ranks) -> torch.device:
 
 
 def _check_split(name: str, config: PretrainedConfig, num_ranks: int) -> None:
-    plan = config.base_model_tp_plan
+    decoder = config.get_text_config(decoder=True)
+    plan = decoder.base_model_tp_plan
     if not plan:
         raise UnsupportedModelError(
             f"transformers has no plan of how to split {name} ({config.model_type}) over ranks: run it in one process."
         )
     if splits_heads(plan):
-        check_heads(name, kv_heads_of(config.get_text_config(decoder=True)), num_ranks)
+        check_heads(name, kv_heads_of(decoder), num_ranks)
 
 
 def find_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ def load(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
-        attn_implementation="sdpa",
+        attn_implementation="eager",
         distributed_config=DistributedConfig(tp_size=RANKS),
     )
     return model.eval()

@@ -34,12 +34,14 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-GEMMA = ["sliding_attention", "full_attention"]
+LAYERS = ["full_attention", "sliding_attention"]
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: tiny("llama", num_key_value_heads=4, num_hidden_layers=2),
     "qwen3": lambda: tiny("qwen3", num_key_value_heads=4, num_hidden_layers=2),
-    "gemma3_text": lambda: tiny("gemma3_text", num_key_value_heads=4, num_hidden_layers=2, layer_types=GEMMA),
-    # Each rank has all heads of these.
+    "gemma3_text": lambda: tiny("gemma3_text", num_key_value_heads=4, num_hidden_layers=2, layer_types=LAYERS),
+    # A full-attention layer with learned attention sinks, which are split with the heads.
+    "granite_swa": lambda: tiny("granite_swa", num_key_value_heads=4, num_hidden_layers=2, layer_types=LAYERS),
+    # Each rank has all heads of this.
     "phi3": lambda: tiny("phi3", num_key_value_heads=4, num_hidden_layers=2),
     "three_heads": lambda: tiny("llama", num_attention_heads=6, num_key_value_heads=3, hidden_size=48),
 }
