@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
+from typing import Any
 
 from torch import distributed
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from louiskv.cli.failures import UsageError
 from louiskv.ranks import Ranks
@@ -50,7 +50,7 @@ def as_one() -> Iterator[None]:
 def tell(message: str) -> None:
     """Print what ends this rank on standard error, unless another rank tells what ends them all.
 
-    What goes wrong with all ranks, the first one tells; a rank that fails since another has gone tells nothing.
+    What goes wrong with all ranks, the first one tells. A rank that fails because another has gone tells nothing.
     """
     ranks = Ranks.of_environment()
     if is_alone():
@@ -68,8 +68,11 @@ def tell(message: str) -> None:
         store.wait(["told"], PATIENCE)
 
 
-def _store() -> Store:
+def _store() -> Any:
     """The store that torchrun keeps for its ranks; it is there before they have found each other."""
+    # Not in every build of torch.
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=30))
