@@ -13,7 +13,7 @@ mkdir -p "$folder"
 left() { # seconds, as many as SHARE of what is left
   awk -v b="$began" -v m="$minutes" -v now="$(date +%s)" -v s="$1" 'BEGIN { t = (b + 60 * m - now) * s; print (t > 1 ? int(t) : 1) }'
 }
-louiskv() { "$python" -m louiskv.cli "$@"; }
+louiskv=("$python" -m louiskv.cli)
 stage() { echo; echo "== $1, after $(( $(date +%s) - began )) s"; }
 
 failed=0
@@ -21,7 +21,7 @@ parallel=$("$python" -c 'import importlib.util as u; print("-n 8" if u.find_spec
 
 stage "every operation against its reference"
 # shellcheck disable=SC2086
-timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "not compile" \
+timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "cuda and not compile" \
   tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
 grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
 
@@ -38,20 +38,20 @@ else
 fi
 
 stage "each operation beside what the machine can do"
-timeout "$(left 0.2)" louiskv bench ops --shape llama8b --device cuda --context 32768 --budget 1024 --quick \
+timeout "$(left 0.2)" "${louiskv[@]}" bench ops --shape llama8b --device cuda --context 32768 --budget 1024 --quick \
   --output "$folder/ops.jsonl" > "$folder/ops.txt" 2>&1 || failed=1
 tail -60 "$folder/ops.txt"
 
 stage "decoding and first tokens of large shapes"
 for each in "llama-3.1-8b 0.62" "qwen3-8b 0.6"; do
   read -r shape share <<< "$each"
-  louiskv bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
+  "${louiskv[@]}" bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
     --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$shape.txt" || failed=1
   grep -v "left out" "$folder/$shape.txt"
 done
 
 stage "what the device holds along an output of 16384 tokens"
-louiskv bench large --layers 4 --grow 16384 --method louiskv:tau=0.7 --method louiskv_plus --no-sdpa --dtype bfloat16 \
+"${louiskv[@]}" bench large --layers 4 --grow 16384 --method louiskv:tau=0.7 --method louiskv_plus --no-sdpa --dtype bfloat16 \
   --device cuda --output "$folder/growth.jsonl" --minutes "$(awk -v s="$(left 0.5)" 'BEGIN { print s / 60 }')" || failed=1
 
 stage "done"

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from louiskv.attach import attach
+from louiskv.attach import attach, shard_of
 from louiskv.cache import LouisKVCache
 from louiskv.engine.answer import Answer
 from louiskv.engine.batch import Batch
@@ -19,7 +19,7 @@ from louiskv.engine.kept import Kept
 from louiskv.engine.memory import Memory
 from louiskv.engine.request import Piece, Request
 from louiskv.engine.turns import Turns
-from louiskv.errors import EngineStoppedError, QueueFullError, check_count
+from louiskv.errors import EngineStoppedError, QueueFullError, UnsupportedModelError, check_count
 from louiskv.methods.base import Method
 from louiskv.store.pool import available_host_memory
 
@@ -70,7 +70,8 @@ class Engine:
 
         Raises:
             SettingsError: A setting is outside its range, there can be no graph, or the model is attached already.
-            UnsupportedModelError: The model cannot be attached, or has layers whose rows cannot differ in length.
+            UnsupportedModelError: The model cannot be attached, has layers whose rows cannot differ in length, or is
+                split over processes.
         """
         for name, value, low in (("rows", rows, 1), ("prefill_chunk", prefill_chunk, 2), ("queue", queue, 1)):
             check_count(name, value, low)
@@ -83,6 +84,11 @@ class Engine:
         try:
             kv_cache = self._stack.enter_context(attach(model, method, impl=impl))
             kv_cache.check_rows()
+            if shard_of(model).num_ranks > 1:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} is split over several processes, and an engine answers in one: its ranks "
+                    "would not decode the same. Load the model whole, or use louiskv.attach in every rank."
+                )
             memory = Memory(config, kv_cache.method, model.device, model.dtype)
             memory.set_limits(*_limits(model.device, host_memory, device_memory))
             self._turns = Turns(

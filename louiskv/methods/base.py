@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from louiskv.methods.rows import Rows
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.shard import WHOLE, Shard
 from louiskv.store.coding import token_size
 from louiskv.store.pool import capacity_for
 from louiskv.store.transfer import Traffic
@@ -109,12 +110,18 @@ class KVLayer(Rows):
 
     Attributes:
         impl: Implementation of the operations; None takes the best that can run.
+        shard: Where the layer's other heads are, if this process holds a part of them.
     """
 
     def __init__(self, impl: str | None = None) -> None:
         super().__init__()
         self.impl = impl
+        self.shard = WHOLE
         self._step_begun = False
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads of the layer are, before the first prompt is taken in."""
+        self.shard = shard
 
     def prompt(
         self,

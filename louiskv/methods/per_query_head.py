@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.shard import Shard
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import LayerTelemetry, Tier, Tiers
 
@@ -23,6 +24,11 @@ class PerQueryHead(KVLayer):
         super().__init__(impl)
         self.state = state
         self.state._count_in(self.telemetry)
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are."""
+        super().join(shard)
+        self.state.join(shard)
 
     def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
         """Learn the sizes."""

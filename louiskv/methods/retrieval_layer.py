@@ -14,6 +14,7 @@ from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.shard import Shard
 from louiskv.state import Held
 from louiskv.store.device import Change
 
@@ -23,6 +24,11 @@ PAST_CHUNK = 4096
 
 class RetrievalLayer(RetrievalState):
     """One layer: takes in prompts and tokens, retrieves where the trigger fires, and attends."""
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are; the trigger may look at them."""
+        super().join(shard)
+        self.trigger.join(shard)
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.

@@ -143,6 +143,7 @@ class RetrievalState(KVLayer):
         state.resident, state.index = self.resident.blank(num_rows), self.index.blank(num_rows)
         state.pool, state.cuts = self.pool.blank(num_rows), self.cuts.blank(num_rows)
         state.paces.each = [None] * batch_size
+        state.join(self.shard)
         state._begin_moving()
         return state
 
