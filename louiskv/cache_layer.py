@@ -284,7 +284,9 @@ class CacheLayer(CacheLayerMixin):
     def spread(self, rows: list[int], batch_size: int) -> "CacheLayer":
         """A layer whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle."""
         lengths = [self._length_of(row) for row in rows] + [0] * (batch_size - len(rows))
-        return self._with(self.state.spread(rows, batch_size), max(lengths), lengths)
+        longest_first = sorted(range(len(rows)), key=lambda place: -lengths[place])
+        places = {rows[place]: place for place in longest_first}
+        return self._with(self.state.spread(places, batch_size), max(lengths), lengths)
 
     @_without_autograd
     def put(self, row: int, other: "CacheLayer") -> None:

@@ -43,11 +43,17 @@ class Rows(ABC):
         other._put(0, self, row)
         return other
 
-    def spread(self, rows: list[int], batch_size: int) -> Self:
-        """A state whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle."""
+    def spread(self, places: dict[int, int], batch_size: int) -> Self:
+        """A state whose rows come and go, `batch_size` in number.
+
+        Args:
+            places: Where each row that is copied comes, in the order of copying: with the longest first, room is made
+                once.
+            batch_size: Rows; those that hold no copy are idle.
+        """
         other = self._fresh(batch_size)
         other._hold(torch.zeros(batch_size, dtype=torch.bool, device=self.device))
-        for place, row in enumerate(rows):
+        for row, place in places.items():
             other.put(place, self, row)
         return other
 

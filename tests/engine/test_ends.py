@@ -9,9 +9,11 @@ import pytest
 from louiskv import SettingsError, UnsupportedModelError
 from louiskv.cache_layer import CacheLayer
 from louiskv.engine import Request, Sampling
+from louiskv.engine import engine as engine_module
 from louiskv.engine.text import Text
 from louiskv.engine.turns import Turns
 from louiskv.errors import EngineStoppedError, HostMemoryError, QueueFullError, RequestError
+from louiskv.shard import Shard
 from tests.engine.asking import DEVICE, SMALL, a_model, alone, ended, engine, greedily, ids
 from tests.families import tiny
 
@@ -170,6 +172,14 @@ def test_rows_that_are_lost_end_all_that_run_and_the_engine_goes_on(monkeypatch:
             lasts = [ended(running.submit(greedily(ids(20), 5)))[1], list(first)[-1]]
         assert all(isinstance(last.error, HostMemoryError) for last in lasts)
         assert ended(running.submit(greedily(ids(20), 5)))[0] == alone(SMALL, [ids(20)], 5)[0]
+
+
+def test_a_model_that_is_split_over_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = a_model()
+    monkeypatch.setattr(engine_module, "shard_of", lambda model: Shard(rank=0, num_ranks=2))
+    with pytest.raises(UnsupportedModelError, match="split over several processes"):
+        engine(model=model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_graph_that_cannot_be_is_refused_at_once() -> None:
