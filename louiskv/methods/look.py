@@ -72,15 +72,6 @@ class Look:
             self._counted = slot_place, self.entries.counted(in_units)
         return self._counted[1]
 
-    def is_resident(self, place: Tensor) -> Tensor:
-        """[N, W] whether the tokens at these places [N, W], -1 for none, are resident."""
-        assert self.index.details is not None
-        slot_place, nowhere = self.resident.slot_place.long(), self.index.details.shape[1]
-        # What is nowhere has a place of its own, the last.
-        here = torch.zeros(len(place), nowhere + 1, dtype=torch.bool, device=place.device)
-        here.scatter_(1, slot_place.where(slot_place >= 0, nowhere), True)[:, -1] = False
-        return here.gather(1, place.where(place >= 0, nowhere))
-
     @cached_property
     def logits(self) -> Tensor:
         """[N, G, E] of a token of each entry."""
@@ -139,12 +130,10 @@ class Look:
         return take if self.where is None else take * self.where[:, None]
 
     def token_scores(self, entry: Tensor, place: Tensor) -> Tensor:
-        """[N, W] scores of single tokens, of which entries [N, W] and places [N, W] are given."""
+        """[N, W] scores of single tokens, of which entries [N, W] and places [N, W], -1 for none, are given."""
         bits, steps = self.index.details, self.entries.summaries[2][..., 2]
         assert bits is not None
-        return score_tokens(
-            self.query, self.shares, bits, steps.float(), entry, place, scaling=self.scaling, impl=self.impl
-        )
+        return score_tokens(self.query, self.shares, bits, steps, entry, place, scaling=self.scaling, impl=self.impl)
 
     def forget_resident(self) -> None:
         """Count anew what is resident, when that is asked for."""

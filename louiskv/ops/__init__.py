@@ -1,6 +1,7 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
 from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PARTIAL_ATTENTION
+from louiskv.ops.candidates import BEST_TOKENS, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
@@ -25,9 +26,11 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,
-    "score_tokens": SCORE_TOKENS,
     "select_units": SELECT_UNITS,
     "places_of": PLACES_OF,
+    "list_candidates": LIST_CANDIDATES,
+    "score_tokens": SCORE_TOKENS,
+    "best_tokens": BEST_TOKENS,
     "assign_slots": ASSIGN_SLOTS,
     "fetch_rows": FETCH_ROWS,
     "count_in_units": COUNT_IN_UNITS,

@@ -1,6 +1,7 @@
 // The kernels of one instruction set, LOUISKV_ISA: this file is compiled once for each.
 #include "kernels.h"
 
+#include "candidates.h"
 #include "decode.h"
 #include "kmeans.h"
 #include "moving.h"
@@ -27,6 +28,8 @@ const Kernels table = {
     select_units,
     places_of,
     count_in_units,
+    list_candidates,
+    best_tokens,
     assign_slots,
     append_token,
     fetch_rows,

@@ -75,6 +75,20 @@ struct SelectUnits {
   Array out;
 };
 
+// Entries of which tokens are taken, and the table of all units: what is listed of them, and of the slots.
+struct ListCandidates {
+  Array take, offsets, slot_place;
+  Array unit_offsets, counts, first_entry;
+  int64_t stretch = 1, width = 0;
+  Array place, entry, resident;
+};
+
+struct BestTokens {
+  Array scores, place, resident, room;
+  float hold = 0.0f;
+  Array out;
+};
+
 struct AssignSlots {
   Array slot_place, wanted, out, filled;
 };
@@ -96,6 +110,8 @@ struct Kernels {
   void (*select_units)(const SelectUnits& problem, int num_threads);
   void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
   void (*count_in_units)(const Array& place, const Array& sizes, const Array& out);
+  void (*list_candidates)(const ListCandidates& problem);
+  void (*best_tokens)(const BestTokens& problem, int num_threads);
   void (*assign_slots)(const AssignSlots& problem);
   void (*append_token)(const AppendToken& problem);
   void (*fetch_rows)(const Array& source, const Array& place, const Array& missing, const Array& target,
