@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.attention import Rest
+from louiskv.ops.log_sums import log_sums
 from louiskv.ops.selection import agree, count_in_units, score_tokens, select_units, unit_logits, unit_shares
 from louiskv.store.device import ResidentSet
 from louiskv.units.entries import AllUnits, BestBundles, Entries
@@ -80,11 +81,8 @@ class Look:
     @cached_property
     def beside(self) -> Tensor:
         """[N, G] log-sum-exp of the logits of sinks and window, and of the attention sinks."""
-        keys, bias = self.resident.always
-        logits = torch.bmm(self.query * self.scaling, keys.transpose(1, 2)).float() + bias
-        if self.attention_sinks is not None:
-            logits = torch.cat([logits, self.attention_sinks.float()[..., None]], dim=-1)
-        return logits.logsumexp(-1)
+        sinks = self.attention_sinks
+        return log_sums(self.query, *self.resident.always, scaling=self.scaling, attention_sinks=sinks, impl=self.impl)
 
     @cached_property
     def shares(self) -> Tensor:

@@ -5,6 +5,7 @@ from louiskv.ops.candidates import BEST_TOKENS, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
+from louiskv.ops.log_sums import LOG_SUMS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
 from louiskv.ops.selection import (
     AGREE,
@@ -23,6 +24,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "query_cosines": QUERY_COSINES,
     "append_token": APPEND_TOKEN,
     "store_rows": STORE_ROWS,
+    "log_sums": LOG_SUMS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,

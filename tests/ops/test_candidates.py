@@ -35,7 +35,8 @@ class Case:
         return self.take, self.offsets, self.slot_place, self.units, self.width
 
     def on(self, device: str) -> tuple[Tensor, Tensor, Tensor, UnitTable, int]:
-        table = UnitTable(*(each.to(device) if isinstance(each, Tensor) else each for each in self.units))
+        first_entry = None if self.units.first_entry is None else self.units.first_entry.to(device)
+        table = UnitTable(self.units.offsets.to(device), self.units.counts.to(device), first_entry, self.units.stretch)
         return self.take.to(device), self.offsets.to(device), self.slot_place.to(device), table, self.width
 
 
@@ -187,7 +188,8 @@ def test_takes_the_tokens_that_loops_take(
 ) -> None:
     for seed, dtype in ((3, torch.int32), (4, torch.int64)):
         case = scored(num_tokens, seed, dtype)
-        got = best_tokens(*(each.to(device) for each in case), num_wanted, hold=hold, impl=impl)
+        scores, place, resident, room = (each.to(device) for each in case)
+        got = best_tokens(scores, place, resident, room, num_wanted, hold=hold, impl=impl)
         assert got.dtype == dtype and torch.equal(got.cpu().long(), best_by_loops(case, num_wanted, hold))
 
 
@@ -215,8 +217,9 @@ def test_repeats_with_other_slots_and_scores(impl: str, device: str) -> None:
     again = repeated(step, impl, device)
     for seed in (1, 2):
         other = case_of(SHAPES[3], seed, all_units=False)
-        for mine, new in zip((*case[:3], *case[3][:3]), (*other.arguments[:3], *other.units[:3]), strict=True):
-            mine.copy_(new)
+        for mine, new in zip((*case[:3], *case[3]), (*other.arguments[:3], *other.units), strict=True):
+            if isinstance(mine, Tensor) and isinstance(new, Tensor):
+                mine.copy_(new)
         scores.copy_(torch.randn(scores.shape, generator=torch.Generator().manual_seed(seed)))
         again()
         wait(device)
@@ -234,7 +237,8 @@ def test_no_rows_no_slots_and_no_width(impl: str, device: str) -> None:
     assert list_candidates(take, offsets, slot_place[:, :0], units, width, impl=impl)[0].shape == (ROWS, 17)
     place, _, resident = list_candidates(take, offsets, slot_place, units, 0, impl=impl)
     assert torch.equal(place, slot_place) and torch.equal(resident, slot_place >= 0)
-    assert best_tokens(*(each.to(device) for each in scored(9, 0)), 0, hold=1.0, impl=impl).shape == (12, 0)
+    scores, place, resident, room = (each.to(device) for each in scored(9, 0))
+    assert best_tokens(scores, place, resident, room, 0, hold=1.0, impl=impl).shape == (12, 0)
 
 
 @on_each_device("best_tokens")

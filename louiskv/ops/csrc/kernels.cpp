@@ -7,6 +7,7 @@
 #include "moving.h"
 #include "scores.h"
 #include "selecting.h"
+#include "summing.h"
 #include "turning.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -19,6 +20,7 @@ extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
     decode_attention,
+    log_sums,
     dot_logits,
     bound_logits,
     one_bit_logits,

@@ -37,6 +37,12 @@ struct DecodeAttention {
   Array out;
 };
 
+struct LogSums {
+  Array query, keys, bias, attention_sinks;
+  float scaling = 1.0f;
+  Array out;
+};
+
 struct KMeans {
   // [N, T, D], and [N] of each row.
   Array keys, counts, num_clusters;
@@ -101,6 +107,7 @@ struct AppendToken {
 struct Kernels {
   const char* name;
   void (*decode_attention)(const DecodeAttention& problem, int num_threads);
+  void (*log_sums)(const LogSums& problem, int num_threads);
   void (*dot_logits)(const UnitLogits& problem, int num_threads);
   void (*bound_logits)(const UnitLogits& problem, int num_threads);
   void (*one_bit_logits)(const UnitLogits& problem, int num_threads);

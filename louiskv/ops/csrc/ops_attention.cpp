@@ -1,4 +1,4 @@
-// Shim of attention.
+// Shims of attention, and of how much there is of it.
 #include "shim.h"
 
 namespace louiskv {
@@ -67,6 +67,31 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   return out;
 }
 
+Tensor log_sums(const Tensor& query, const Tensor& keys, const Tensor& bias, double scaling,
+                const Optional& attention_sinks) {
+  LogSums p;
+  p.query = array_of(query);
+  p.keys = array_of(keys);
+  p.bias = spread(array_of(bias));
+  p.attention_sinks = array_of(attention_sinks);
+  p.scaling = static_cast<float>(scaling);
+  const int64_t num_rows = p.query.size[0], num_heads = p.query.size[1];
+  STD_TORCH_CHECK(is_real(p.query) && p.query.type == p.keys.type && p.keys.size[0] == num_rows &&
+                      p.keys.size[2] == p.query.size[2],
+                  "louiskv: keys do not fit the query");
+  check_dense(p.keys, 2, "keys");
+  check_number(p.bias, "bias");
+  STD_TORCH_CHECK(p.bias.size[2] == p.keys.size[1] && (p.bias.stride[0] == 0 || p.bias.size[0] == num_rows),
+                  "louiskv: a bias for each key");
+  if (p.attention_sinks)
+    STD_TORCH_CHECK(p.attention_sinks.size[0] == num_rows && p.attention_sinks.size[1] == num_heads,
+                    "louiskv: attention sinks [N, G]");
+  const Tensor out = empty({num_rows, num_heads}, aoti_torch_dtype_float32());
+  p.out = array_of(out);
+  kernels().log_sums(p, num_threads());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
@@ -74,8 +99,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
       "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? bias, float scaling, float? softcap, "
       "Tensor? attention_sinks, Tensor? rows, Tensor? place, Tensor? logits, Tensor? rest_bias, Tensor? rest_values, "
       "Tensor? steps) -> Tensor");
+  library.def(
+      "log_sums(Tensor query, Tensor keys, Tensor bias, float scaling, Tensor? attention_sinks) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) { library.impl("decode_attention", TORCH_BOX(&decode_attention)); }
+STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
+  library.impl("decode_attention", TORCH_BOX(&decode_attention));
+  library.impl("log_sums", TORCH_BOX(&log_sums));
+}
 
 }  // namespace louiskv
