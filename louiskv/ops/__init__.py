@@ -1,7 +1,7 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
 from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PARTIAL_ATTENTION
-from louiskv.ops.candidates import BEST_TOKENS, LIST_CANDIDATES
+from louiskv.ops.candidates import BEST_TOKENS, COUNT_REST, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
@@ -10,7 +10,6 @@ from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
 from louiskv.ops.selection import (
     AGREE,
     ASSIGN_SLOTS,
-    COUNT_IN_UNITS,
     PLACES_OF,
     SCORE_TOKENS,
     SELECT_UNITS,
@@ -35,7 +34,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "best_tokens": BEST_TOKENS,
     "assign_slots": ASSIGN_SLOTS,
     "fetch_rows": FETCH_ROWS,
-    "count_in_units": COUNT_IN_UNITS,
+    "count_rest": COUNT_REST,
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
     "attention_with_weights": ATTENTION_WITH_WEIGHTS,

@@ -1,4 +1,4 @@
-"""Which single tokens to retrieve: those that come into question, and the best of them."""
+"""Which single tokens to retrieve: those that come into question, and the best of them; and what is left of units."""
 
 from typing import NamedTuple
 
@@ -128,5 +128,31 @@ def _best_tokens(scores: Tensor, place: Tensor, resident: Tensor, room: Tensor, 
     return place.gather(1, which.clamp(min=0)).where(which >= 0, -1)
 
 
+def count_rest(place: Tensor, sizes: Tensor, units: UnitTable, *, impl: str | None = None) -> Tensor:
+    """Count what is left of each unit without some of its tokens.
+
+    Args:
+        place: [N, S] places of these tokens, each once, -1 for none.
+        sizes: [N, U] tokens of each unit.
+        units: Where the units lie; of which entries they are it need say nothing.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, U] in the dtype of `sizes`.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("count_rest", COUNT_REST, impl, place)
+    left: Tensor = function(place, sizes, units)
+    return left
+
+
+def _count_rest(place: Tensor, sizes: Tensor, units: UnitTable) -> Tensor:
+    unit, _ = UnitTable(units.offsets, units.counts).find(place)
+    return sizes.scatter_add(1, unit.clamp(min=0), -(unit >= 0).to(sizes.dtype))
+
+
 LIST_CANDIDATES = implementations("candidates", _list_candidates, ("cuda", "cpu"))
 BEST_TOKENS = implementations("candidates", _best_tokens, ("cuda", "cpu"))
+COUNT_REST = implementations("candidates", _count_rest, ("cuda", "triton", "cpu"))

@@ -1,4 +1,4 @@
-"""The single tokens that come into question, and the best of them, in CUDA."""
+"""The single tokens that come into question, the best of them, and what is left of units, in CUDA."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,12 @@ from louiskv.errors import ImplementationError
 from louiskv.ops import nvcc
 
 _WHOLE = (torch.int32, torch.int64)
+
+
+def _scratch(numbers: Tensor) -> Tensor | None:
+    """Memory for the numbers [N, E] of rows that are too many for a block's own."""
+    num_words = nvcc.loaded().louiskv_candidates_scratch(numbers.shape[1])
+    return torch.empty(numbers.shape, dtype=torch.int32, device=numbers.device) if num_words else None
 
 
 def list_candidates(
@@ -61,8 +67,7 @@ def _list_candidates(
     counts = counts.long().contiguous()
     first_entry = None if first_entry is None else first_entry.int().contiguous()
     place, entry, resident = _like_list_candidates(take, offsets, slots, unit_offsets, counts, None, stretch, width)
-    num_words = nvcc.loaded().louiskv_list_candidates_scratch(take.shape[1])
-    scratch = torch.empty(len(take), num_words, dtype=torch.int32, device=device) if num_words else None
+    scratch = _scratch(take)
     nvcc.launch(
         "list_candidates",
         device,
@@ -105,3 +110,37 @@ def best_tokens(scores: Tensor, place: Tensor, resident: Tensor, room: Tensor, n
         *(wanted.data_ptr(), *place.shape, num_wanted),
     )
     return wanted.to(dtype)
+
+
+def count_rest(place: Tensor, sizes: Tensor, units: tuple[Tensor, Tensor, Tensor | None, int]) -> Tensor:
+    """As `louiskv.ops.candidates.count_rest`; places are less than 2^31.
+
+    Raises:
+        ImplementationError: A dtype or a device is another.
+    """
+    left: Tensor = _count_rest(place, sizes, *units[:2])
+    return left
+
+
+def _like_count_rest(_place: Tensor, sizes: Tensor, _unit_offsets: Tensor, _counts: Tensor) -> Tensor:
+    return torch.empty(sizes.shape, dtype=sizes.dtype, device=sizes.device)
+
+
+@nvcc.operation(
+    "count_rest(Tensor place, Tensor sizes, Tensor unit_offsets, Tensor counts) -> Tensor", _like_count_rest
+)
+def _count_rest(place: Tensor, sizes: Tensor, unit_offsets: Tensor, counts: Tensor) -> Tensor:
+    nvcc.check_same(place.device, sizes=sizes, unit_offsets=unit_offsets, counts=counts)
+    for name, tensor in (("place", place), ("sizes", sizes), ("unit_offsets", unit_offsets)):
+        if tensor.dtype not in _WHOLE:
+            raise ImplementationError(f"{name} is int32 or int64, not {tensor.dtype}.")
+    place, unit_offsets = place.int().contiguous(), unit_offsets.int().contiguous()
+    sizes, counts = sizes.contiguous(), counts.long().contiguous()
+    left, scratch = _like_count_rest(place, sizes, unit_offsets, counts), _scratch(sizes)
+    nvcc.launch(
+        "count_rest",
+        place.device,
+        *(place.data_ptr(), place.shape[1], sizes.data_ptr(), sizes.itemsize, unit_offsets.data_ptr()),
+        *(counts.data_ptr(), None if scratch is None else scratch.data_ptr(), left.data_ptr(), *sizes.shape),
+    )
+    return left

@@ -39,6 +39,10 @@ LAUNCHERS: dict[str, tuple[Any, ...]] = {
         *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _FLOAT),  # scores, place, resident, room, hold
         *(_ADDRESS, _LONG, _LONG, _LONG),  # wanted, rows, tokens, num_wanted
     ),
+    "count_rest": (
+        *(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS, _ADDRESS),  # place, places, sizes, size_bytes, offsets, counts
+        *(_ADDRESS, _ADDRESS, _LONG, _LONG),  # scratch, left, rows, units
+    ),
     "assign_slots": (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG),
     "fetch_rows": (
         *(_ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS),  # source, place, missing
@@ -123,7 +127,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, takes in LAUNCHERS.items():
         getattr(library, f"louiskv_{name}").argtypes = (*takes, _INT, _ADDRESS)
-    for count in (library.louiskv_assign_slots_scratch, library.louiskv_list_candidates_scratch):
+    for count in (library.louiskv_assign_slots_scratch, library.louiskv_candidates_scratch):
         count.argtypes, count.restype = (_LONG,), _LONG
     library.louiskv_ready.argtypes = library.louiskv_error.argtypes = (_INT,)
     library.louiskv_error.restype = ctypes.c_char_p

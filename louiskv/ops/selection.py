@@ -288,36 +288,6 @@ def _places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tenso
     return place.where(ordinal < through[:, -1:], -1), unit
 
 
-def count_in_units(place: Tensor, sizes: Tensor, *, impl: str | None = None) -> Tensor:
-    """Count the tokens of each unit.
-
-    Args:
-        place: [N, S] places, -1 for none.
-        sizes: [N, U] tokens of each unit, which lie side by side from place 0 on.
-        impl: Implementation; None takes the best that can run.
-
-    Returns:
-        [N, U] in the dtype of `sizes`.
-
-    Raises:
-        ImplementationError: `impl` cannot run on this device.
-    """
-    function = choose("count_in_units", COUNT_IN_UNITS, impl, place)
-    counts: Tensor = function(place, sizes)
-    return counts
-
-
-def _count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
-    unit = _unit_at(place.clamp(min=0), sizes)
-    return torch.zeros_like(sizes).scatter_add_(1, unit, (place >= 0).to(sizes.dtype))
-
-
-def _unit_at(place: Tensor, sizes: Tensor) -> Tensor:
-    """Units [N, S] of the tokens at the places [N, S], of sizes [N, U]; any unit for a place without a token."""
-    unit = torch.searchsorted(sizes.cumsum(1), place.long(), right=True)
-    return unit.clamp(max=sizes.shape[1] - 1)
-
-
 def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
     """Change what the slots hold from one selection to the next, moving nothing that both contain.
 
@@ -359,6 +329,5 @@ UNIT_SHARES = implementations("selection", _unit_shares, ("triton", "cpu"))
 AGREE = implementations("selection", _agree, ("triton", "cpu"))
 SCORE_TOKENS = implementations("selection", _score_tokens, ("triton", "cpu"))
 PLACES_OF = implementations("selection", _places_of, ("triton", "cpu"))
-COUNT_IN_UNITS = implementations("selection", _count_in_units, ("triton", "cpu"))
 SELECT_UNITS = implementations("selection", _select_units, ("cuda", "triton", "cpu"))
 ASSIGN_SLOTS = implementations("selection", _assign_slots, ("cuda", "triton", "cpu"))

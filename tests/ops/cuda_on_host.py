@@ -39,6 +39,8 @@ def kernels() -> Any:
         *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG),
         *(_ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG, _LONG, _LONG, _INT),
     )
+    rest = (_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT)
+    loaded.count_rest.argtypes = rest
     loaded.best_tokens.argtypes = (
         *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, ctypes.c_float),
         *(_ADDRESS, _LONG, _LONG, _LONG, _INT),
@@ -95,6 +97,14 @@ def best_tokens(
     where = (scores.data_ptr(), place.data_ptr(), resident.data_ptr(), room.data_ptr(), hold, wanted.data_ptr())
     kernels().best_tokens(*where, *place.shape, num_wanted, threads)
     return wanted
+
+
+def count_rest(place: Tensor, sizes: Tensor, units: UnitTable, *, threads: int) -> Tensor:
+    """As `louiskv.ops.candidates.count_rest`, of int32."""
+    left = torch.full_like(sizes, -7)
+    where = (place.data_ptr(), place.shape[1], sizes.data_ptr(), units.offsets.data_ptr(), units.counts.data_ptr())
+    kernels().count_rest(*where, left.data_ptr(), *sizes.shape, threads)
+    return left
 
 
 def assign_slots(slot_place: Tensor, wanted: Tensor, *, threads: int) -> tuple[Tensor, Tensor]:

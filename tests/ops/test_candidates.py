@@ -1,16 +1,18 @@
-"""The single tokens that come into question and the best of them: as many operations of torch say it, and loops."""
+"""The single tokens that come into question, the best of them, and what is left: as operations of torch say, or loops."""
 
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
 import pytest
 import torch
 from torch import Tensor
 
-from louiskv.ops.candidates import UnitTable, best_tokens, list_candidates
+from louiskv.ops.candidates import UnitTable, best_tokens, count_rest, list_candidates
 from louiskv.ops.selection import places_of, select_units
 from tests.ops import cuda_on_host
 from tests.ops.devices import on_each_device, repeated, wait
+from tests.ops.implementations import each as each_implementation
 from tests.ops.implementations import on, on_each_instruction_set, on_the_best_instruction_set
 
 STRETCH = 4
@@ -133,6 +135,63 @@ def test_each_instruction_set_lists_the_same(isa: str, all_units: bool) -> None:
     with on(isa):
         got = list_candidates(*case.arguments[:3], padded, case.width, impl="cpu")
     assert_same(got, composed(case), torch.int32)
+
+
+def left_by_loops(case: Case) -> Tensor:
+    left = case.sizes.clone()
+    for row, sizes in enumerate(case.sizes.tolist()):
+        units = [unit for unit, size in enumerate(sizes) for _ in range(size)]
+        for place in case.slot_place[row].tolist():
+            if place >= 0:
+                left[row, units[place]] -= 1
+    return left
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_host_leaves_what_loops_leave(shape: tuple[int, int, int, int]) -> None:
+    for seed, threads in ((0, 1), (1, 4), (2, 8)):
+        case = case_of(shape, seed, all_units=seed == 1)
+        got = cuda_on_host.count_rest(case.slot_place, case.sizes.int(), case.units, threads=threads)
+        assert torch.equal(got.long(), left_by_loops(case))
+
+
+# Interpreted, the kernel in Triton runs once a shape.
+@each_implementation("count_rest")
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_leaves_what_loops_leave(impl: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    case = case_of(shape, 5, all_units=dtype == torch.int32, dtype=dtype)
+    place = torch.cat([case.slot_place, case.slot_place], dim=1)[:, : case.slot_place.shape[1]]
+    got = count_rest(place, case.sizes.to(dtype), case.units, impl=impl)
+    assert got.dtype == dtype and torch.equal(got.long(), left_by_loops(case))
+
+
+def leave(left: Tensor, slot_place: Tensor, sizes: Tensor, units: UnitTable, impl: str) -> None:
+    left.copy_(count_rest(slot_place, sizes, units, impl=impl))
+
+
+@on_each_device("count_rest")
+def test_leaves_the_same_wherever_it_runs(impl: str, device: str) -> None:
+    for shape in (*SHAPES, (2500, 3, 1200, 5000)):
+        case = case_of(shape, 6, all_units=True)
+        _, _, slot_place, units, _ = case.on(device)
+        left = torch.empty(case.sizes.shape, dtype=torch.int32, device=device)
+        sizes = case.sizes.int().to(device)
+        again = repeated(partial(leave, left, slot_place, sizes, units, impl), impl, device)
+        for _ in range(2):
+            again()
+            wait(device)
+            assert torch.equal(left.cpu().long(), left_by_loops(case))
+            slot_place[:, ::2] = case.slot_place[:, ::2] = -1
+
+
+@on_each_instruction_set
+def test_each_instruction_set_leaves_the_same(isa: str) -> None:
+    case = case_of(SHAPES[3], 7, all_units=False)
+    with on(isa):
+        got = count_rest(case.slot_place.T.contiguous().T, case.sizes.T.contiguous().T, case.units, impl="cpu")
+    assert torch.equal(got, left_by_loops(case))
 
 
 def scored(num_tokens: int, seed: int, dtype: torch.dtype = torch.int32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -260,12 +319,15 @@ def test_what_torch_checks_and_what_does_not_fit_is_refused(isa: str) -> None:
     case = case_of(SHAPES[1], 0, all_units=False)
     listing = [*case.arguments[:3], *case.units, case.width]
     choosing = [*scored(17, 0), 5, 0.5]
+    counting = [case.slot_place, case.sizes, *case.units[:2]]
     for op, arguments, number, wrong in (
         (torch.ops.louiskv.list_candidates, listing, 5, torch.zeros(ROWS, 1, dtype=torch.int32)),
         (torch.ops.louiskv.list_candidates, listing, 4, torch.zeros(1, dtype=torch.int64)),
         (torch.ops.louiskv.list_candidates, listing, 1, case.offsets[:, 1:]),
         (torch.ops.louiskv.best_tokens, choosing, 0, torch.zeros(12, 16)),
         (torch.ops.louiskv.best_tokens, choosing, 3, torch.zeros(3, dtype=torch.int64)),
+        (torch.ops.louiskv.count_rest, counting, 0, case.slot_place[1:]),
+        (torch.ops.louiskv.count_rest, counting, 1, case.sizes[:, 1:]),
     ):
         arguments = [each.nan_to_num() if isinstance(each, Tensor) else each for each in arguments]
         torch.library.opcheck(op.default, tuple(arguments))
@@ -280,5 +342,6 @@ def test_traced_the_kernels_give_tensors_of_their_shapes() -> None:
     listed = torch.ops.louiskv_cuda.list_candidates(table, table, table, table, counts, None, 1, 5)
     assert [each.shape for each in listed] == [(3, 13)] * 3
     assert [each.dtype for each in listed] == [torch.int32, torch.int32, torch.bool]
+    assert torch.ops.louiskv_cuda.count_rest(table, counts[:, None].expand(3, 8), table, counts).dtype == torch.int64
     scores = torch.empty(3, 13, device="meta")
     assert torch.ops.louiskv_cuda.best_tokens(scores, *listed[::2], counts, 8, 0.5).shape == (3, 8)

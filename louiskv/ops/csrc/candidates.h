@@ -133,6 +133,26 @@ inline void choose_row(const BestTokens& p, int64_t row) {
   for (; written < num_wanted; ++written) out[written] = -1;
 }
 
+inline void count_rest(const CountRest& p) {
+  const int64_t num_units = p.sizes.size[1];
+  for (int64_t row = 0; row < p.sizes.size[0]; ++row) {
+    with_index(p.sizes, [&](auto* left) {
+      left = static_cast<decltype(left)>(p.out.data) + row * num_units;
+      const auto* sizes = static_cast<decltype(left)>(p.sizes.data) + row * p.sizes.stride[0];
+      for (int64_t i = 0; i < num_units; ++i) left[i] = sizes[i * p.sizes.stride[1]];
+      const int64_t count = index_at(p.counts, row * p.counts.stride[0]);
+      with_index(p.unit_offsets, [&](auto* offsets) {
+        offsets = static_cast<decltype(offsets)>(p.unit_offsets.data) + row * p.unit_offsets.stride[0];
+        for (int64_t slot = 0; slot < p.place.size[1]; ++slot) {
+          const int64_t place = index_at(p.place, row * p.place.stride[0] + slot * p.place.stride[1]);
+          const int64_t unit = place < 0 ? 0 : count_up_to(offsets, p.unit_offsets.stride[1], count, place);
+          if (unit) --left[unit - 1];
+        }
+      });
+    });
+  }
+}
+
 inline void best_tokens(const BestTokens& p, int num_threads) {
   const int64_t num_rows = p.place.size[0];
   const int num_parts = static_cast<int>(least(parts_for(16 * num_rows * p.place.size[1], num_threads), num_rows));

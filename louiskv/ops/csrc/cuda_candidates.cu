@@ -1,4 +1,4 @@
-// The single tokens that come into question, and the best of them, on a GPU: one block a row.
+// The single tokens that come into question, the best of them, and what is left of units, on a GPU: one block a row.
 #include "cuda_block.cuh"
 #include "cuda_candidates.h"
 #include "cuda_launch.cuh"
@@ -7,7 +7,7 @@ namespace louiskv {
 namespace {
 
 constexpr int kThreadsToList = 1024, kThreadsToChoose = 512;
-// Of entries, in the shared memory that every block may have.
+// Of entries or units, in the shared memory that every block may have.
 constexpr int64_t kMostRoom = 8192;
 
 // `rows` is the list of the first row; `counts` are the units of each.
@@ -39,12 +39,25 @@ __global__ void __launch_bounds__(kThreadsToChoose, 2)
   choose_row(mine, room[row], wanted + row * num_wanted, num_wanted, scratch, Block<uint32_t>{of_warps});
 }
 
+template <typename Size>
+__global__ void __launch_bounds__(kThreadsToList)
+    count_rest(const int32_t* place, int64_t places, const Size* sizes, const int32_t* offsets, const int64_t* counts,
+               uint32_t* scratch, Size* left, int64_t units) {
+  extern __shared__ uint32_t taken[];
+  __shared__ uint32_t of_warps[kLanes];
+  const int64_t row = blockIdx.x, first = row * units;
+  const Left<Size> mine = {place + row * places, places, sizes + first, offsets + first, counts[row], units,
+                           scratch ? scratch + first : taken, left + first};
+  take_out(mine, Block<uint32_t>{of_warps});
+}
+
 }  // namespace
 }  // namespace louiskv
 
-// Numbers of 4 bytes of scratch memory that each row needs beside what a block has; mostly 0.
-LOUISKV_EXPORT int64_t louiskv_list_candidates_scratch(int64_t entries) {
-  return entries > louiskv::kMostRoom ? entries : 0;
+// Numbers of 4 bytes of scratch memory that each row of so many entries or units needs beside what a block has; mostly
+// 0.
+LOUISKV_EXPORT int64_t louiskv_candidates_scratch(int64_t numbers) {
+  return numbers > louiskv::kMostRoom ? numbers : 0;
 }
 
 // Of take and offsets [rows, entries], slot_place [rows, slots] and the units of the index, whose offsets are
@@ -77,4 +90,20 @@ LOUISKV_EXPORT int louiskv_best_tokens(const float* scores, const int32_t* place
     best_tokens<<<rows, kThreadsToChoose, 0, static_cast<cudaStream_t>(stream)>>>(scores, place, resident, room, hold,
                                                                                   wanted, tokens, num_wanted);
   });
+}
+
+// Of place [rows, places], and of the units of the index sizes of 4 or 8 bytes, offsets [rows, units] and counts [rows],
+// what is left [rows, units]; all contiguous. Scratch as above, null where none is needed.
+LOUISKV_EXPORT int louiskv_count_rest(const int32_t* place, int64_t places, const void* sizes, int size_bytes,
+                                      const int32_t* offsets, const int64_t* counts, void* scratch, void* left,
+                                      int64_t rows, int64_t units, int device, void* stream) {
+  using namespace louiskv;
+  if (!rows || !units) return cudaSuccess;
+  const auto launch = [&](auto size) {
+    using Size = decltype(size);
+    count_rest<Size><<<rows, kThreadsToList, scratch ? 0 : units * 4, static_cast<cudaStream_t>(stream)>>>(
+        place, places, static_cast<const Size*>(sizes), offsets, counts, static_cast<uint32_t*>(scratch),
+        static_cast<Size*>(left), units);
+  };
+  return OnDevice(device).run([&] { size_bytes == 8 ? launch(int64_t{}) : launch(int32_t{}); });
 }

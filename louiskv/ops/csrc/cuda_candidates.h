@@ -1,4 +1,4 @@
-// The single tokens of one row that come into question, and the best of them.
+// The single tokens of one row that come into question, the best of them, and what is left of its units.
 //
 // A team of threads does one row: a block on a GPU; threads, or one, on a host. Its size is a power of two up to kBins.
 #pragma once
@@ -94,6 +94,33 @@ LOUISKV_INLINE void list_row(const Candidates& row, int32_t* through, const Team
     }
     row.put(row.width + slot, is_other ? place : -1, is_other ? entry : 0, is_other);
   }
+}
+
+// The units of one row, and tokens at some places that are taken out of them.
+template <typename Size>
+struct Left {
+  const int32_t* place;  // [places]
+  int64_t places;
+  const Size* sizes;       // [all_units]
+  const int32_t* offsets;  // [units]
+  int64_t units, all_units;
+  uint32_t* taken;  // [all_units], to work in
+  Size* left;       // [all_units]
+};
+
+// What the reference `count_rest` says, for one row.
+template <typename Size, typename Team>
+LOUISKV_INLINE void take_out(const Left<Size>& row, const Team& team) {
+  for (int64_t unit = team.rank(); unit < row.all_units; unit += team.size()) row.taken[unit] = 0;
+  team.barrier();
+  for (int64_t i = team.rank(); i < row.places; i += team.size()) {
+    const int32_t place = row.place[i];
+    const int64_t unit = place < 0 ? 0 : count_up_to(row.offsets, row.units, place);
+    if (unit) team.add(row.taken + unit - 1, 1u);
+  }
+  team.barrier();
+  for (int64_t unit = team.rank(); unit < row.all_units; unit += team.size())
+    row.left[unit] = row.sizes[unit] - static_cast<Size>(row.taken[unit]);
 }
 
 // Tokens with scores, each a unit of one; as `Row` is.

@@ -30,7 +30,7 @@ struct DecodeAttention {
   // What is attended to in place.
   Array rows, place;
   // What is attended to by estimate.
-  Array logits, rest_bias, rest_values, steps;
+  Array logits, num_left, rest_values, steps;
   float scaling = 1.0f;
   // 0 for none.
   float softcap = 0.0f;
@@ -95,6 +95,11 @@ struct BestTokens {
   Array out;
 };
 
+struct CountRest {
+  Array place, sizes, unit_offsets, counts;
+  Array out;
+};
+
 struct AssignSlots {
   Array slot_place, wanted, out, filled;
 };
@@ -116,9 +121,9 @@ struct Kernels {
   void (*agree)(const Agree& problem, int num_threads);
   void (*select_units)(const SelectUnits& problem, int num_threads);
   void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
-  void (*count_in_units)(const Array& place, const Array& sizes, const Array& out);
   void (*list_candidates)(const ListCandidates& problem);
   void (*best_tokens)(const BestTokens& problem, int num_threads);
+  void (*count_rest)(const CountRest& problem);
   void (*assign_slots)(const AssignSlots& problem);
   void (*append_token)(const AppendToken& problem);
   void (*fetch_rows)(const Array& source, const Array& place, const Array& missing, const Array& target,

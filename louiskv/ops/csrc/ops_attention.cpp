@@ -31,18 +31,19 @@ void check(const DecodeAttention& p) {
     STD_TORCH_CHECK(p.logits.type == Type::f32, "louiskv: logits of the rest in float32");
     STD_TORCH_CHECK(is_real(p.rest_values) || p.rest_values.type == Type::i8, "louiskv: values of the rest in a dtype "
                     "that there is no kernel for");
+    check_number(p.num_left, "number of tokens");
     const int64_t num_entries = p.logits.size[2];
     STD_TORCH_CHECK(p.logits.size[0] == num_rows && p.logits.size[1] == num_heads &&
                         p.rest_values.size[0] == num_rows && p.rest_values.size[1] == num_entries &&
-                        p.rest_values.size[2] == value_dim && p.rest_bias.size[2] == num_entries &&
-                        p.steps.size[2] == num_entries,
+                        p.rest_values.size[2] == value_dim && p.num_left.size[1] == num_entries &&
+                        p.steps.size[1] == num_entries,
                     "louiskv: the rest does not fit the query");
   }
 }
 
 Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Optional& bias,
                         double scaling, std::optional<double> softcap, const Optional& attention_sinks,
-                        const Optional& rows, const Optional& place, const Optional& logits, const Optional& rest_bias,
+                        const Optional& rows, const Optional& place, const Optional& logits, const Optional& num_left,
                         const Optional& rest_values, const Optional& steps) {
   DecodeAttention p;
   p.query = array_of(query);
@@ -53,7 +54,7 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   p.rows = array_of(rows);
   p.place = array_of(place);
   p.logits = array_of(logits);
-  p.rest_bias = spread(array_of(rest_bias));
+  p.num_left = spread(array_of(num_left));
   p.rest_values = array_of(rest_values);
   p.steps = spread(array_of(steps));
   p.scaling = static_cast<float>(scaling);
@@ -97,7 +98,7 @@ Tensor log_sums(const Tensor& query, const Tensor& keys, const Tensor& bias, dou
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def(
       "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? bias, float scaling, float? softcap, "
-      "Tensor? attention_sinks, Tensor? rows, Tensor? place, Tensor? logits, Tensor? rest_bias, Tensor? rest_values, "
+      "Tensor? attention_sinks, Tensor? rows, Tensor? place, Tensor? logits, Tensor? num_left, Tensor? rest_values, "
       "Tensor? steps) -> Tensor");
   library.def(
       "log_sums(Tensor query, Tensor keys, Tensor bias, float scaling, Tensor? attention_sinks) -> Tensor");

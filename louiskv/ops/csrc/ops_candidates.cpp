@@ -1,4 +1,4 @@
-// Shims of the single tokens that come into question, and the best of them.
+// Shims of the single tokens that come into question, the best of them, and what is left of units.
 #include "shim.h"
 
 namespace louiskv {
@@ -68,6 +68,25 @@ Tensor best_tokens(const Tensor& scores, const Tensor& place, const Tensor& resi
   return out;
 }
 
+Tensor count_rest(const Tensor& place, const Tensor& sizes, const Tensor& unit_offsets, const Tensor& counts) {
+  CountRest p;
+  p.place = array_of(place);
+  p.sizes = array_of(sizes);
+  p.unit_offsets = array_of(unit_offsets);
+  p.counts = array_of(counts);
+  check_index(p.place, "place");
+  check_index(p.sizes, "sizes");
+  check_index(p.unit_offsets, "unit_offsets");
+  check_index(p.counts, "counts");
+  for (const Array* each : {&p.place, &p.unit_offsets, &p.counts})
+    STD_TORCH_CHECK(each->size[0] == p.sizes.size[0], "louiskv: as many rows as there are sizes");
+  STD_TORCH_CHECK(p.unit_offsets.size[1] == p.sizes.size[1], "louiskv: offsets do not fit the sizes");
+  const Tensor out = empty({p.sizes.size[0], p.sizes.size[1]}, dtype_of(p.sizes));
+  p.out = array_of(out);
+  kernels().count_rest(p);
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
@@ -76,11 +95,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
       "Tensor? first_entry, int stretch, int width) -> (Tensor, Tensor, Tensor)");
   library.def(
       "best_tokens(Tensor scores, Tensor place, Tensor resident, Tensor room, int num_wanted, float hold) -> Tensor");
+  library.def("count_rest(Tensor place, Tensor sizes, Tensor unit_offsets, Tensor counts) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
   library.impl("list_candidates", TORCH_BOX(&list_candidates));
   library.impl("best_tokens", TORCH_BOX(&best_tokens));
+  library.impl("count_rest", TORCH_BOX(&count_rest));
 }
 
 }  // namespace louiskv

@@ -158,6 +158,17 @@ void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t*
   });
 }
 
+void count_rest(const int32_t* place, int64_t places, const int32_t* sizes, const int32_t* offsets, const int64_t* counts,
+                int32_t* left, int64_t rows, int64_t units, int threads) {
+  std::vector<uint32_t> scratch(units, 7);
+  louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
+    const int64_t first = row * units;
+    const louiskv::Left<int32_t> of_row = {place + row * places, places, sizes + first,  offsets + first,
+                                           counts[row],          units,  scratch.data(), left + first};
+    louiskv::take_out(of_row, team);
+  });
+}
+
 void best_tokens(const float* scores, const int32_t* place, const bool* resident, const int64_t* room, float hold,
                  int32_t* wanted, int64_t rows, int64_t tokens, int64_t num_wanted, int threads) {
   louiskv::Scratch<uint32_t> scratch;
