@@ -1,4 +1,4 @@
-"""The single tokens that come into question, the best of them, and what is left: as operations of torch say, or loops."""
+"""The tokens that come into question, the best of them, and what is left: as operations of torch say it, or loops."""
 
 from dataclasses import dataclass
 from functools import partial
