@@ -97,6 +97,11 @@ class CapturedStep(EagerStep):
         graph.replay()
         return logits
 
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of steps that there are graphs of."""
+        return len(self._graphs)
+
     def forget(self) -> None:
         """Capture anew, when steps of each kind have run as they are."""
         self._graphs.clear()

@@ -190,10 +190,11 @@ class Clock:
             finally:
                 self._whole = whole
 
-    def replayed(self) -> None:
-        """Add what the last replay of a graph took, which is done."""
+    def replayed(self, since: torch.cuda.Event) -> None:
+        """Add what graphs took that were replayed since an event, each once at the most, and are done."""
         for phase, begin, end in self._captured:
-            self.seconds[phase] += begin.elapsed_time(end) / 1000
+            if since.elapsed_time(begin) >= 0:
+                self.seconds[phase] += begin.elapsed_time(end) / 1000
 
     def _collect(self, wait: bool) -> None:
         remaining = []

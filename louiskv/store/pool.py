@@ -128,7 +128,9 @@ class Pool:
         self.coding.select_rows(index)
 
     def _replace(self, rows: Tensor, positions: Tensor) -> None:
-        self.rows, self.positions = (part.pin_memory() if self.pinned else part for part in (rows, positions))
+        if self.pinned:
+            rows, positions = (grown(part, part.shape[1], pinned=True) for part in (rows, positions))
+        self.rows, self.positions = rows, positions
 
     def reserve(self, needed: int) -> bool:
         """Make room for so many tokens of each row; whether there was too little.
@@ -140,10 +142,13 @@ class Pool:
         if needed <= capacity:
             return False
         wanted = capacity_for(needed)
+        if self.pinned:
+            # The host copies what it holds, and a stream may still be writing there.
+            torch.cuda.synchronize(self.lengths.device)
         try:
             self.rows = grown(self.rows, wanted, self.pinned)
             self.positions = grown(self.positions, wanted, self.pinned)
-        except (RuntimeError, MemoryError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:
             size = self.rows.shape[0] * wanted * self.token_size
             raise HostMemoryError(
                 f"The {self.tier} pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "

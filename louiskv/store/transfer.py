@@ -123,9 +123,16 @@ class Transfer:
             coded = pool.rows[:, first : min(first + chunk_size, longest)]
             token = torch.arange(first, first + coded.shape[1], device=self.device)
             self._count_read(pool, coded.shape[0] * coded.shape[1])
-            coded = coded.to(self.device, copy=pool.tier == "host")
+            coded = self._brought(coded) if pool.pinned else coded.to(self.device, copy=pool.tier == "host")
             row = torch.arange(len(coded), device=self.device)[:, None]
             yield pool.coding.decode(coded, row), token < pool.lengths[:, None]
+
+    def _brought(self, rows: Tensor) -> Tensor:
+        """Copy rows [N, T, C] of pinned memory to the device; each is one run, which alone is copied as it lies."""
+        brought = torch.empty_like(rows, device=self.device, memory_format=torch.contiguous_format)
+        for target, source in zip(brought, rows, strict=True):
+            target.copy_(source, non_blocking=True)
+        return brought
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""
