@@ -9,7 +9,6 @@ from torch import Tensor
 
 from louiskv.ops.moving import store_rows
 from louiskv.ops.ragged import append_rows, grown, take_rows, width_of
-from louiskv.ops.selection import unit_at
 from louiskv.units.summaries import Summary
 
 # Bytes of the table's entry for one unit: offset and size.
@@ -172,10 +171,6 @@ class UnitIndex:
             self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
         for held, part in zip(self.bundled, parts, strict=True):
             held.scatter_(1, bundle[..., None].expand_as(part), part)
-
-    def unit_of(self, place: Tensor) -> Tensor:
-        """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
-        return unit_at(place, self.sizes)
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
