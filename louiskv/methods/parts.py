@@ -102,9 +102,11 @@ class Parts:
         gap = self.trigger.gap
         if gap is None:
             return torch.full_like(resident.lengths, self.num_retrieved)
-        in_window = (resident.lengths - resident.window_start).clamp(min=0)
-        room = self.budget - self.num_sinks - (in_window + gap - 1).clamp(max=self.window)
-        return (room // self.taken_by * self.taken_by).clamp(max=self.num_retrieved)
+        free = self.budget - self.num_sinks
+        least, most = free - self.window, min(free - min(gap - 1, self.window), self.num_retrieved)
+        # Before the first token in the window there are fewer than none in it.
+        room = (resident.window_start - resident.lengths + (free - gap + 1)).clamp(least, most)
+        return room if self.taken_by == 1 else room // self.taken_by * self.taken_by
 
     def select(self, look: Look) -> Tensor:
         """[N, S] places in the pool of the tokens that the queries choose, -1 for none."""

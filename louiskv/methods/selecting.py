@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from louiskv.methods.look import Look
-from louiskv.ops.selection import places_of, select_units
+from louiskv.ops.candidates import best_tokens, list_candidates
+from louiskv.ops.selection import places_of
 
 
 def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, recent_units: int) -> Tensor:
@@ -43,19 +44,9 @@ def select_inside(look: Look, room: Tensor, slot_place: Tensor, hold: float, ove
     Returns:
         [N, S] places in the pool, -1 for none.
     """
-    entries, num_slots = look.entries, slot_place.shape[1]
+    entries, impl, num_slots = look.entries, look.impl, slot_place.shape[1]
     take = look.select(look.scores, room * oversample)
-    best, entry = places_of(take, entries.offsets, num_slots * oversample, impl=look.impl)
-    held = slot_place.clamp(min=0).long()
-    entry_held = entries.entry_of(look.index.unit_of(held))
-    seen, entry_held = (slot_place >= 0) & (entry_held >= 0), entry_held.clamp(min=0)
-    among_best = held - entries.offsets.gather(1, entry_held) < take.gather(1, entry_held)
-    place = torch.cat([best, held.masked_fill(~seen | among_best, -1)], dim=1)
-    resident = torch.cat([look.is_resident(best), seen], dim=1)
-    scores = look.token_scores(torch.cat([entry, entry_held], dim=1), place.clamp(min=0)) + hold * resident
-    # Each token is a unit of one.
-    single = (place >= 0).int()
-    chosen = select_units(scores.masked_fill(place < 0, -torch.inf), single, room, impl=look.impl)
-    which = torch.arange(place.shape[1], device=place.device).expand_as(place).contiguous()
-    first, _ = places_of(chosen, which, num_slots, impl=look.impl)
-    return place.gather(1, first.clamp(min=0)).where(first >= 0, -1)
+    width = num_slots * oversample
+    place, entry, resident = list_candidates(take, entries.offsets, slot_place, entries.table, width, impl=impl)
+    scores = look.token_scores(entry, place)
+    return best_tokens(scores, place, resident, room, num_slots, hold=hold, impl=impl)

@@ -18,7 +18,6 @@ _agree = _OPS.agree.default
 _score_tokens = _OPS.score_tokens.default
 _select_units = _OPS.select_units.default
 _places_of = _OPS.places_of.default
-_count_in_units = _OPS.count_in_units.default
 _assign_slots = _OPS.assign_slots.default
 
 # By `reduce`: whether by softmax over the units, and whether the logarithm of the mean, or the maximum.
@@ -88,12 +87,6 @@ def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor
     return place, unit
 
 
-def count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
-    """As `louiskv.ops.selection.count_in_units`."""
-    counts: Tensor = _count_in_units(place, sizes)
-    return counts
-
-
 def assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.selection.assign_slots`."""
     place, filled = _assign_slots(slot_place, wanted)
@@ -134,11 +127,6 @@ def _like_select_units(_scores: Tensor, sizes: Tensor, *_others: object) -> Tens
 def _like_places_of(take: Tensor, _offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     shape = (take.shape[0], width)
     return take.new_empty(shape, dtype=torch.int64), take.new_empty(shape, dtype=torch.int64)
-
-
-@native.fake("count_in_units")
-def _like_count_in_units(_place: Tensor, sizes: Tensor) -> Tensor:
-    return sizes.new_empty(sizes.shape)
 
 
 @native.fake("assign_slots")

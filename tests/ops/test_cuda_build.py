@@ -16,10 +16,17 @@ from louiskv.ops.compiling import SOURCES, BuildError, Unit
 
 UNITS = nvcc.library_ahead().units
 # Of a kernel: more would leave a multiprocessor with fewer threads than it needs to hide how far the memory is.
-MOST_REGISTERS = {"select_units": 64, "assign_slots": 40, "copy_tokens": 48}
+MOST_REGISTERS = {
+    "select_units": 64,
+    "assign_slots": 40,
+    "list_candidates": 64,
+    "best_tokens": 64,
+    "count_rest": 64,
+    "copy_tokens": 48,
+}
 MOST_SHARED_BYTES = 24 * 1024
 # What a launcher's parameters are in C.
-IN_C = {ctypes.c_int: "int", ctypes.c_int64: "int64_t", ctypes.c_void_p: "*"}
+IN_C = {ctypes.c_int: "int", ctypes.c_int64: "int64_t", ctypes.c_float: "float", ctypes.c_void_p: "*"}
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 // The kernels of one instruction set, LOUISKV_ISA: this file is compiled once for each.
 #include "kernels.h"
 
+#include "candidates.h"
 #include "decode.h"
 #include "kmeans.h"
 #include "moving.h"
 #include "scores.h"
 #include "selecting.h"
+#include "summing.h"
 #include "turning.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -18,6 +20,7 @@ extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
     decode_attention,
+    log_sums,
     dot_logits,
     bound_logits,
     one_bit_logits,
@@ -26,7 +29,9 @@ const Kernels table = {
     agree,
     select_units,
     places_of,
-    count_in_units,
+    list_candidates,
+    best_tokens,
+    count_rest,
     assign_slots,
     append_token,
     fetch_rows,
