@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
-<<<<<<< HEAD
 from louiskv.ops.ragged import append_rows, grown, put_rows, take_rows, width_of
-from louiskv.ops.selection import unit_at
-=======
-from louiskv.ops.ragged import append_rows, grown, take_rows, width_of
->>>>>>> main
 from louiskv.units.summaries import Summary
 
 # Bytes of the table's entry for one unit: offset and size.
@@ -178,11 +173,6 @@ class UnitIndex:
         for held, part in zip(self.bundled, parts, strict=True):
             held.scatter_(1, bundle[..., None].expand_as(part), part)
 
-<<<<<<< HEAD
-    def unit_of(self, place: Tensor) -> Tensor:
-        """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
-        return unit_at(place, self.sizes)
-
     def blank(self, num_rows: int) -> "UnitIndex":
         """An index of the same kind for so many rows, without units."""
         return UnitIndex(num_rows, self.strides, self.counts.device, self.bundles)
@@ -223,8 +213,6 @@ class UnitIndex:
             for held, part in zip(self.bundled, other.bundled, strict=True):
                 yield held, part, self.bundles.size
 
-=======
->>>>>>> main
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
         for name in ("offsets", "sizes", "counts", "num_tokens"):
