@@ -138,7 +138,6 @@ class RetrievalLayer(KVLayer):
             with self.telemetry.clock.time("offload", keys.device):
                 self._make_room()
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
-        self.cuts.append(self.resident.lengths - 1)
 
     def _make_room(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
@@ -147,9 +146,8 @@ class RetrievalLayer(KVLayer):
         whether a token was in the window a moment ago.
         """
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        full = resident.window_room() < self.pace.stride
-        if may_hold(full):
-            counts = self.cuts.oldest_size(start, resident.lengths) * full
+        counts = self.cuts.oldest_size(start, resident.lengths, parts.window - self.pace.stride, impl)
+        if may_hold(counts):
             token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
             positions = start[:, None] + token
             rows = take_rows(resident.rows, resident.slots_of(positions))
@@ -230,7 +228,7 @@ class RetrievalLayer(KVLayer):
         """Cut the output, and retrieve, where `fired` [B, Hkv]."""
         fire = fired.flatten()
         with self._branch(look, fire):
-            self.cuts.cut(fire, self.resident.lengths - 1)
+            self.cuts.cut(fire, self.resident.lengths, self.impl)
             if self._has_units:
                 self._retrieve(look, fire)
                 self.trigger.retrieved(fired, look)
@@ -347,7 +345,7 @@ class RetrievalLayer(KVLayer):
             start = torch.where(reached, parts.num_sinks + behind, start)
             self._crop_pool(torch.where(reached, start, resident.lengths), end)
         resident.advance(end, start)
-        self.cuts.crop(start, end)
+        self.cuts.crop(end)
         self._start_over()
 
     def _crop_pool(self, start: Tensor, end: Tensor) -> None:

@@ -16,12 +16,15 @@ from louiskv.ops.selection import (
     UNIT_SHARES,
 )
 from louiskv.ops.turning import QUERY_COSINES
+from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
     "query_cosines": QUERY_COSINES,
     "append_token": APPEND_TOKEN,
     "store_rows": STORE_ROWS,
+    "cut_runs": CUT_RUNS,
+    "oldest_runs": OLDEST_RUNS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,

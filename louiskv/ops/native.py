@@ -26,8 +26,7 @@ def cpu_library() -> Library:
     isas = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
     kernels = [Unit("kernels.cpp", (f"-DLOUISKV_ISA={isa}", *flags)) for isa, flags in isas.items()]
     choice = Unit("choice.cpp", tuple(f"-DLOUISKV_HAS_{isa.upper()}" for isa in isas))
-    sources = ("ops_attention.cpp", "ops_kmeans.cpp", "ops_scores.cpp", "ops_selection.cpp", "ops_moving.cpp")
-    shims = [Unit(source) for source in sources]
+    shims = [Unit(f"ops_{each}.cpp") for each in ("attention", "kmeans", "scores", "selection", "moving", "windows")]
     return Library(
         name="louiskv_cpu",
         language="C++",

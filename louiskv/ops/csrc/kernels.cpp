@@ -7,6 +7,7 @@
 #include "scores.h"
 #include "selecting.h"
 #include "turning.h"
+#include "windows.h"
 
 #define LOUISKV_TEXT_OF(name) #name
 #define LOUISKV_TEXT(name) LOUISKV_TEXT_OF(name)
@@ -33,6 +34,8 @@ const Kernels table = {
     store_rows,
     clustering::kmeans,
     query_cosines,
+    cut_runs,
+    oldest_runs,
 };
 
 }  // namespace LOUISKV_ISA
