@@ -17,6 +17,7 @@ from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
+from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.state import Held
 from louiskv.store.background import Background
@@ -97,6 +98,8 @@ class RetrievalLayer(KVLayer):
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
+        self.telemetry.selected.stands_in(self.transfer.chosen, 0)
+        self.telemetry.missed.stands_in(self.transfer.chosen, 1)
         self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
 
@@ -160,8 +163,9 @@ class RetrievalLayer(KVLayer):
             resident.advance(resident.lengths, start + counts)
             room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-            change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-            resident.fill(change, held, change.place - begin[:, None], impl)
+            change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
+            if not resident.in_place:
+                fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
         self.pace.left(resident.window_room(), self.index.counts)
 
     def reserve(self, num_steps: int) -> bool:
@@ -254,21 +258,11 @@ class RetrievalLayer(KVLayer):
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
-            change = self._select(look, where)
+            wanted = self.parts.select(look)
+            change = self.resident.change(wanted, self.impl, where=where, counts=self.transfer.chosen)
+            look.forget_resident()
         with self.telemetry.clock.time("fetch", look.query.device):
             self.transfer.fetch(self.pool, change, self.resident.retrieved, self.impl)
-            self.resident.assign(change.place)
-            self._count(where, change)
-
-    def _select(self, look: Look, where: Tensor) -> Change:
-        """What must change in the slots for a new selection in rows `where` [N]."""
-        wanted = torch.where(where[:, None], self.parts.select(look), self.resident.slot_place)
-        return self.resident.change_to(wanted, self.impl)
-
-    def _count(self, where: Tensor, change: Change) -> None:
-        """Count what the selection took and what of it was not resident."""
-        self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
-        self.telemetry.missed.add(change.num_missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step beside this one, changing nothing yet.
@@ -277,15 +271,16 @@ class RetrievalLayer(KVLayer):
         """
         clock, device = self.telemetry.clock, where.device
 
-        def select() -> Change:
+        def select(out: Tensor) -> Change:
             with clock.time("ahead", device):
-                return self._select(look, where)
+                wanted, counts = self.parts.select(look), self.transfer.chosen
+                return self.resident.change_to(wanted, self.impl, where=where, counts=counts, out=out)
 
         def fetch(change: Change, rows: Tensor) -> None:
             with clock.time("ahead", device):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
 
-        self.ahead.start(where, self.resident, select, fetch)
+        self.ahead.start(self.resident, select, fetch)
 
     def catch_up(self) -> None:
         """Let what follows wait for what is fetched ahead."""
@@ -297,7 +292,7 @@ class RetrievalLayer(KVLayer):
         self._wait_for_prompt()
         if self._begun and self.ahead.pending:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self._count(*self.ahead.land(self.resident, self.impl))
+                self.ahead.land(self.resident, self.impl)
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:

@@ -203,7 +203,10 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "select_units": (scores, sizes, torch.tensor([5, 6]), 0, where),
         "places_of": (sizes, sizes, 9),
         "count_in_units": (place, sizes),
-        "assign_slots": (torch.full((2, 4), -1, dtype=torch.int32), place),
+        "assign_slots": (
+            *(torch.full((2, 4), -1, dtype=torch.int32), place, where, torch.empty(2, 4, dtype=torch.int32)),
+            *(torch.zeros(2, dtype=torch.int64), torch.randn(2, 4)),
+        ),
     }
 
 
@@ -240,6 +243,7 @@ def test_what_does_not_fit_is_refused(isa: str) -> None:
         "unit_shares": {1: torch.ones(2, 7)},
         "select_units": {1: torch.ones(2, 6, dtype=torch.int32)},
         "count_in_units": {0: torch.ones(1, 4, dtype=torch.int64)},
+        "assign_slots": {3: torch.empty(2, 4, dtype=torch.int64)},
     }.items():
         wrong = [changed.get(number, argument) for number, argument in enumerate(cases()[op])]
         with pytest.raises(RuntimeError, match="louiskv: "):

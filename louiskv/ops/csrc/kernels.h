@@ -75,8 +75,10 @@ struct SelectUnits {
   Array out;
 };
 
+// The new places may be written where the old ones are.
 struct AssignSlots {
-  Array slot_place, wanted, out, filled;
+  Array slot_place, wanted, where, counts, bias;
+  Array out, filled;
 };
 
 struct CutRuns {
