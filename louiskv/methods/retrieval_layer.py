@@ -17,6 +17,7 @@ from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
+from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.shard import Shard
 from louiskv.state import Held
@@ -103,6 +104,8 @@ class RetrievalLayer(KVLayer):
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
         self.transfer = Transfer(device)
+        self.telemetry.selected.stands_in(self.transfer.chosen, 0)
+        self.telemetry.missed.stands_in(self.transfer.chosen, 1)
         self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
 
@@ -144,7 +147,6 @@ class RetrievalLayer(KVLayer):
             with self.telemetry.clock.time("offload", keys.device):
                 self._make_room()
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
-        self.cuts.append(self.resident.lengths - 1)
 
     def _make_room(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
@@ -153,9 +155,8 @@ class RetrievalLayer(KVLayer):
         whether a token was in the window a moment ago.
         """
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        full = resident.window_room() < self.pace.stride
-        if may_hold(full):
-            counts = self.cuts.oldest_size(start, resident.lengths) * full
+        counts = self.cuts.oldest_size(start, resident.lengths, parts.window - self.pace.stride, impl)
+        if may_hold(counts):
             token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
             positions = start[:, None] + token
             rows = take_rows(resident.rows, resident.slots_of(positions))
@@ -168,8 +169,9 @@ class RetrievalLayer(KVLayer):
             resident.advance(resident.lengths, start + counts)
             room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-            change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-            resident.fill(change, held, change.place - begin[:, None], impl)
+            change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
+            if not resident.in_place:
+                fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
         self.pace.left(resident.window_room(), self.index.counts)
 
     def reserve(self, num_steps: int) -> bool:
@@ -236,7 +238,7 @@ class RetrievalLayer(KVLayer):
         """Cut the output, and retrieve, where `fired` [B, Hkv]."""
         fire = fired.flatten()
         with self._branch(look, fire):
-            self.cuts.cut(fire, self.resident.lengths - 1)
+            self.cuts.cut(fire, self.resident.lengths, self.impl)
             if self._has_units:
                 self._retrieve(look, fire)
                 self.trigger.retrieved(fired, look)
@@ -262,21 +264,11 @@ class RetrievalLayer(KVLayer):
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
-            change = self._select(look, where)
+            wanted = self.parts.select(look)
+            change = self.resident.change(wanted, self.impl, where=where, counts=self.transfer.chosen)
+            look.forget_resident()
         with self.telemetry.clock.time("fetch", look.query.device):
             self.transfer.fetch(self.pool, change, self.resident.retrieved, self.impl)
-            self.resident.assign(change.place)
-            self._count(where, change)
-
-    def _select(self, look: Look, where: Tensor) -> Change:
-        """What must change in the slots for a new selection in rows `where` [N]."""
-        wanted = torch.where(where[:, None], self.parts.select(look), self.resident.slot_place)
-        return self.resident.change_to(wanted, self.impl)
-
-    def _count(self, where: Tensor, change: Change) -> None:
-        """Count what the selection took and what of it was not resident."""
-        self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
-        self.telemetry.missed.add(change.num_missing)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step beside this one, changing nothing yet.
@@ -285,15 +277,16 @@ class RetrievalLayer(KVLayer):
         """
         clock, device = self.telemetry.clock, where.device
 
-        def select() -> Change:
+        def select(out: Tensor) -> Change:
             with clock.time("ahead", device):
-                return self._select(look, where)
+                wanted, counts = self.parts.select(look), self.transfer.chosen
+                return self.resident.change_to(wanted, self.impl, where=where, counts=counts, out=out)
 
         def fetch(change: Change, rows: Tensor) -> None:
             with clock.time("ahead", device):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
 
-        self.ahead.start(where, self.resident, select, fetch)
+        self.ahead.start(self.resident, select, fetch)
 
     def catch_up(self) -> None:
         """Let what follows wait for what is fetched ahead."""
@@ -305,7 +298,7 @@ class RetrievalLayer(KVLayer):
         self._wait_for_prompt()
         if self._begun and self.ahead.pending:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self._count(*self.ahead.land(self.resident, self.impl))
+                self.ahead.land(self.resident, self.impl)
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
@@ -353,7 +346,7 @@ class RetrievalLayer(KVLayer):
             start = torch.where(reached, parts.num_sinks + behind, start)
             self._crop_pool(torch.where(reached, start, resident.lengths), end)
         resident.advance(end, start)
-        self.cuts.crop(start, end)
+        self.cuts.crop(end)
         self._start_over()
 
     def _crop_pool(self, start: Tensor, end: Tensor) -> None:
