@@ -138,25 +138,19 @@ class Tally(Series):
 
 
 class Count:
-    """A number of tokens, summed where it arises; adding waits for nothing."""
+    """A number of tokens, summed where it arises."""
 
     def __init__(self) -> None:
-        self._total: Tensor | None = None
+        self._totals: Tensor | None = None
+        self._entry = 0
 
-    def add(self, number: Tensor) -> None:
-        """Add a number, of one entry."""
-        if self._total is None:
-            self._total = torch.zeros((), dtype=torch.int64, device=number.device)
-        self._total += number
-
-    def take_over(self, other: "Count") -> None:
-        """Count also what another has counted."""
-        if other._total is not None:
-            self.add(other._total)
+    def stands_in(self, totals: Tensor, entry: int) -> None:
+        """Learn where it is summed: an entry of the totals."""
+        self._totals, self._entry = totals, entry
 
     def read(self) -> int:
-        """The sum."""
-        return 0 if self._total is None else int(self._total)
+        """The sum; on a GPU this waits for the device."""
+        return 0 if self._totals is None else int(self._totals[self._entry])
 
 
 class Histogram:

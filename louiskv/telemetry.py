@@ -39,12 +39,12 @@ class LayerTelemetry:
         return cls(fired=Tally(rows), ahead=Tally(rows), similarity=Tally(rows))
 
     def take_over(self, other: "LayerTelemetry") -> None:
-        """Count also what another has counted."""
+        """Count also what another has counted; what selections choose is counted where tokens are moved."""
         for name in ("fired", "ahead", "similarity"):
             mine = getattr(self, name)
             if isinstance(mine, Tally):
                 mine.take_over(getattr(other, name))
-        for name in ("selected", "missed", "segments", "coding_error", "clock"):
+        for name in ("segments", "coding_error", "clock"):
             getattr(self, name).take_over(getattr(other, name))
 
     def reserve(self, num_steps: int) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from louiskv import FreeKV, Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
-from louiskv.counters import PHASES, CodingError, Count, Histogram, Series, Tally
+from louiskv.counters import PHASES, CodingError, Histogram, Series, Tally
 from louiskv.telemetry import Report, format_bytes
 from tests.families import greedy, prompt, tiny
 
@@ -151,12 +151,6 @@ def test_a_tally_counts_the_rows_that_hold_a_sequence_and_keeps_one_value() -> N
 
 
 def test_counts_are_taken_over() -> None:
-    counts = Count(), Count()
-    counts[1].add(torch.tensor(3))
-    counts[0].take_over(counts[1])
-    counts[0].take_over(Count())
-    counts[0].add(torch.tensor(4))
-    assert [each.read() for each in counts] == [7, 3]
     histograms = Histogram(), Histogram()
     histograms[1].add(torch.tensor([1, 2, 2]), 3)
     for _ in range(2):

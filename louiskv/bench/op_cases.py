@@ -25,6 +25,7 @@ from louiskv.ops.selection import (
     unit_shares,
 )
 from louiskv.ops.turning import query_cosines
+from louiskv.ops.windows import cut_runs, oldest_runs
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
@@ -172,6 +173,18 @@ def _store(inputs: Inputs) -> tuple[Tensor, ...]:
     return rows, inputs.pool("host"), lengths, inputs.filled(RUN, dtype=LONG)
 
 
+def _window(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Starts of runs, about a quarter of a run apart, and the window's first position and end."""
+    position = torch.arange(WINDOW, 2 * WINDOW, device=inputs.device, dtype=INT)
+    starts = position.where(inputs.whole(0, RUN // 4, WINDOW) == 0, -1)
+    return starts, inputs.filled(WINDOW, dtype=LONG), inputs.filled(2 * WINDOW, dtype=LONG)
+
+
+def _cut(inputs: Inputs) -> tuple[Tensor, ...]:
+    starts, opened, lengths = _window(inputs)
+    return starts, opened, lengths, inputs.filled(1, dtype=torch.bool)
+
+
 def _fetch(inputs: Inputs) -> tuple[Tensor, ...]:
     sizes = inputs.sizes
     target = inputs.numbers(sizes.budget, 2 * sizes.shape.dim)[:, NUM_SINKS + WINDOW :]
@@ -241,6 +254,20 @@ CASES = (
         lambda rows, target, lengths, counts, *, impl: store_rows(target, lengths, rows, counts, impl=impl),
         moved=lambda s: (s.token_bytes(RUN) + 16 * s.num_rows, s.token_bytes(RUN)),
         bus="to_host",
+    ),
+    Case(
+        "cut_runs",
+        _cut,
+        partial(cut_runs, shortest=1, longest=RUN),
+        dtype=INT,
+        moved=lambda s: (21 * s.num_rows, 12 * s.num_rows),
+    ),
+    Case(
+        "oldest_runs",
+        _window,
+        partial(oldest_runs, shortest=1, longest=RUN),
+        dtype=INT,
+        moved=lambda s: ((4 * (RUN // 4) + 16) * s.num_rows, 8 * s.num_rows),
     ),
     Case(
         "unit_logits",

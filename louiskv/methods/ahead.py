@@ -17,48 +17,45 @@ class Ahead:
 
     Attributes:
         rows: [N, num_retrieved, Dk + Dv] what was fetched.
-        where: [N] rows that have selected.
         place: [N, num_retrieved] as `Change` has it.
         missing: [N, num_retrieved] as `Change` has it.
         pending: Whether there is a selection that is in no slots yet.
     """
 
-    where: Tensor
-    place: Tensor
-    missing: Tensor
-
     def __init__(self, device: torch.device) -> None:
-        self.rows = torch.empty(0)
+        self.rows, self.place = torch.empty(0), torch.empty(0)
+        self.missing = torch.empty(0, dtype=torch.bool)
         self.pending = False
         self._thread: Background[None] = Background(device)
         self._beside = Beside(device)
 
     def start(
         self,
-        where: Tensor,
         resident: ResidentSet,
-        select: Callable[[], Change],
+        select: Callable[[Tensor], Change],
         fetch: Callable[[Change, Tensor], None],
     ) -> None:
-        """Select for rows `where` [N], and fetch what is missing into rows of its own, beside what follows."""
+        """Select into places of its own, and fetch what is missing into rows of its own, beside what follows."""
         if self.rows.shape != resident.retrieved.shape:
             self.rows = torch.zeros_like(resident.retrieved)
+        if self.place.shape != resident.slot_place.shape:
+            self.place = torch.empty_like(resident.slot_place)
 
         def prepare() -> None:
-            change = select()
+            change = select(self.place)
             fetch(change, self.rows)
-            self.where, self.place, self.missing = where, change.place, change.missing
+            self.missing = change.missing
 
         self.pending = True
-        if is_readable(where):
+        if is_readable(self.rows):
             self._thread.start(prepare)
         else:
             self._beside.run(prepare)
 
     def leave_out(self, rows: slice, resident: ResidentSet) -> None:
         """Leave rows as they are now, in place: they hold other sequences than the one that has selected."""
-        if self.rows.numel():
-            self.where[rows], self.missing[rows] = False, False
+        if len(self.missing):
+            self.missing[rows] = False
             self.place[rows] = resident.slot_place[rows]
 
     def catch_up(self) -> None:
@@ -71,11 +68,9 @@ class Ahead:
             self._thread.collect()
         self.catch_up()
 
-    def land(self, resident: ResidentSet, impl: str | None) -> tuple[Tensor, Change]:
-        """Put what was selected into its slots; returns where, and what has changed."""
+    def land(self, resident: ResidentSet, impl: str | None) -> None:
+        """Put what was selected into its slots."""
         self.pending = False
         self.wait()
-        change = Change(self.place, self.missing)
         slot = torch.arange(self.rows.shape[1], device=self.rows.device).expand(len(self.rows), -1)
-        resident.fill(change, self.rows, slot, impl)
-        return self.where, change
+        resident.fill(Change(self.place, self.missing), self.rows, slot, impl)

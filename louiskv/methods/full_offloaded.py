@@ -156,7 +156,7 @@ class FullOffloadedLayer(KVLayer):
         self.pool.clear_rows(self.slice_of(row))
 
     def _take_over_traffic(self, other: "FullOffloadedLayer") -> None:
-        self.transfer.add(other.traffic)
+        self.transfer.take_over(other.transfer)
 
     def tiers(self) -> Tiers:
         """Everything is on the host."""

@@ -13,6 +13,7 @@ from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
+from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.shard import Shard
 from louiskv.state import Held
@@ -100,7 +101,6 @@ class RetrievalLayer(RetrievalState):
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
         if (idle := self.idle) is not None:
             self.resident.lengths.masked_fill_(idle, 0)
-        self.cuts.append(self.resident.lengths - 1)
 
     def _make_room(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
@@ -109,11 +109,10 @@ class RetrievalLayer(RetrievalState):
         whether a token was in the window a moment ago.
         """
         resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        full = resident.window_room() < self.paces.stride
+        counts = self.cuts.oldest_size(start, resident.lengths, parts.window - self.paces.stride, impl)
         if self.looked_at is not None:
-            full = full & self.looked_at.repeat_interleave(self.num_kv_heads)
-        if may_hold(full):
-            counts = self.cuts.oldest_size(start, resident.lengths) * full
+            counts = counts * self.looked_at.repeat_interleave(self.num_kv_heads)
+        if may_hold(counts):
             token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
             positions = start[:, None] + token
             rows = take_rows(resident.rows, resident.slots_of(positions))
@@ -126,8 +125,9 @@ class RetrievalLayer(RetrievalState):
             resident.advance(resident.lengths, start + counts)
             room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-            change = resident.change_to(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-            resident.fill(change, held, change.place - begin[:, None], impl)
+            change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
+            if not resident.in_place:
+                fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
         self.paces.left(self._full, resident.window_room(), self.index.counts)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
@@ -149,6 +149,8 @@ class RetrievalLayer(RetrievalState):
         look = parts.look(self.index, self.resident, grouped, options.scaling, attention_sinks, self.impl)
         with clock.time("selection", query.device):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
+            if self.in_use is not None:
+                fired = fired & self.in_use[:, None]
             self._record(fired)
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
@@ -182,7 +184,7 @@ class RetrievalLayer(RetrievalState):
         """Cut the output, and retrieve, where `fired` [B, Hkv]."""
         fire = fired.flatten()
         with self._branch(look, fire):
-            self.cuts.cut(fire, self.resident.lengths - 1)
+            self.cuts.cut(fire, self.resident.lengths, self.impl)
             if self._has_units:
                 self._retrieve(look, fire)
                 self.trigger.retrieved(fired, look)
@@ -208,16 +210,11 @@ class RetrievalLayer(RetrievalState):
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
         with self.telemetry.clock.time("selection", look.query.device):
-            change = self._select(look, where)
+            wanted = self.parts.select(look)
+            change = self.resident.change(wanted, self.impl, where=where, counts=self.transfer.chosen)
+            look.forget_resident()
         with self.telemetry.clock.time("fetch", look.query.device):
             self.transfer.fetch(self.pool, change, self.resident.retrieved, self.impl)
-            self.resident.assign(change.place)
-            self._count(where, change)
-
-    def _select(self, look: Look, where: Tensor) -> Change:
-        """What must change in the slots for a new selection in rows `where` [N]."""
-        wanted = torch.where(where[:, None], self.parts.select(look), self.resident.slot_place)
-        return self.resident.change_to(wanted, self.impl)
 
     def _start_ahead(self, look: Look, where: Tensor) -> None:
         """Select and fetch for the next step beside this one, changing nothing yet.
@@ -226,15 +223,16 @@ class RetrievalLayer(RetrievalState):
         """
         clock, device = self.telemetry.clock, where.device
 
-        def select() -> Change:
+        def select(out: Tensor) -> Change:
             with clock.time("ahead", device):
-                return self._select(look, where)
+                wanted, counts = self.parts.select(look), self.transfer.chosen
+                return self.resident.change_to(wanted, self.impl, where=where, counts=counts, out=out)
 
         def fetch(change: Change, rows: Tensor) -> None:
             with clock.time("ahead", device):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
 
-        self.ahead.start(where, self.resident, select, fetch)
+        self.ahead.start(self.resident, select, fetch)
 
     def _record(self, fired: Tensor) -> None:
         self.telemetry.fired.append(fired)
@@ -271,7 +269,7 @@ class RetrievalLayer(RetrievalState):
             start = torch.where(reached, parts.num_sinks + behind, start)
             self._crop_pool(torch.where(reached, start, resident.lengths), end)
         resident.advance(end, start)
-        self.cuts.crop(start, end)
+        self.cuts.crop(end)
         self._start_over()
 
     def _crop_pool(self, start: Tensor, end: Tensor) -> None:

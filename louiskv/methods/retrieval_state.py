@@ -11,10 +11,10 @@ from louiskv.methods.pace import Paces
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.store.background import Background
-from louiskv.store.device import Change, ResidentSet
+from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Traffic, Transfer
-from louiskv.telemetry import Tier, Tiers
+from louiskv.telemetry import LayerTelemetry, Tier, Tiers
 from louiskv.units.index import UnitIndex
 from louiskv.units.segments import Cuts
 
@@ -67,6 +67,7 @@ class RetrievalState(KVLayer):
         self.transfer = Transfer(device)
         self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
+        self._count_in(self.telemetry)
 
     @property
     def _copied(self) -> tuple[ResidentSet, UnitIndex, Pool, Cuts]:
@@ -85,11 +86,6 @@ class RetrievalState(KVLayer):
     def _has_units(self) -> bool:
         return len(self.index.summaries) > 0 and self.index.sizes.shape[1] > 0
 
-    def _count(self, where: Tensor, change: Change) -> None:
-        """Count what the selection took and what of it was not resident."""
-        self.telemetry.selected.add(((change.place >= 0) & where[:, None]).sum())
-        self.telemetry.missed.add(change.num_missing)
-
     def catch_up(self) -> None:
         """Let what follows wait for what is fetched ahead."""
         if self._begun:
@@ -100,7 +96,7 @@ class RetrievalState(KVLayer):
         self._wait_for_prompt()
         if self._begun and self.ahead.pending:
             with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self._count(*self.ahead.land(self.resident, self.impl))
+                self.ahead.land(self.resident, self.impl)
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
@@ -176,13 +172,20 @@ class RetrievalState(KVLayer):
         self.ahead.wait()
         self.transfer.settle()
 
+    def _count_in(self, telemetry: LayerTelemetry) -> None:
+        """What selections choose is counted where tokens are moved."""
+        super()._count_in(telemetry)
+        if self._begun:
+            telemetry.selected.stands_in(self.transfer.chosen, 0)
+            telemetry.missed.stands_in(self.transfer.chosen, 1)
+
     def _hold(self, in_use: Tensor) -> None:
         """Learn that rows come and go: each is looked at by its own count of steps."""
         super()._hold(in_use)
         self.looked_at = torch.zeros_like(in_use)
 
     def _take_over_traffic(self, other: "RetrievalState") -> None:
-        self.transfer.add(other.traffic)
+        self.transfer.take_over(other.transfer)
 
     def tiers(self) -> Tiers:
         """What lies where."""

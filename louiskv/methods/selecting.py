@@ -5,7 +5,7 @@ from torch import Tensor
 
 from louiskv.methods.look import Look
 from louiskv.ops.candidates import best_tokens, list_candidates
-from louiskv.ops.selection import places_of
+from louiskv.ops.selection import places_of, select_units
 
 
 def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, recent_units: int) -> Tensor:
@@ -27,7 +27,8 @@ def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, rece
     if recent_units:
         age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
         scores = scores.masked_fill((age > 0) & (age <= recent_units), torch.inf)
-    take = look.select(scores, room)
+    # In rows for which it is not asked, what is taken may be anything, and so may the places.
+    take = select_units(scores, look.unit_sizes, room, where=look.where, impl=look.impl)
     return places_of(take, look.entries.offsets, slot_place.shape[1], impl=look.impl)[0]
 
 

@@ -17,6 +17,7 @@ from louiskv.ops.selection import (
     UNIT_SHARES,
 )
 from louiskv.ops.turning import QUERY_COSINES
+from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
@@ -24,6 +25,8 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "append_token": APPEND_TOKEN,
     "store_rows": STORE_ROWS,
     "log_sums": LOG_SUMS,
+    "cut_runs": CUT_RUNS,
+    "oldest_runs": OLDEST_RUNS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,

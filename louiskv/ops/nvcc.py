@@ -43,7 +43,10 @@ LAUNCHERS: dict[str, tuple[Any, ...]] = {
         *(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS, _ADDRESS),  # place, places, sizes, size_bytes, offsets, counts
         *(_ADDRESS, _ADDRESS, _LONG, _LONG),  # scratch, left, rows, units
     ),
-    "assign_slots": (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG),
+    "assign_slots": (
+        *(_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS),  # slot_place, wanted, where to missing
+        *(_ADDRESS, _LONG, _INT, _LONG, _ADDRESS, _LONG, _LONG, _LONG),  # bias, counts, rows, slots, num_wanted
+    ),
     "fetch_rows": (
         *(_ADDRESS, _LONG, _LONG, _ADDRESS, _INT, _ADDRESS),  # source, place, missing
         *(_ADDRESS, _LONG, _LONG, _LONG, _LONG, _LONG),  # target, rows, slots, token_bytes

@@ -288,12 +288,25 @@ def _places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tenso
     return place.where(ordinal < through[:, -1:], -1), unit
 
 
-def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
+def assign_slots(
+    slot_place: Tensor,
+    wanted: Tensor,
+    *,
+    where: Tensor | None = None,
+    counts: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Change what the slots hold from one selection to the next, moving nothing that both contain.
 
     Args:
         slot_place: [N, S] place of the token in each slot, -1 where the slot is empty.
         wanted: [N, W] places wanted, each once, in any order, -1 for none; at most S of each row.
+        where: [N] rows whose slots change, None for all; of the others anything may be wanted.
+        counts: [2] int64, to which is added how many tokens these rows hold then, and how many of them are missing.
+        bias: [N, S], set in these rows to 0 where a slot holds a token and to -inf where it is empty.
+        out: [N, S] where the new `slot_place` is written, which may be the old one; None for a tensor of its own.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -303,11 +316,29 @@ def assign_slots(slot_place: Tensor, wanted: Tensor, *, impl: str | None = None)
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("assign_slots", ASSIGN_SLOTS, impl, slot_place)
-    place, missing = function(slot_place, wanted)
+    place, missing = function(slot_place, wanted, where, counts, bias, out)
     return place, missing
 
 
-def _assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _assign_slots(
+    slot_place: Tensor,
+    wanted: Tensor,
+    where: Tensor | None,
+    counts: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    asked = torch.ones_like(slot_place[:, :1], dtype=torch.bool) if where is None else where[:, None]
+    place, missing = _changed_slots(slot_place, wanted)
+    place, missing = torch.where(asked, place, slot_place), missing & asked
+    if counts is not None:
+        counts += torch.stack([((place >= 0) & asked).sum(), missing.sum()])
+    if bias is not None:
+        bias.copy_(torch.where(asked, torch.zeros_like(bias).masked_fill(place < 0, -torch.inf), bias))
+    return (place if out is None else out.copy_(place)), missing
+
+
+def _changed_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     nowhere = torch.iinfo(wanted.dtype).max
     ordered = wanted.masked_fill(wanted < 0, nowhere).sort(dim=1).values
     last = ordered.shape[1] - 1

@@ -87,10 +87,17 @@ def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor
     return place, unit
 
 
-def assign_slots(slot_place: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def assign_slots(
+    slot_place: Tensor,
+    wanted: Tensor,
+    where: Tensor | None,
+    counts: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.selection.assign_slots`."""
-    place, filled = _assign_slots(slot_place, wanted)
-    return place, filled
+    place = torch.empty(slot_place.shape, dtype=slot_place.dtype) if out is None else out
+    return place, _assign_slots(slot_place, wanted, where, place, counts, bias)
 
 
 @native.fake("dot_logits")
@@ -130,5 +137,5 @@ def _like_places_of(take: Tensor, _offsets: Tensor, width: int) -> tuple[Tensor,
 
 
 @native.fake("assign_slots")
-def _like_assign_slots(slot_place: Tensor, _wanted: Tensor) -> tuple[Tensor, Tensor]:
-    return slot_place.new_empty(slot_place.shape), slot_place.new_empty(slot_place.shape, dtype=torch.bool)
+def _like_assign_slots(slot_place: Tensor, *_others: object) -> Tensor:
+    return slot_place.new_empty(slot_place.shape, dtype=torch.bool)

@@ -1,7 +1,6 @@
 """The resident set: the few tokens of one layer that lie on the device, in slots that never grow."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,11 +20,6 @@ class Change:
 
     place: Tensor
     missing: Tensor
-
-    @cached_property
-    def num_missing(self) -> Tensor:
-        """How many they are, over all rows."""
-        return self.missing.sum()
 
 
 class ResidentSet:
@@ -146,9 +140,32 @@ class ResidentSet:
         zone = self.bias[:, 0, : len(slot)]
         zone.fill_(-torch.inf).masked_fill_(in_sinks | in_window, 0)
 
-    def change_to(self, wanted: Tensor, impl: str | None = None) -> Change:
-        """What must change for the places `wanted` [N, W], -1 for none, to be those of the retrieved slots."""
-        return Change(*assign_slots(self.slot_place, wanted, impl=impl))
+    def change_to(
+        self,
+        wanted: Tensor,
+        impl: str | None = None,
+        *,
+        where: Tensor | None = None,
+        counts: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Change:
+        """What must change for the places `wanted` [N, W], -1 for none, to be those of the retrieved slots.
+
+        Args:
+            wanted: Each place once.
+            impl: Implementation of the operation.
+            where: [N] rows that change, None for all; the others may want anything.
+            counts: [2] to which is added how many tokens these rows want, and how many of them are missing.
+            out: [N, num_retrieved] where the new places are written; None for a tensor of its own.
+        """
+        return Change(*assign_slots(self.slot_place, wanted, where=where, counts=counts, out=out, impl=impl))
+
+    def change(
+        self, wanted: Tensor, impl: str | None = None, *, where: Tensor | None = None, counts: Tensor | None = None
+    ) -> Change:
+        """The same, and it is written down: from now on the slots are to hold these tokens."""
+        bias, slots = None if self.in_place else self._retrieved_bias, self.slot_place
+        return Change(*assign_slots(slots, wanted, where=where, counts=counts, bias=bias, out=slots, impl=impl))
 
     def fill(self, change: Change, rows: Tensor, place: Tensor, impl: str | None = None) -> None:
         """Make a change, the missing token of each slot being that of `rows` [N, T, Dk + Dv] at `place` [N, S]."""
@@ -158,10 +175,14 @@ class ResidentSet:
 
     def assign(self, slot_place: Tensor) -> None:
         """Write down what the retrieved slots hold from now on."""
-        self.slot_place = slot_place
+        self.slot_place.copy_(slot_place)
         if not self.in_place:
-            zone = self.bias[:, 0, self.num_sinks + self.window :]
-            zone.fill_(-torch.inf).masked_fill_(slot_place >= 0, 0)
+            self._retrieved_bias.fill_(-torch.inf).masked_fill_(slot_place >= 0, 0)
+
+    @property
+    def _retrieved_bias(self) -> Tensor:
+        """[N, num_retrieved], a view of the bias."""
+        return self.bias[:, 0, self.num_sinks + self.window :]
 
     def forget_retrieved(self) -> None:
         """Empty all retrieved slots."""

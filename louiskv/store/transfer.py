@@ -33,13 +33,17 @@ class Transfer:
     a pool whose tier is the device.
 
     On a GPU the offload of a prompt runs on a side stream, beside the computation of the next layer.
+
+    Attributes:
+        chosen: [2] int64, tokens that selections chose, and those of them that were missing: whoever changes what slots
+            hold counts them there, before they are fetched.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._read = Traffic()
-        # Fetched and offloaded tokens, counted where they are known.
-        self._moved = torch.zeros(2, dtype=torch.int64, device=device)
+        self.chosen = torch.zeros(2, dtype=torch.int64, device=device)
+        self._offloaded = torch.zeros((), dtype=torch.int64, device=device)
         self._token_size = 0
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._on_its_way = False
@@ -47,7 +51,7 @@ class Transfer:
     @property
     def traffic(self) -> Traffic:
         """What has moved; on a GPU this waits for the device."""
-        fetched, offloaded = self._moved.tolist()
+        fetched, offloaded = (int(self.chosen[1]), int(self._offloaded)) if self._token_size else (0, 0)
         return self._read + Traffic(fetched, fetched * self._token_size, offloaded, offloaded * self._token_size)
 
     def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,7 @@ class Transfer:
             [N] where they begin in the pool, and [N, T, Dk + Dv] what it will give back, on the device.
         """
         coded, held = pool.coding.encode(rows, counts)
-        self._count(pool, 1, counts.sum())
+        self._count_offloaded(pool, counts)
         if self._stream is None or pool.tier == "device":
             return pool.append(coded, positions, counts), held
         self._stream.wait_stream(torch.cuda.current_stream(rows.device))
@@ -79,13 +83,13 @@ class Transfer:
         """The same for the tokens of one run of the output, for which the pool has room; waits for nothing."""
         self._join()
         coded, held = pool.coding.encode(rows, counts)
-        self._count(pool, 1, counts.sum())
+        self._count_offloaded(pool, counts)
         return pool.append_few(coded, positions, counts, impl), held
 
     def fetch(self, pool: Pool, change: Change, slots: Tensor, impl: str | None = None) -> None:
         """Bring the tokens that are missing into their slots [N, S, Dk + Dv]; tokens in place stay there."""
         self._join()
-        self._count(pool, 0, change.num_missing)
+        self._note_bus(pool)
         if pool.in_place:
             return
         if pool.coding.exact:
@@ -135,9 +139,12 @@ class Transfer:
             target.copy_(source, non_blocking=True)
         return brought
 
-    def add(self, traffic: Traffic) -> None:
+    def take_over(self, other: "Transfer") -> None:
         """Count also what another has moved."""
-        self._read = self._read + traffic
+        self._read = self._read + other._read
+        self._token_size = self._token_size or other._token_size
+        self.chosen += other.chosen
+        self._offloaded += other._offloaded
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""
@@ -152,10 +159,14 @@ class Transfer:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             self._on_its_way = False
 
-    def _count(self, pool: Pool, which: int, num_tokens: Tensor) -> None:
+    def _count_offloaded(self, pool: Pool, counts: Tensor) -> None:
+        self._note_bus(pool)
         if pool.tier == "host":
-            self._token_size = pool.token_size
-            self._moved[which].add_(num_tokens)
+            self._offloaded += counts.sum()
+
+    def _note_bus(self, pool: Pool) -> None:
+        """Learn whether there is a bus to the pool, and what a token is on it."""
+        self._token_size = pool.token_size if pool.tier == "host" else 0
 
     def _count_read(self, pool: Pool, num_tokens: int) -> None:
         if pool.tier == "host":

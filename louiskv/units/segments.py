@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
+from louiskv.ops.windows import cut_runs, oldest_runs
 from louiskv.units.base import Grouping, Runs, Units
 from louiskv.units.pages import consecutive
 
@@ -51,15 +52,20 @@ class Segments(Units):
 class Cuts:
     """Where the tokens in the window of one layer are cut into runs.
 
+    Where runs are fixed, that follows from where the window starts. Otherwise a run has a start where a prompt was cut
+    or a boundary was, and every `longest` tokens from there, which is not written down.
+
     Attributes:
-        starts: [N, W] True at the ring place (position mod W) of a token that begins a run.
-        opened: [N] position where the newest run begins (or will, if no token has that position yet).
+        starts: [N, W] int32, the position of a token that begins a run at its ring place (position mod W), otherwise
+            that of one that is gone or has not come; W is 0 if runs are fixed.
+        opened: [N] the last position in it (that of the next token if it begins a run).
     """
 
     def __init__(self, runs: Runs, num_rows: int, num_sinks: int, window: int, device: torch.device) -> None:
         self.runs = runs
         self.num_sinks, self.window = num_sinks, window
-        self.starts = torch.zeros(num_rows, window, dtype=torch.bool, device=device)
+        width = 0 if self.fixed else window
+        self.starts = torch.full((num_rows, width), -1, dtype=torch.int32, device=device)
         self.opened = torch.full((num_rows,), num_sinks, dtype=torch.int64, device=device)
 
     @property
@@ -72,55 +78,49 @@ class Cuts:
         """Whether runs end at their longest size only, so that boundaries cut nothing."""
         return self.runs.shortest > self.runs.longest
 
-    def append(self, position: Tensor) -> None:
-        """Take in the tokens at `position` [N]: each begins a run where the newest has not begun or is full."""
-        begins = (position == self.opened) | (position - self.opened >= self.runs.longest)
-        self.starts.scatter_(1, (position % self.window)[:, None], begins[:, None])
-        self.opened = torch.where(begins, position, self.opened)
-
-    def cut(self, boundary: Tensor, position: Tensor) -> None:
-        """Begin a run at the token at `position` [N] where `boundary` [N] says so and the newest is long enough."""
-        if self.fixed:
-            return
-        begins = boundary & (position - self.opened >= self.runs.shortest)
-        place = (position % self.window)[:, None]
-        self.starts.scatter_(1, place, self.starts.gather(1, place) | begins[:, None])
-        self.opened = torch.where(begins, position, self.opened)
+    def cut(self, boundary: Tensor, lengths: Tensor, impl: str | None = None) -> None:
+        """Begin a run at the last of `lengths` [N] tokens where `boundary` [N], if the newest run is long enough."""
+        if not self.fixed:
+            sizes = {"shortest": self.runs.shortest, "longest": self.runs.longest}
+            cut_runs(self.starts, self.opened, lengths, boundary, **sizes, impl=impl)
 
     def cut_tail(self, first: Tensor, end: Tensor, size: int) -> None:
-        """Cut a prompt's tail, from `first` [N] to before `end` [N], evenly.
+        """Cut a prompt's tail, from `first` [N] to before `end` [N], evenly into `size`; the next token begins a run.
 
-        Runs of fixed size go on in the output; otherwise they have `size` tokens and the next token begins one.
+        Runs of fixed size go on in the output.
         """
-        run = self.runs.longest if self.fixed else min(size, self.runs.longest)
-        position = first[:, None] + torch.arange(self.window, device=first.device)
-        begins = ((position - first[:, None]) % run == 0) & (position < end[:, None])
-        self.starts.scatter_(1, position % self.window, begins)
-        open_run = first + (end - first).clamp(min=0) // run * run if self.fixed else end
-        self.opened = open_run.clamp(min=self.num_sinks)
-
-    def crop(self, first: Tensor, end: Tensor) -> None:
-        """Forget the tokens from `end` [N] on, when the oldest left stands at `first` [N]."""
         if self.fixed:
-            self.cut_tail(first, end, self.runs.longest)
-        else:
-            self.opened = torch.minimum(self.opened, end.clamp(min=self.num_sinks))
+            return
+        position = first[:, None] + torch.arange(self.window, device=first.device)
+        begins = (position - first[:, None]) % min(size, self.runs.longest) == 0
+        begins &= position < end[:, None]
+        self.starts.scatter_(1, position % self.window, position.where(begins, -1).int())
+        self._open(end.clamp(min=self.num_sinks))
+
+    def crop(self, end: Tensor) -> None:
+        """Forget the tokens from `end` [N] on."""
+        if not self.fixed:
+            self.starts.masked_fill_(self.starts >= end[:, None], -1)
+            self._open(torch.minimum(self.opened, end.clamp(min=self.num_sinks)))
+
+    def _open(self, position: Tensor) -> None:
+        """Begin a run at the token that has or will have the position [N]."""
+        self.opened = position
+        self.starts.scatter_(1, (position % self.window)[:, None], position[:, None].int())
 
     @property
     def least_leaving(self) -> int:
         """Tokens that leave a window at once, at the least."""
         return self.runs.longest if self.fixed else self.runs.shortest
 
-    def oldest_size(self, first: Tensor, end: Tensor) -> Tensor:
+    def oldest_size(self, first: Tensor, end: Tensor, most: int = 0, impl: str | None = None) -> Tensor:
         """[N] size of the run that begins at `first` [N], when the newest token stands before `end` [N].
 
-        One that is shorter than runs may be, since a prompt ended there, takes of the next what it can.
+        One that is shorter than runs may be, since a prompt ended there, takes of the next what it can. Nothing leaves
+        a window of `most` tokens or fewer.
         """
-        step = torch.arange(1, self.runs.longest + 1, device=first.device)
-        position = first[:, None] + step
-        starts = self.starts.gather(1, position % self.window) & (step >= self.least_leaving)
-        closes = starts | (position >= end[:, None]) | (step == self.runs.longest)
-        return closes.to(torch.uint8).argmax(dim=1) + 1
+        sizes = {"shortest": self.least_leaving, "longest": self.runs.longest, "most": most}
+        return oldest_runs(self.starts, first, end, **sizes, impl=impl)
 
     def blank(self, num_rows: int) -> "Cuts":
         """The same for so many empty windows."""
@@ -132,7 +132,7 @@ class Cuts:
 
     def clear_rows(self, rows: slice) -> None:
         """Begin with empty windows, in place."""
-        self.starts[rows], self.opened[rows] = False, self.num_sinks
+        self.starts[rows], self.opened[rows] = -1, self.num_sinks
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""

@@ -45,7 +45,10 @@ def kernels() -> Any:
         *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, ctypes.c_float),
         *(_ADDRESS, _LONG, _LONG, _LONG, _INT),
     )
-    loaded.assign_slots.argtypes = (_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG, _INT)
+    loaded.assign_slots.argtypes = (
+        *(_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS),
+        *(_ADDRESS, _LONG, _INT, _LONG, _ADDRESS, _LONG, _LONG, _LONG, _INT),
+    )
     loaded.word_bytes.argtypes = (ctypes.c_uint64,)
     ends = (_LONG, _LONG, _LONG, _INT, _INT)
     loaded.fetch_rows.argtypes = (
@@ -107,11 +110,28 @@ def count_rest(place: Tensor, sizes: Tensor, units: UnitTable, *, threads: int) 
     return left
 
 
-def assign_slots(slot_place: Tensor, wanted: Tensor, *, threads: int) -> tuple[Tensor, Tensor]:
+def assign_slots(
+    slot_place: Tensor,
+    wanted: Tensor,
+    *,
+    threads: int,
+    where: Tensor | None = None,
+    counts: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.selection.assign_slots`, of int32."""
-    place, missing = torch.full_like(slot_place, -7), torch.ones(slot_place.shape, dtype=torch.bool)
-    where = (slot_place.data_ptr(), wanted.data_ptr(), place.data_ptr(), missing.data_ptr())
-    kernels().assign_slots(*where, *place.shape, wanted.shape[1], threads)
+    place = torch.full_like(slot_place, -7) if out is None else out
+    missing = torch.ones(slot_place.shape, dtype=torch.bool)
+    none = torch.tensor(-torch.inf, dtype=torch.float32 if bias is None else bias.dtype)
+    bits = int(none.view(torch.int32 if none.itemsize == 4 else torch.int16)) & (2 ** (8 * none.itemsize) - 1)
+    stride = 0 if bias is None else bias.stride(0) * bias.itemsize
+    kernels().assign_slots(
+        *(slot_place.data_ptr(), wanted.data_ptr(), wanted.itemsize, None if where is None else where.data_ptr()),
+        *(place.data_ptr(), missing.data_ptr()),
+        *(None if bias is None else bias.data_ptr(), stride, none.itemsize, bits),
+        *(None if counts is None else counts.data_ptr(), *place.shape, wanted.shape[1], threads),
+    )
     return place, missing
 
 

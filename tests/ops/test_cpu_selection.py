@@ -197,7 +197,10 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "agree": (logits, sizes, True, True, False, None),
         "select_units": (scores, sizes, torch.tensor([5, 6]), 0, where),
         "places_of": (sizes, sizes, 9),
-        "assign_slots": (torch.full((2, 4), -1, dtype=torch.int32), place),
+        "assign_slots": (
+            *(torch.full((2, 4), -1, dtype=torch.int32), place, where, torch.empty(2, 4, dtype=torch.int32)),
+            *(torch.zeros(2, dtype=torch.int64), torch.randn(2, 4)),
+        ),
     }
 
 
@@ -233,6 +236,7 @@ def test_what_does_not_fit_is_refused(isa: str) -> None:
         "one_bit_logits": {2: torch.randn(2, 2, 32)},
         "unit_shares": {1: torch.ones(2, 7)},
         "select_units": {1: torch.ones(2, 6, dtype=torch.int32)},
+        "assign_slots": {3: torch.empty(2, 4, dtype=torch.int64)},
     }.items():
         wrong = [changed.get(number, argument) for number, argument in enumerate(cases()[op])]
         with pytest.raises(RuntimeError, match="louiskv: "):

@@ -7,6 +7,7 @@ from torch import Tensor
 from louiskv.ops.selection import assign_slots
 from tests.ops import cuda_on_host
 from tests.ops.devices import on_each_device, repeated, wait
+from tests.ops.implementations import here
 
 NUM_ROWS = 16
 # Slots, places wanted, places that there are.
@@ -56,6 +57,50 @@ def test_changes_what_the_reference_changes(
         place, missing = assign_slots(held.to(device), wanted.to(device, dtype), impl=impl)
         assert place.dtype == held.dtype and torch.equal(place.cpu(), expected[0])
         assert missing.dtype == torch.bool and torch.equal(missing.cpu(), expected[1])
+
+
+def in_place(impl: str, held: Tensor, wanted: Tensor, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    """What there is after half of the rows changed where they are: places, missing, counts and bias."""
+    where = torch.arange(NUM_ROWS) % 3 != 1
+    slots = held.to(device, copy=True)
+    counts = torch.tensor([100, 10], device=device)
+    bias = torch.full((NUM_ROWS, 1, held.shape[1] + 5), 7.0, dtype=dtype, device=device)
+    wanted = wanted.masked_fill(~where[:, None], 10**6).to(device)
+    given = {"where": where.to(device), "counts": counts, "bias": bias[:, 0, 5:], "out": slots}
+    if impl == "host":
+        place, missing = cuda_on_host.assign_slots(slots, wanted, threads=2, **given)
+    else:
+        place, missing = assign_slots(slots, wanted, **given, impl=impl)
+    assert place is slots
+    return [each.cpu() for each in (place, missing, counts, bias)]
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", [*here("assign_slots"), "host"])
+def test_some_rows_change_where_they_are(impl: str, dtype: torch.dtype, wide: bool) -> None:
+    for shape in SHAPES[:5]:
+        held, wanted = cases(shape, 3, in_order=False)
+        got = in_place(impl, held, wanted.long() if wide else wanted, dtype)
+        expected, lacks = assign_slots(held, wanted, impl="torch")
+        asked = (torch.arange(NUM_ROWS) % 3 != 1)[:, None]
+        expected, lacks = torch.where(asked, expected, held), lacks & asked
+        assert torch.equal(got[0], expected) and torch.equal(got[1], lacks)
+        assert got[2].tolist() == [100 + int(((expected >= 0) & asked).sum()), 10 + int(lacks.sum())]
+        zone = torch.zeros(held.shape, dtype=dtype).masked_fill(expected < 0, -torch.inf).where(asked, 7.0)
+        assert torch.equal(got[3][:, 0, 5:], zone) and bool(got[3][..., :5].eq(7).all())
+
+
+@on_each_device("assign_slots")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_change_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        held, wanted = cases(shape, 4, in_order=True)
+        for got, expected in zip(
+            in_place(impl, held, wanted, dtype, device), in_place("torch", held, wanted, dtype), strict=True
+        ):
+            assert torch.equal(got, expected)
 
 
 @on_each_device("assign_slots")

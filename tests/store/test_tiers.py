@@ -114,7 +114,7 @@ def test_bytes_are_counted_where_they_move() -> None:
     pool, rows = filled_pool([8, 8])
     resident, transfer = ResidentSet(2, 1, 1, 4, 4, 2, torch.float32, CPU), Transfer(CPU)
     assert pool.in_place, "what a GPU would copy can be read where it lies"
-    change = resident.change_to(torch.tensor([[7, -1], [0, 3]]))
+    change = resident.change_to(torch.tensor([[7, -1], [0, 3]]), counts=transfer.chosen)
     transfer.fetch(pool, change, resident.retrieved)
     assert resident.rows.eq(0).all()
     resident.fill(change, pool.rows, change.place)

@@ -6,9 +6,11 @@
 #ifdef __CUDACC__
 #define LOUISKV_INLINE __device__ __forceinline__
 #define LOUISKV_UNROLL _Pragma("unroll")
+#define LOUISKV_ROLL _Pragma("unroll 1")
 #else
 #define LOUISKV_INLINE inline
 #define LOUISKV_UNROLL
+#define LOUISKV_ROLL
 #endif
 
 namespace louiskv {

@@ -11,14 +11,23 @@ constexpr int kMostThreads = 1024;
 constexpr int64_t kMostRoom = 8192;
 
 __global__ void __launch_bounds__(kMostThreads)
-    assign_slots(const int32_t* slot_place, const int32_t* wanted, int32_t* scratch, int64_t words, int64_t room,
-                 int32_t* place, bool* missing, int64_t slots, int64_t num_wanted) {
+    assign_slots(Slots of_all, Bias bias, const bool* where, unsigned long long* counts, int32_t* scratch,
+                 int64_t words, int64_t room) {
   extern __shared__ int32_t shared[];
   __shared__ uint32_t of_warps[kLanes];
-  const int64_t row = blockIdx.x, first = row * slots;
-  const Slots of_row = {slot_place + first, wanted + row * num_wanted, place + first, missing + first,
-                        slots,              num_wanted};
-  assign_row(of_row, scratch ? scratch + row * words : shared, room, Block<uint32_t>{of_warps});
+  const int64_t row = blockIdx.x;
+  const Slots of_row = row_of(of_all, row);
+  const Block<uint32_t> team{of_warps};
+  if (where && !where[row]) {
+    keep_row(of_row, team);
+    return;
+  }
+  const Held held = assign_row(of_row, scratch ? scratch + row * words : shared, room, team);
+  open_row(of_all, row, bias, team);
+  if (counts && threadIdx.x == 0) {
+    atomicAdd(counts, held.chosen);
+    atomicAdd(counts + 1, held.missing);
+  }
 }
 
 }  // namespace
@@ -30,17 +39,22 @@ LOUISKV_EXPORT int64_t louiskv_assign_slots_scratch(int64_t num_wanted) {
   return room > louiskv::kMostRoom ? louiskv::words_for(room) : 0;
 }
 
-// Of slot_place [rows, slots] and wanted [rows, num_wanted] the new place [rows, slots], and which are missing; all
-// contiguous. Scratch as above, null where none is needed.
-LOUISKV_EXPORT int louiskv_assign_slots(const int32_t* slot_place, const int32_t* wanted, int32_t* scratch,
-                                        int32_t* place, bool* missing, int64_t rows, int64_t slots, int64_t num_wanted,
-                                        int device, void* stream) {
+// Of slot_place [rows, slots] and wanted [rows, num_wanted], of 4 or 8 bytes each, the new place [rows, slots], and
+// which are missing; all contiguous. Rows not in `where` [rows], if that is not null, stay. The bias, if there is one,
+// has rows `bias_row` bytes apart and numbers of `bias_bytes`; `closed` is its -inf. Null where nothing is counted.
+// Scratch as above, null where none is needed.
+LOUISKV_EXPORT int louiskv_assign_slots(const int32_t* slot_place, const void* wanted, int wanted_bytes,
+                                        const bool* where, int32_t* scratch, int32_t* place, bool* missing, void* bias,
+                                        int64_t bias_row, int bias_bytes, int64_t closed, void* counts, int64_t rows,
+                                        int64_t slots, int64_t num_wanted, int device, void* stream) {
   using namespace louiskv;
   if (!rows || !slots) return cudaSuccess;
   const int64_t room = places_for(num_wanted), words = words_for(room);
   const int threads = slots > 1024 || room > 1024 ? kMostThreads : 256;
   return OnDevice(device).run([&] {
+    const Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
+    const Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};
     assign_slots<<<rows, threads, scratch ? 0 : words * 4, static_cast<cudaStream_t>(stream)>>>(
-        slot_place, wanted, scratch, words, room, place, missing, slots, num_wanted);
+        of_all, biases, where, static_cast<unsigned long long*>(counts), scratch, words, room);
   });
 }

@@ -9,12 +9,58 @@ namespace louiskv {
 
 constexpr int32_t kNowhere = 0x7fffffff;
 
+// Places wanted are of 4 or 8 bytes. The new places may be written where the old ones are.
 struct Slots {
   const int32_t* before;  // [slots] places held, -1 for none
-  const int32_t* wanted;  // [num_wanted] places, -1 for none
-  int32_t* place;         // [slots]
-  bool* missing;          // [slots]
+  const void* wanted;     // [num_wanted] places, -1 for none
+  bool wide;
+  int32_t* place;  // [slots]
+  bool* missing;   // [slots]
   int64_t slots, num_wanted;
+
+  LOUISKV_INLINE int32_t want(int64_t i) const {
+    if (i >= num_wanted) return -1;
+    return wide ? static_cast<int32_t>(static_cast<const int64_t*>(wanted)[i]) : static_cast<const int32_t*>(wanted)[i];
+  }
+};
+
+// One of many rows.
+LOUISKV_INLINE Slots row_of(const Slots& all, int64_t row) {
+  Slots one = all;
+  one.before += row * all.slots;
+  one.wanted = static_cast<const char*>(all.wanted) + row * all.num_wanted * (all.wide ? 8 : 4);
+  one.place += row * all.slots;
+  one.missing += row * all.slots;
+  return one;
+}
+
+// What is added to the logits of slots: 0, or -inf where they are empty.
+struct Bias {
+  void* data;  // [rows, slots], null for none
+  int64_t row_bytes;
+  int bytes;        // 2 or 4, of a number
+  uint32_t closed;  // the bits of -inf
+};
+
+// Opens the slots of a row that hold a token, each in the thread that wrote its place.
+template <typename Team>
+LOUISKV_INLINE void open_row(const Slots& all, int64_t row, const Bias& bias, const Team& team) {
+  if (!bias.data) return;
+  const int32_t* place = all.place + row * all.slots;
+  char* at = static_cast<char*>(bias.data) + row * bias.row_bytes;
+  LOUISKV_ROLL
+  for (int slot = team.rank(); slot < static_cast<int>(all.slots); slot += team.size()) {
+    const uint32_t bits = place[slot] < 0 ? bias.closed : 0;
+    if (bias.bytes == 4)
+      reinterpret_cast<uint32_t*>(at)[slot] = bits;
+    else
+      reinterpret_cast<uint16_t*>(at)[slot] = static_cast<uint16_t>(bits);
+  }
+}
+
+// How many tokens the slots of a row hold, and how many of them are missing.
+struct Held {
+  uint32_t chosen, missing;
 };
 
 // Room for the places wanted, in order: a power of two of them, at least 32, and a bit for each.
@@ -46,9 +92,9 @@ LOUISKV_INLINE void sort(int32_t* places, int64_t room, const Team& team) {
 template <typename Team>
 LOUISKV_INLINE void order_wanted(const Slots& row, int32_t* places, int64_t room, const Team& team) {
   bool falls = false;
+  LOUISKV_ROLL
   for (int64_t i = team.rank(); i < room; i += team.size()) {
-    const int32_t place = i < row.num_wanted ? row.wanted[i] : -1;
-    const int32_t next = i + 1 < row.num_wanted ? row.wanted[i + 1] : -1;
+    const int32_t place = row.want(i), next = row.want(i + 1);
     places[i] = place < 0 ? kNowhere : place;
     // Mostly they come in order.
     falls |= static_cast<uint32_t>(place) > static_cast<uint32_t>(next);
@@ -65,9 +111,19 @@ LOUISKV_INLINE int64_t find_place(const int32_t* places, int64_t room, int32_t p
   return at;
 }
 
+// What a row holds whose slots do not change.
+template <typename Team>
+LOUISKV_INLINE void keep_row(const Slots& row, const Team& team) {
+  LOUISKV_ROLL
+  for (int64_t slot = team.rank(); slot < row.slots; slot += team.size()) {
+    row.place[slot] = row.before[slot];
+    row.missing[slot] = false;
+  }
+}
+
 // What the reference `assign_slots` says, for one row, with `words_for(room)` words to work in.
 template <typename Team>
-LOUISKV_INLINE void assign_row(const Slots& row, int32_t* places, int64_t room, const Team& team) {
+LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, const Team& team) {
   uint32_t* held = reinterpret_cast<uint32_t*>(places + room);
   for (int64_t i = team.rank(); i < room / 32; i += team.size()) held[i] = 0;
   order_wanted(row, places, room, team);
@@ -81,6 +137,7 @@ LOUISKV_INLINE void assign_row(const Slots& row, int32_t* places, int64_t room, 
   team.barrier();
   // Those that no slot holds move to the front, over those that have been read.
   uint32_t num_missing = 0, total;
+  LOUISKV_ROLL
   for (int64_t round = 0; round < room; round += team.size()) {
     const int64_t i = round + team.rank();
     const int32_t place = i < room ? places[i] : kNowhere;
@@ -91,16 +148,20 @@ LOUISKV_INLINE void assign_row(const Slots& row, int32_t* places, int64_t room, 
     team.barrier();
   }
   uint32_t num_free = 0;
-  for (int64_t round = 0; round < row.slots; round += team.size()) {
-    const int64_t slot = round + team.rank();
-    const bool is_free = slot < row.slots && row.place[slot] < 0;
+  const int slots = static_cast<int>(row.slots);
+  LOUISKV_ROLL
+  for (int round = 0; round < slots; round += team.size()) {
+    const int slot = round + team.rank();
+    const bool is_free = slot < slots && row.place[slot] < 0;
     const uint32_t ordinal = num_free + team.sum_before(is_free, &total);
     const bool is_filled = is_free && ordinal < num_missing;
     if (is_filled) row.place[slot] = places[ordinal];
-    if (slot < row.slots) row.missing[slot] = is_filled;
+    if (slot < slots) row.missing[slot] = is_filled;
     num_free += total;
     team.barrier();
   }
+  const uint32_t num_filled = num_free < num_missing ? num_free : num_missing;
+  return {slots - num_free + num_filled, num_filled};
 }
 
 }  // namespace louiskv

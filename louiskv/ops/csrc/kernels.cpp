@@ -9,6 +9,7 @@
 #include "selecting.h"
 #include "summing.h"
 #include "turning.h"
+#include "windows.h"
 
 #define LOUISKV_TEXT_OF(name) #name
 #define LOUISKV_TEXT(name) LOUISKV_TEXT_OF(name)
@@ -38,6 +39,8 @@ const Kernels table = {
     store_rows,
     clustering::kmeans,
     query_cosines,
+    cut_runs,
+    oldest_runs,
 };
 
 }  // namespace LOUISKV_ISA

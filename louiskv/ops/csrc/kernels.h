@@ -100,8 +100,21 @@ struct CountRest {
   Array out;
 };
 
+// The new places may be written where the old ones are.
 struct AssignSlots {
-  Array slot_place, wanted, out, filled;
+  Array slot_place, wanted, where, counts, bias;
+  Array out, filled;
+};
+
+struct CutRuns {
+  Array starts, opened, lengths, boundary;
+  int64_t shortest = 1, longest = 1;
+};
+
+struct OldestRuns {
+  Array starts, first, end;
+  int64_t shortest = 1, longest = 1, most = 0;
+  Array out;
 };
 
 struct AppendToken {
@@ -131,6 +144,8 @@ struct Kernels {
   void (*store_rows)(const Array& target, const Array& lengths, const Array& rows, const Array& counts);
   void (*kmeans)(const KMeans& problem, int num_threads);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
+  void (*cut_runs)(const CutRuns& problem);
+  void (*oldest_runs)(const OldestRuns& problem);
 };
 
 // Of the best instruction set that this CPU has, or the one that LOUISKV_CPU_ISA names.

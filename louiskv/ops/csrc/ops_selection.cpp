@@ -43,19 +43,30 @@ std::tuple<Tensor, Tensor> places_of(const Tensor& take, const Tensor& offsets, 
   return {place, unit};
 }
 
-std::tuple<Tensor, Tensor> assign_slots(const Tensor& slot_place, const Tensor& wanted) {
+Tensor assign_slots(const Tensor& slot_place, const Tensor& wanted, const Optional& where, const Tensor& place,
+                    const Optional& counts, const Optional& bias) {
   AssignSlots p;
   p.slot_place = array_of(slot_place);
   p.wanted = array_of(wanted);
+  p.where = array_of(where);
+  p.counts = array_of(counts);
+  p.bias = array_of(bias);
+  p.out = array_of(place);
   check_index(p.slot_place, "slot_place");
   check_index(p.wanted, "wanted");
+  check_where(p.where, p.slot_place.size[0]);
+  const auto fits = [&](const Array& each) {
+    return each.size[0] == p.slot_place.size[0] && each.size[1] == p.slot_place.size[1];
+  };
   STD_TORCH_CHECK(p.wanted.size[0] == p.slot_place.size[0], "louiskv: what is wanted does not fit the slots");
-  const Tensor place = empty({p.slot_place.size[0], p.slot_place.size[1]}, dtype_of(p.slot_place));
+  STD_TORCH_CHECK(p.out.type == p.slot_place.type && fits(p.out) && (!p.bias || fits(p.bias)),
+                  "louiskv: what is written does not fit the slots");
+  STD_TORCH_CHECK(!p.counts || (p.counts.type == Type::i64 && p.counts.size[0] == 2 && p.counts.stride[0] == 1),
+                  "louiskv: counts must be int64 [2]");
   const Tensor filled = empty({p.slot_place.size[0], p.slot_place.size[1]}, aoti_torch_dtype_bool());
-  p.out = array_of(place);
   p.filled = array_of(filled);
   kernels().assign_slots(p);
-  return {place, filled};
+  return filled;
 }
 
 }  // namespace
@@ -63,7 +74,9 @@ std::tuple<Tensor, Tensor> assign_slots(const Tensor& slot_place, const Tensor& 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("select_units(Tensor scores, Tensor sizes, Tensor? budgets, int budget, Tensor? where) -> Tensor");
   library.def("places_of(Tensor take, Tensor offsets, int width) -> (Tensor, Tensor)");
-  library.def("assign_slots(Tensor slot_place, Tensor wanted) -> (Tensor, Tensor)");
+  library.def(
+      "assign_slots(Tensor slot_place, Tensor wanted, Tensor? where, Tensor(a!) place, Tensor(b!)? counts, "
+      "Tensor(c!)? bias) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {

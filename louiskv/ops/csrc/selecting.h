@@ -112,48 +112,80 @@ inline void places_of(const Array& take, const Array& offsets, const Array& plac
   }
 }
 
+inline int64_t entry_at(const Array& array, int64_t row, int64_t i) {
+  return index_at(array, row * array.stride[0] + i * array.stride[1]);
+}
+
+inline void set_index(const Array& array, int64_t row, int64_t i, int64_t value) {
+  const int64_t at = row * array.stride[0] + i * array.stride[1];
+  if (array.type == Type::i32)
+    static_cast<int32_t*>(array.data)[at] = static_cast<int32_t>(value);
+  else
+    static_cast<int64_t*>(array.data)[at] = value;
+}
+
+// A bias of 0 or of -inf.
+inline void set_bias(const Array& bias, int64_t at, bool open) {
+  switch (bias.type) {
+    case Type::f32: static_cast<uint32_t*>(bias.data)[at] = open ? 0 : 0xff800000u; return;
+    case Type::bf16: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xff80; return;
+    default: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xfc00;
+  }
+}
+
+inline void write_slots_of_row(const AssignSlots& p, int64_t row, uint64_t* missing, int64_t num_words,
+                               const bool* kept, bool* filled, int64_t* counts) {
+  int64_t word = 0;
+  for (int64_t i = 0; i < p.slot_place.size[1]; ++i) {
+    int64_t place = kept[i] ? entry_at(p.slot_place, row, i) : -1;
+    filled[i] = false;
+    if (!kept[i]) {
+      while (word < num_words && !missing[word]) ++word;
+      filled[i] = word < num_words;
+      if (filled[i]) {
+        place = word * 64 + __builtin_ctzll(missing[word]);
+        missing[word] &= missing[word] - 1;
+      }
+    }
+    counts[0] += place >= 0;
+    counts[1] += filled[i];
+    set_index(p.out, row, i, place);
+    if (p.bias) set_bias(p.bias, row * p.bias.stride[0] + i * p.bias.stride[1], place >= 0);
+  }
+}
+
 // A bit for each place: wanted ones are set, those that a slot holds are cleared, and the others stand in order.
 inline void assign_slots(const AssignSlots& p) {
   const int64_t num_slots = p.slot_place.size[1], num_wanted = p.wanted.size[1];
-  const auto place_at = [](const Array& array, int64_t row, int64_t i) {
-    return index_at(array, row * array.stride[0] + i * array.stride[1]);
-  };
-  int64_t greatest = -1;
+  int64_t greatest = -1, counts[2] = {};
   for (int64_t row = 0; row < p.wanted.size[0]; ++row)
-    for (int64_t i = 0; i < num_wanted; ++i) greatest = most(greatest, place_at(p.wanted, row, i));
+    for (int64_t i = 0; asked(p.where, row) && i < num_wanted; ++i)
+      greatest = most(greatest, entry_at(p.wanted, row, i));
   const int64_t num_words = greatest / 64 + 1;
   Scratch<uint64_t> wanted(num_words), missing(num_words);
+  Scratch<bool> kept(num_slots);
   for (int64_t row = 0; row < p.wanted.size[0]; ++row) {
+    bool* filled = static_cast<bool*>(p.filled.data) + row * num_slots;
+    if (!asked(p.where, row)) {
+      for (int64_t i = 0; i < num_slots; ++i) set_index(p.out, row, i, entry_at(p.slot_place, row, i));
+      std::memset(filled, 0, num_slots);
+      continue;
+    }
     std::memset(wanted, 0, sizeof(uint64_t) * num_words);
     for (int64_t i = 0; i < num_wanted; ++i) {
-      const int64_t place = place_at(p.wanted, row, i);
+      const int64_t place = entry_at(p.wanted, row, i);
       if (place >= 0) wanted[place / 64] |= uint64_t(1) << place % 64;
     }
     std::memcpy(missing, wanted, sizeof(uint64_t) * num_words);
-    bool* filled = static_cast<bool*>(p.filled.data) + row * num_slots;
     for (int64_t i = 0; i < num_slots; ++i) {
-      const int64_t place = place_at(p.slot_place, row, i);
-      const bool kept = place >= 0 && place <= greatest && (wanted[place / 64] >> place % 64 & 1);
-      filled[i] = !kept;
-      if (kept) missing[place / 64] &= ~(uint64_t(1) << place % 64);
+      const int64_t place = entry_at(p.slot_place, row, i);
+      kept[i] = place >= 0 && place <= greatest && (wanted[place / 64] >> place % 64 & 1);
+      if (kept[i]) missing[place / 64] &= ~(uint64_t(1) << place % 64);
     }
-    int64_t word = 0;
-    for (int64_t i = 0; i < num_slots; ++i) {
-      int64_t place = filled[i] ? -1 : place_at(p.slot_place, row, i);
-      if (filled[i]) {
-        while (word < num_words && !missing[word]) ++word;
-        filled[i] = word < num_words;
-        if (filled[i]) {
-          place = word * 64 + __builtin_ctzll(missing[word]);
-          missing[word] &= missing[word] - 1;
-        }
-      }
-      if (p.slot_place.type == Type::i32)
-        static_cast<int32_t*>(p.out.data)[row * num_slots + i] = static_cast<int32_t>(place);
-      else
-        static_cast<int64_t*>(p.out.data)[row * num_slots + i] = place;
-    }
+    write_slots_of_row(p, row, missing, num_words, kept, filled, counts);
   }
+  if (!p.counts) return;
+  for (int which = 0; which < 2; ++which) static_cast<int64_t*>(p.counts.data)[which] += counts[which];
 }
 
 }  // namespace LOUISKV_ISA

@@ -179,15 +179,22 @@ void best_tokens(const float* scores, const int32_t* place, const bool* resident
   });
 }
 
-void assign_slots(const int32_t* slot_place, const int32_t* wanted, int32_t* place, bool* missing, int64_t rows,
-                  int64_t slots, int64_t num_wanted, int threads) {
+void assign_slots(const int32_t* slot_place, const void* wanted, int wanted_bytes, const bool* where, int32_t* place,
+                  bool* missing, void* bias, int64_t bias_row, int bias_bytes, int64_t closed, int64_t* counts,
+                  int64_t rows, int64_t slots, int64_t num_wanted, int threads) {
   const int64_t room = louiskv::places_for(num_wanted);
   std::vector<int32_t> scratch(louiskv::words_for(room));
+  const louiskv::Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
+  const louiskv::Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
-    const int64_t first = row * slots;
-    const louiskv::Slots of_row = {slot_place + first, wanted + row * num_wanted, place + first, missing + first, slots,
-                                   num_wanted};
-    louiskv::assign_row(of_row, scratch.data(), room, team);
+    const louiskv::Slots of_row = louiskv::row_of(of_all, row);
+    if (where && !where[row]) return louiskv::keep_row(of_row, team);
+    const louiskv::Held held = louiskv::assign_row(of_row, scratch.data(), room, team);
+    louiskv::open_row(of_all, row, biases, team);
+    if (team.rank() == 0 && counts) {
+      counts[0] += held.chosen;
+      counts[1] += held.missing;
+    }
   });
 }
 

@@ -1,0 +1,68 @@
+// Shims of operations on windows.
+#include "shim.h"
+
+namespace louiskv {
+namespace {
+
+void check_long(const Array& array, int64_t num_rows, const char* name) {
+  STD_TORCH_CHECK(array.type == Type::i64 && array.size[0] == num_rows, "louiskv: ", name, " must be int64 [N]");
+}
+
+void check_starts(const Array& starts) {
+  STD_TORCH_CHECK(starts.type == Type::i32, "louiskv: starts must be int32 [N, W]");
+  check_dense(starts, 1, "starts");
+}
+
+void cut_runs(const Tensor& starts, const Tensor& opened, const Tensor& lengths, const Tensor& boundary,
+              int64_t shortest, int64_t longest) {
+  CutRuns p;
+  p.starts = array_of(starts);
+  p.opened = array_of(opened);
+  p.lengths = array_of(lengths);
+  p.boundary = array_of(boundary);
+  p.shortest = shortest;
+  p.longest = longest;
+  const int64_t num_rows = p.starts.size[0];
+  check_starts(p.starts);
+  check_long(p.opened, num_rows, "opened");
+  check_long(p.lengths, num_rows, "lengths");
+  check_where(p.boundary, num_rows);
+  STD_TORCH_CHECK(p.starts.size[1] > 0 && longest > 0, "louiskv: a run needs a window");
+  kernels().cut_runs(p);
+}
+
+Tensor oldest_runs(const Tensor& starts, const Tensor& first, const Tensor& end, int64_t shortest, int64_t longest,
+                   int64_t most) {
+  OldestRuns p;
+  p.starts = array_of(starts);
+  p.first = array_of(first);
+  p.end = array_of(end);
+  p.shortest = shortest;
+  p.longest = longest;
+  p.most = most;
+  const int64_t num_rows = p.starts.size[0];
+  check_starts(p.starts);
+  check_long(p.first, num_rows, "first");
+  check_long(p.end, num_rows, "end");
+  const Tensor out = empty({num_rows}, aoti_torch_dtype_int64());
+  p.out = array_of(out);
+  kernels().oldest_runs(p);
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
+  library.def(
+      "cut_runs(Tensor(a!) starts, Tensor(b!) opened, Tensor lengths, Tensor boundary, int shortest, int longest) -> "
+      "()");
+  library.def(
+      "oldest_runs(Tensor starts, Tensor first, Tensor end, int shortest, int longest, int most) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
+  library.impl("cut_runs", TORCH_BOX(&cut_runs));
+  library.impl("oldest_runs", TORCH_BOX(&oldest_runs));
+}
+
+}  // namespace louiskv

@@ -1,0 +1,35 @@
+// Rings of the newest tokens, and the runs into which they are cut.
+#pragma once
+
+#include "arrays.h"
+
+namespace louiskv {
+namespace LOUISKV_ISA {
+
+inline void cut_runs(const CutRuns& p) {
+  const int64_t window = p.starts.size[1];
+  for (int64_t row = 0; row < p.starts.size[0]; ++row) {
+    const int64_t position = index_at(p.lengths, row * p.lengths.stride[0]) - 1;
+    int64_t& opened = static_cast<int64_t*>(p.opened.data)[row * p.opened.stride[0]];
+    const int64_t begun = position - opened;
+    if (begun < 0 || begun % p.longest < p.shortest || !asked(p.boundary, row)) continue;
+    static_cast<int32_t*>(p.starts.data)[row * p.starts.stride[0] + position % window] = static_cast<int32_t>(position);
+    opened = position;
+  }
+}
+
+inline void oldest_runs(const OldestRuns& p) {
+  const int64_t window = p.starts.size[1];
+  for (int64_t row = 0; row < p.starts.size[0]; ++row) {
+    const int32_t* starts = static_cast<const int32_t*>(p.starts.data) + row * p.starts.stride[0];
+    const int64_t first = index_at(p.first, row * p.first.stride[0]);
+    const int64_t held = index_at(p.end, row * p.end.stride[0]) - first;
+    const int64_t size = most(1, least(held, p.longest));
+    int64_t step = window ? p.shortest : size;
+    while (step < size && starts[(first + step) % window] != first + step) ++step;
+    static_cast<int64_t*>(p.out.data)[row] = held > p.most ? least(step, size) : 0;
+  }
+}
+
+}  // namespace LOUISKV_ISA
+}  // namespace louiskv

@@ -1,0 +1,94 @@
+"""Windows: rings of the newest tokens of some rows, and the runs into which they are cut.
+
+The token at position p has the place p mod W in a ring of W entries.
+"""
+
+import torch
+from torch import Tensor
+
+from louiskv.ops.dispatch import choose, implementations
+
+
+def cut_runs(
+    starts: Tensor,
+    opened: Tensor,
+    lengths: Tensor,
+    boundary: Tensor,
+    *,
+    shortest: int,
+    longest: int,
+    impl: str | None = None,
+) -> None:
+    """Begin a run at the newest token where a boundary says so and the run that it is in is long enough; in place.
+
+    From where a run was begun, others follow at every `longest` tokens of themselves.
+
+    Args:
+        starts: [N, W] int32, position of the token that begins a run at its ring place; changed.
+        opened: [N] int64, position where the last run begins that does not follow so; changed.
+        lengths: [N] int64, one more than the newest token's position.
+        boundary: [N] bool.
+        shortest: Tokens before the newest that its run must have.
+        longest: Tokens of a run at the most.
+        impl: Implementation; None takes the best that can run.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("cut_runs", CUT_RUNS, impl, starts)
+    function(starts, opened, lengths, boundary, shortest, longest)
+
+
+def _cut_runs(starts: Tensor, opened: Tensor, lengths: Tensor, boundary: Tensor, shortest: int, longest: int) -> None:
+    position = lengths - 1
+    begun = position - opened
+    begins = boundary & (begun >= 0) & (begun % longest >= shortest)
+    place = (position % starts.shape[1])[:, None]
+    starts.scatter_(1, place, torch.where(begins[:, None], position[:, None].int(), starts.gather(1, place)))
+    opened.copy_(torch.where(begins, position, opened))
+
+
+def oldest_runs(
+    starts: Tensor,
+    first: Tensor,
+    end: Tensor,
+    *,
+    shortest: int,
+    longest: int,
+    most: int = 0,
+    impl: str | None = None,
+) -> Tensor:
+    """Count the tokens of the oldest run of each window, to the next start that is not too near.
+
+    Args:
+        starts: [N, W] int32, as `cut_runs` has it; W is 0 where runs have their longest size.
+        first: [N] int64, position of the oldest token.
+        end: [N] int64, one more than the position of the newest.
+        shortest: Tokens of a run at the least: a start that comes before is left out.
+        longest: Tokens at the most.
+        most: Nothing is counted of a window that has no more than so many tokens.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N] int64.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("oldest_runs", OLDEST_RUNS, impl, starts)
+    counts: Tensor = function(starts, first, end, shortest, longest, most)
+    return counts
+
+
+def _oldest_runs(starts: Tensor, first: Tensor, end: Tensor, shortest: int, longest: int, most: int) -> Tensor:
+    step = torch.arange(1, longest + 1, device=first.device)
+    position = first[:, None] + step
+    closes = (position >= end[:, None]) | (step == longest)
+    if starts.shape[1]:
+        begins = starts.gather(1, position % starts.shape[1]) == position
+        closes |= begins & (step >= shortest)
+    return (closes.to(torch.uint8).argmax(dim=1) + 1).masked_fill(end - first <= most, 0)
+
+
+CUT_RUNS = implementations("windows", _cut_runs, ("triton", "cpu"))
+OLDEST_RUNS = implementations("windows", _oldest_runs, ("triton", "cpu"))

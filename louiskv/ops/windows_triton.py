@@ -1,0 +1,86 @@
+"""Windows and their runs in Triton."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from louiskv.ops.triton_runtime import as_bytes, dense, kernel
+
+
+@kernel(
+    checks=(
+        {"starts": "*i32", "opened": "*i64", "lengths": "*i64", "boundary": "*u8"}
+        | dict.fromkeys(("num_rows", "window", "shortest", "longest"), "i32"),
+    ),
+    configs=({"block": 64, "num_warps": 1, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["num_rows", "window", "shortest", "longest"])
+def _cut(
+    starts: tl.tensor,
+    opened: tl.tensor,
+    lengths: tl.tensor,
+    boundary: tl.tensor,
+    num_rows: tl.tensor,
+    window: tl.tensor,
+    shortest: tl.tensor,
+    longest: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """Cut the runs of some rows."""
+    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    mask = row < num_rows
+    position = tl.load(lengths + row, mask=mask, other=0) - 1
+    begun = position - tl.load(opened + row, mask=mask, other=0)
+    begins = mask & (begun >= 0) & (begun % longest >= shortest)
+    begins = begins & (tl.load(boundary + row, mask=mask, other=0) != 0)
+    tl.store(starts + row * window + position % window, position.to(tl.int32), mask=begins)
+    tl.store(opened + row, position, mask=begins)
+
+
+def cut_runs(starts: Tensor, opened: Tensor, lengths: Tensor, boundary: Tensor, shortest: int, longest: int) -> None:
+    """Twin of the reference."""
+    num_rows, window = starts.shape
+    sizes = (num_rows, window, shortest, longest)
+    _cut[triton.cdiv(num_rows, 64),](starts, opened, dense(lengths), as_bytes(boundary), *sizes)
+
+
+@kernel(
+    checks=(
+        {"starts": "*i32", "first": "*i64", "end": "*i64", "counts": "*i64"}
+        | dict.fromkeys(("window", "shortest", "longest", "most"), "i32"),
+    ),
+    configs=({"block": 64, "num_warps": 1, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["window", "shortest", "longest", "most"])
+def _oldest(
+    starts: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
+    counts: tl.tensor,
+    window: tl.tensor,
+    shortest: tl.tensor,
+    longest: tl.tensor,
+    most: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """Look for the next start in one row."""
+    row = tl.program_id(0).to(tl.int64)
+    oldest = tl.load(first + row)
+    held = tl.load(end + row) - oldest
+    size = tl.maximum(tl.minimum(held, longest), 1)
+    if window > 0:
+        for done in range(0, longest, block):
+            step = done + 1 + tl.arange(0, block)
+            position = oldest + step
+            looked = (step >= shortest) & (step < size)
+            start = tl.load(starts + row * window + position % window, mask=looked, other=-1)
+            size = tl.minimum(size, tl.min(tl.where(looked & (start == position), step, longest), 0))
+    tl.store(counts + row, tl.where(held > most, size, 0))
+
+
+def oldest_runs(starts: Tensor, first: Tensor, end: Tensor, shortest: int, longest: int, most: int) -> Tensor:
+    """Twin of the reference."""
+    num_rows, window = starts.shape
+    counts = first.new_empty(first.shape)
+    _oldest[num_rows,](starts, dense(first), dense(end), counts, window, shortest, longest, most)
+    return counts

@@ -1,0 +1,111 @@
+"""Windows and their runs, in every implementation."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from louiskv.ops.windows import cut_runs, oldest_runs
+from tests.ops.devices import on_each_device
+from tests.ops.implementations import DEVICE, each, on, on_each_instruction_set
+
+# Rows, window, least and most tokens of a run.
+SHAPES = [(1, 1, 1, 1), (3, 15, 2, 7), (17, 17, 4, 8), (63, 63, 1, 31), (70, 200, 5, 100)]
+
+
+def windows(shape: tuple[int, int, int, int], seed: int) -> dict[str, Tensor]:
+    """Windows of up to W tokens, in whose rings there are starts, of tokens that are gone as well."""
+    num_rows, window, *_ = shape
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(0, 3 * window, (num_rows,), generator=generator)
+    end = first + torch.randint(0, window + 1, (num_rows,), generator=generator)
+    place = torch.arange(window)
+    # At each ring place the newest position before the end, or one of a turn before, or none.
+    newest = end[:, None] - 1 - (end[:, None] - 1 - place) % window
+    turn = torch.randint(0, 2, newest.shape, generator=generator)
+    starts = (newest - turn * window).masked_fill(torch.rand(newest.shape, generator=generator) < 0.8, -1)
+    opened = (end - torch.randint(-1, window + 3, (num_rows,), generator=generator)).clamp(min=0)
+    boundary = torch.rand(num_rows, 2, generator=generator)[:, 0] < 0.7
+    return {"starts": starts.int(), "first": first, "end": end, "opened": opened, "boundary": boundary}
+
+
+def cut(given: dict[str, Tensor], shape: tuple[int, int, int, int], impl: str) -> tuple[Tensor, Tensor]:
+    starts, opened = given["starts"].clone(), given["opened"].clone()
+    lengths = given["end"].clamp(min=1)
+    cut_runs(starts, opened, lengths, given["boundary"], shortest=shape[2], longest=shape[3], impl=impl)
+    return starts, opened
+
+
+def oldest(given: dict[str, Tensor], shape: tuple[int, int, int, int], most: int, impl: str) -> Tensor:
+    sizes = {"shortest": shape[2], "longest": shape[3], "most": most}
+    return oldest_runs(given["starts"], given["first"], given["end"], **sizes, impl=impl)
+
+
+@each("cut_runs")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cuts_where_the_reference_does(impl: str, shape: tuple[int, int, int, int]) -> None:
+    for seed in range(3):
+        given = windows(shape, seed)
+        for got, expected in zip(cut(given, shape, impl), cut(given, shape, "torch"), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("oldest_runs")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_finds_the_oldest_run_that_the_reference_finds(impl: str, shape: tuple[int, int, int, int]) -> None:
+    for seed in range(3):
+        given = windows(shape, seed)
+        for most in (-1, 0, shape[1] // 2, shape[1]):
+            assert torch.equal(oldest(given, shape, most, impl), oldest(given, shape, most, "torch"))
+            fixed = {**given, "starts": given["starts"][:, :0]}
+            expected = (given["end"] - given["first"]).clamp(min=1, max=shape[3])
+            expected = expected.where(given["end"] - given["first"] > most, 0)
+            assert torch.equal(oldest(fixed, shape, most, impl), expected)
+
+
+def test_a_run_is_cut_where_one_would_look_for_it() -> None:
+    for seed in range(20):
+        given, shape = windows(SHAPES[2], seed), SHAPES[2]
+        starts, opened = cut(given, shape, "torch")
+        for row in range(shape[0]):
+            position, before = int(given["end"][row].clamp(min=1)) - 1, int(given["opened"][row])
+            run = before
+            while run + shape[3] <= position:
+                run += shape[3]
+            begins = bool(given["boundary"][row]) and position >= before and position - run >= shape[2]
+            assert int(opened[row]) == (position if begins else before)
+            if begins:
+                assert int(starts[row, position % shape[1]]) == position
+
+
+@on_each_device("cut_runs")
+def test_on_each_device(impl: str, device: str) -> None:
+    for shape in SHAPES:
+        given = windows(shape, 7)
+        there = {name: tensor.to(device) for name, tensor in given.items()}
+        for got, expected in zip(cut(there, shape, impl), cut(given, shape, "torch"), strict=True):
+            assert torch.equal(got.cpu(), expected)
+        assert torch.equal(oldest(there, shape, 1, impl).cpu(), oldest(given, shape, 1, "torch"))
+
+
+@on_each_instruction_set
+def test_on_each_instruction_set(isa: str) -> None:
+    given, shape = windows(SHAPES[1], 0), SHAPES[1]
+    with on(isa):
+        assert torch.equal(cut(given, shape, "cpu")[0], cut(given, shape, "torch")[0])
+        assert torch.equal(oldest(given, shape, 1, "cpu"), oldest(given, shape, 1, "torch"))
+    starts, end = given["starts"], given["end"]
+    torch.library.opcheck(torch.ops.louiskv.oldest_runs.default, (starts, given["first"], end, 2, 7, 0))
+    cutting = (starts, given["opened"], end.clamp(min=1), given["boundary"], 2, 7)
+    torch.library.opcheck(torch.ops.louiskv.cut_runs.default, cutting)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    assert DEVICE.type == "cpu"
+    given = windows(SHAPES[1], 0)
+    with pytest.raises(RuntimeError, match="int64"):
+        cut({**given, "end": given["end"].int()}, SHAPES[1], "cpu")
+    with pytest.raises(RuntimeError, match="bool"):
+        cut({**given, "boundary": given["boundary"].int()}, SHAPES[1], "cpu")
+    with pytest.raises(RuntimeError, match="int32"):
+        oldest({**given, "starts": given["starts"].long()}, SHAPES[1], 0, "cpu")
