@@ -34,6 +34,7 @@ const Kernels table = {
     store_rows,
     clustering::kmeans,
     query_cosines,
+    turned,
     cut_runs,
     oldest_runs,
 };
