@@ -24,7 +24,7 @@ from louiskv.ops.selection import (
     unit_logits,
     unit_shares,
 )
-from louiskv.ops.turning import query_cosines
+from louiskv.ops.turning import query_cosines, turned
 from louiskv.ops.windows import cut_runs, oldest_runs
 
 SCALING = 0.125
@@ -247,6 +247,13 @@ CASES = (
         flops=lambda s: 2 * s.num_rows * _clustered(s) * (_clustered(s) // UNIT_SIZE) * s.shape.dim * ITERATIONS,
     ),
     Case("query_cosines", lambda i: (i.query(), i.query()), query_cosines, flops=lambda s: 3 * _products(s, 1)),
+    Case(
+        "turned",
+        lambda i: tuple(i.query().unflatten(0, (i.sizes.batch, -1)).flatten(1, 2) for _ in range(2)),
+        lambda query, previous, *, impl: turned(query, previous, tau=0.9, num_groups=1, by_group=False, impl=impl),
+        moved=lambda s: (2 * _query_bytes(s), _query_bytes(s) + 5 * s.batch),
+        flops=lambda s: 3 * _products(s, 1),
+    ),
     Case("append_token", _append, partial(append_token, num_sinks=NUM_SINKS, window=WINDOW), moved=_append_moved),
     Case(
         "store_rows",

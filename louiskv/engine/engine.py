@@ -80,15 +80,9 @@ class Engine:
         self.max_length = positions if max_length is None else min(max_length, positions)
         check_count("max_length", self.max_length, 2)
         self._vocabulary, self._queue = config.vocab_size, queue
-        self._stack = ExitStack()
-        try:
-            kv_cache = self._stack.enter_context(attach(model, method, impl=impl))
-            kv_cache.check_rows()
-            if shard_of(model).num_ranks > 1:
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} is split over several processes, and an engine answers in one: its ranks "
-                    "would not decode the same. Load the model whole, or use louiskv.attach in every rank."
-                )
+        with ExitStack() as stack:
+            kv_cache = stack.enter_context(attach(model, method, impl=impl))
+            _check_model(model, kv_cache)
             memory = Memory(config, kv_cache.method, model.device, model.dtype)
             memory.set_limits(*_limits(model.device, host_memory, device_memory))
             self._turns = Turns(
@@ -102,9 +96,8 @@ class Engine:
                 prefill_chunk=prefill_chunk,
                 end_tokens=_end_tokens(model, tokenizer),
             )
-        except BaseException:
-            self._stack.close()
-            raise
+            # From here on the engine's thread gives the model back.
+            self._stack = stack.pop_all()
         self._asked: list[Callable[[], None]] = []
         # None while it runs; then whether what is there is still finished.
         self._stopping: bool | None = None
@@ -241,6 +234,16 @@ class Engine:
             asked, self._asked = self._asked, []
         for answer in asked:
             answer()
+
+
+def _check_model(model: PreTrainedModel, kv_cache: LouisKVCache) -> None:
+    """Raise `UnsupportedModelError` if the sequences of a model cannot come and go, or not in one process."""
+    kv_cache.check_rows()
+    if shard_of(model).num_ranks > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is split over several processes, and an engine answers in one: its ranks would "
+            "not decode the same. Load the model whole, or use louiskv.attach in every rank."
+        )
 
 
 def _limits(device: torch.device, host: int | None, on_device: int | None) -> tuple[int, int]:

@@ -16,13 +16,14 @@ from louiskv.ops.selection import (
     UNIT_LOGITS,
     UNIT_SHARES,
 )
-from louiskv.ops.turning import QUERY_COSINES
+from louiskv.ops.turning import QUERY_COSINES, TURNED
 from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
     "query_cosines": QUERY_COSINES,
     "append_token": APPEND_TOKEN,
+    "turned": TURNED,
     "store_rows": STORE_ROWS,
     "log_sums": LOG_SUMS,
     "cut_runs": CUT_RUNS,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
-from louiskv.ops.turning import query_cosines
+from louiskv.ops.turning import query_cosines, turned
 from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, put_row, the_one
 
 
@@ -52,14 +52,16 @@ class CosineState(TriggerState):
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire for the sequences, or the KV heads of them, whose query has turned."""
-        previous = torch.full_like(query, torch.nan) if self.previous is None else self.previous
-        self.previous = query
-        cosine = query_cosines(query, previous, impl=self.impl)
-        mean = cosine.mean(1) if self.per_head else self.shard.mean(cosine.mean(1))
-        self.similarity = mean
-        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else mean[:, None]
-        # Not `groups < tau`: without a previous query it is NaN, and must fire.
-        return ~(groups >= self.tau).expand(-1, num_kv_heads)
+        if self.previous is None:
+            self.previous = torch.full(query.shape, torch.nan, dtype=query.dtype, device=query.device)
+        # Without a query before, the cosine is NaN, and that fires.
+        self.similarity, fired = turned(
+            query, self.previous, tau=self.tau, num_groups=num_kv_heads, by_group=self.per_head, impl=self.impl
+        )
+        if self.shard.splits_heads and not self.per_head:
+            self.similarity = self.shard.mean(self.similarity)
+            fired = ~(self.similarity[:, None] >= self.tau).expand(-1, num_kv_heads)
+        return fired
 
     def chosen(self, where: Tensor) -> None:
         """The next query is compared with this one in any case."""

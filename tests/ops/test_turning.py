@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from louiskv.ops.turning import query_cosines
+from louiskv.ops.turning import query_cosines, turned
+from tests.ops.devices import on_each_device
 from tests.ops.implementations import each, on, on_each_instruction_set
 
 
@@ -42,3 +44,74 @@ def test_on_each_instruction_set(isa: str, dtype: torch.dtype) -> None:
             got = query_cosines(query, other, impl="cpu")
         torch.testing.assert_close(got, query_cosines(query, other, impl="torch"), atol=1e-6, rtol=1e-5)
         torch.library.opcheck(torch.ops.louiskv.query_cosines.default, (query, other))
+
+
+def queries(num_rows: int, num_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Queries of which some are near the ones before, in memory that is NaN behind them; one sequence has none."""
+    generator = torch.Generator().manual_seed(num_rows + num_heads + dim)
+    room = torch.full((num_rows, num_heads + 1, dim + 3), torch.nan, dtype=dtype)
+    query = room[:, :num_heads, :dim]
+    query.copy_(torch.randn(num_rows, num_heads, dim, generator=generator))
+    spread = torch.rand(num_rows, num_heads, 1, generator=generator)
+    previous = (query.float() + spread * torch.randn(num_rows, num_heads, dim, generator=generator)).to(dtype)
+    previous[-1] = torch.nan
+    return query, previous
+
+
+def turned_by(impl: str, query: Tensor, previous: Tensor, groups: int, by_group: bool, tau: float) -> list[Tensor]:
+    previous = previous.clone()
+    told = turned(query, previous, tau=tau, num_groups=groups, by_group=by_group, impl=impl)
+    assert torch.equal(previous, query)
+    return [each.cpu() for each in told]
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("turned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, 15, 17, 63, 128])
+@pytest.mark.parametrize(("groups", "size"), [(1, 1), (2, 3), (5, 4), (2, 8), (1, 17), (20, 7)])
+def test_turns(impl: str, dtype: torch.dtype, dim: int, groups: int, size: int) -> None:
+    query, previous = queries(3, groups * size, dim, dtype)
+    cosine = query_cosines(query, previous, impl="torch").double()
+    for by_group in (False, True):
+        mean = cosine.unflatten(1, (groups, -1)).mean(2) if by_group else cosine.mean(1, keepdim=True).repeat(1, groups)
+        # Halfway between two means, so that rounding decides nothing.
+        known = mean[:-1].flatten().sort().values
+        tau = float((known[0] + known[-1]) / 2 if len(known.unique()) > 1 else known[0] - 0.01)
+        similarity, fired = turned_by(impl, query, previous, groups, by_group, tau)
+        torch.testing.assert_close(similarity.double(), cosine.mean(1), atol=1e-5, rtol=1e-5, equal_nan=True)
+        assert torch.equal(fired, ~(mean >= tau)) and bool(fired[-1].all())
+        assert similarity.dtype == torch.float32 and fired.dtype == torch.bool and fired.is_contiguous()
+
+
+@each("turned")
+def test_the_same_queries_are_no_turn(impl: str) -> None:
+    query = torch.randn(2, 6, 64)
+    query[0, 0] = 0
+    similarity, fired = turned_by(impl, query, query, 2, True, 0.6)
+    torch.testing.assert_close(similarity, torch.tensor([5 / 6, 1.0]))
+    assert not fired.any() and bool((similarity <= 1).all())
+    assert turned_by(impl, query, query, 2, True, 0.7)[1].tolist() == [[True, False], [False, False]]
+
+
+@on_each_device("turned", torch.float32, torch.bfloat16, torch.float16)
+def test_turns_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
+    for num_heads, groups, dim in ((32, 8, 128), (9, 3, 64), (128, 8, 256)):
+        query, previous = queries(2, num_heads, dim, dtype)
+        expected = turned_by("torch", query, previous, groups, True, 0.8)
+        got = turned_by(impl, query.to(device), previous.to(device), groups, True, 0.8)
+        torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5, equal_nan=True)
+        assert torch.equal(got[1], expected[1])
+
+
+@on_each_instruction_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turns_on_each_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    query, previous = queries(2, 6, 80, dtype)
+    with on(isa):
+        got = turned_by("cpu", query, previous, 2, True, 0.8)
+        given = torch.randn(2, 2, 6, 80).to(dtype)
+        torch.library.opcheck(torch.ops.louiskv.turned.default, (*given, 0.8, 2, True))
+    expected = turned_by("torch", query, previous, 2, True, 0.8)
+    torch.testing.assert_close(got[0], expected[0], atol=1e-6, rtol=1e-5, equal_nan=True)
+    assert torch.equal(got[1], expected[1])

@@ -39,6 +39,7 @@ const Kernels table = {
     store_rows,
     clustering::kmeans,
     query_cosines,
+    turned,
     cut_runs,
     oldest_runs,
 };

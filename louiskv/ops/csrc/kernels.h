@@ -106,6 +106,14 @@ struct AssignSlots {
   Array out, filled;
 };
 
+// By the mean cosine of each group, or of all heads.
+struct Turned {
+  Array query, previous;
+  float tau = 0.0f;
+  bool by_group = false;
+  Array similarity, fired;
+};
+
 struct CutRuns {
   Array starts, opened, lengths, boundary;
   int64_t shortest = 1, longest = 1;
@@ -144,6 +152,7 @@ struct Kernels {
   void (*store_rows)(const Array& target, const Array& lengths, const Array& rows, const Array& counts);
   void (*kmeans)(const KMeans& problem, int num_threads);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
+  void (*turned)(const Turned& problem);
   void (*cut_runs)(const CutRuns& problem);
   void (*oldest_runs)(const OldestRuns& problem);
 };

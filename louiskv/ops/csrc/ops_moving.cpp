@@ -16,6 +16,28 @@ Tensor query_cosines(const Tensor& query, const Tensor& other) {
   return out;
 }
 
+std::tuple<Tensor, Tensor> turned(const Tensor& query, const Tensor& previous, double tau, int64_t num_groups,
+                                  bool by_group) {
+  Turned p;
+  p.query = array_of(query);
+  p.previous = array_of(previous);
+  p.tau = static_cast<float>(tau);
+  p.by_group = by_group;
+  const Array &a = p.query, &b = p.previous;
+  STD_TORCH_CHECK(a.type == b.type && is_real(a), "louiskv: queries of one dtype");
+  STD_TORCH_CHECK(a.size[0] == b.size[0] && a.size[1] == b.size[1] && a.size[2] == b.size[2],
+                  "louiskv: queries of one shape");
+  STD_TORCH_CHECK(num_groups > 0 && a.size[1] % num_groups == 0, "louiskv: heads in whole groups");
+  check_dense(a, 2, "query");
+  check_dense(b, 2, "previous");
+  const Tensor similarity = empty({a.size[0]}, aoti_torch_dtype_float32());
+  const Tensor fired = empty({a.size[0], num_groups}, aoti_torch_dtype_bool());
+  p.similarity = array_of(similarity);
+  p.fired = array_of(fired);
+  kernels().turned(p);
+  return {similarity, fired};
+}
+
 void append_token(const Tensor& rows, const Tensor& bias, const Tensor& lengths, const Tensor& keys,
                   const Tensor& values, int64_t num_sinks, int64_t window) {
   AppendToken p;
@@ -66,6 +88,8 @@ void store_rows(const Tensor& target, const Tensor& lengths, const Tensor& rows,
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("query_cosines(Tensor query, Tensor other) -> Tensor");
   library.def(
+      "turned(Tensor query, Tensor(a!) previous, float tau, int num_groups, bool by_group) -> (Tensor, Tensor)");
+  library.def(
       "append_token(Tensor(a!) rows, Tensor(b!) bias, Tensor(c!) lengths, Tensor keys, Tensor values, int num_sinks, "
       "int window) -> ()");
   library.def("fetch_rows(Tensor source, Tensor place, Tensor missing, Tensor(a!) target) -> ()");
@@ -76,6 +100,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
   library.impl("query_cosines", TORCH_BOX(&query_cosines));
+  library.impl("turned", TORCH_BOX(&turned));
   library.impl("append_token", TORCH_BOX(&append_token));
   library.impl("fetch_rows", TORCH_BOX(&fetch_rows));
   library.impl("store_rows", TORCH_BOX(&store_rows));
