@@ -10,7 +10,9 @@ from transformers.cache_utils import DynamicLayer
 
 from louiskv.cache_layer import CacheLayer
 from louiskv.errors import UnsupportedModelError
+from louiskv.joint_report import joint_report
 from louiskv.methods.base import Method
+from louiskv.shard import WHOLE, Shard
 from louiskv.telemetry import Report
 
 # Names of the argument by which models take a cache, the newest first.
@@ -70,7 +72,7 @@ class LouisKVCache(Cache):
 
     is_compileable: ClassVar[bool] = False
 
-    def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None) -> None:
+    def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None, shard: Shard = WHOLE) -> None:
         """Build the layers that a model of this config needs.
 
         Raises:
@@ -78,9 +80,10 @@ class LouisKVCache(Cache):
         """
         self.method = method
         self._config = config
+        self._shard = shard
         layers = DynamicCache(config=config).layers
         for index in managed_layers(config):
-            layers[index] = CacheLayer(method, index, impl, config.num_attention_heads)
+            layers[index] = CacheLayer(method, index, impl, config.num_attention_heads, shard)
         super().__init__(layers=layers)
         self.managed = [layer for layer in layers if isinstance(layer, CacheLayer)]
         for layer in self.managed[:1]:
@@ -120,8 +123,16 @@ class LouisKVCache(Cache):
         for layer in self.managed:
             layer.on_prompt = listener
 
-    def report(self) -> Report:
-        """What the cache holds and what it has done so far; on a GPU this waits for the device."""
+    def report(self, *, all_ranks: bool = False) -> Report:
+        """What the cache holds and what it has done so far; on a GPU this waits for the device.
+
+        Where a model is split over ranks, the report is of this one's part; with `all_ranks` it is of all together, and
+        every rank must ask for it.
+        """
+        own = self._report()
+        return joint_report(self._shard.gather(own)) if all_ranks else own
+
+    def _report(self) -> Report:
         unmanaged = 0
         for layer in self.layers:
             if not isinstance(layer, CacheLayer):

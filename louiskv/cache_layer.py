@@ -10,6 +10,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from louiskv.errors import UnsupportedModelError
 from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer, Method
+from louiskv.shard import WHOLE, Shard
 from louiskv.telemetry import LayerReport, LayerTelemetry, summarise
 
 P = ParamSpec("P")
@@ -103,7 +104,7 @@ class CacheLayer(CacheLayerMixin):
     Attributes:
         state: What the method keeps of this layer.
         index: Index of the layer in the model.
-        num_query_heads: Query heads of the layer.
+        num_query_heads: Query heads of the layer that this process has.
         seq_length: Tokens seen, padding included.
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
@@ -121,11 +122,14 @@ class CacheLayer(CacheLayerMixin):
     _valid: Tensor | None
     _device: torch.device
 
-    def __init__(self, method: Method, index: int, impl: str | None, num_query_heads: int) -> None:
+    def __init__(
+        self, method: Method, index: int, impl: str | None, num_query_heads: int, shard: Shard = WHOLE
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._build = lambda: method.layer(index, impl)
         self.index = index
-        self.num_query_heads = num_query_heads
+        self.num_query_heads = num_query_heads // shard.num_parts
+        self.shard = shard
         self.on_prompt: Callable[[int, int], None] | None = None
         self.checks_masks = False
         self.tap: Tap | None = None
@@ -200,6 +204,11 @@ class CacheLayer(CacheLayerMixin):
             if self.checks_masks and mask is not None:
                 self._check_past(mask[:, 0, -1], 1)
             return self.state.attend(query, options)
+        if self.shard.num_ranks > 1 and query.shape[1] != self.num_query_heads:
+            raise UnsupportedModelError(
+                f"Layer {self.index} has {query.shape[1]} query heads on this rank, not the {self.num_query_heads} of "
+                f"{self.shard.num_ranks} ranks: louiskv does not manage heads that are split in this way."
+            )
         keys, values = self._waiting
         num_new = keys.shape[-2]
         valid = None
@@ -255,6 +264,7 @@ class CacheLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.state = self._build()
+        self.state.join(self.shard)
         self.seq_length = self.prompt_tokens = self.output_tokens = self.steps = 0
         self.is_initialized = False
         self._waiting = None
@@ -333,6 +343,7 @@ class CacheLayer(CacheLayerMixin):
             steps=self.steps,
             retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
             ahead_rate=float(ahead.mean()) if ahead.numel() else None,
+            selected_tokens=selected,
             hit_rate=1 - telemetry.missed.read() / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
             offloaded_bytes=self.state.traffic.offloaded_bytes,

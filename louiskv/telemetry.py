@@ -281,7 +281,8 @@ class LayerReport:
         steps: Decode steps.
         retrieval_rate: Share of (step, sequence, KV head) that retrieved before attending.
         ahead_rate: Share that selected for the next step instead, None if the trigger is not late.
-        hit_rate: Share of the selected tokens that were resident already, None without a selection.
+        selected_tokens: Tokens chosen by all retrievals, over all KV heads.
+        hit_rate: Share of them that were resident already, None without a selection.
         fetched_bytes: Bytes copied host to device.
         offloaded_bytes: Bytes copied device to host.
         similarity: Mean, minimum and quartiles of the cosine of neighbouring queries, None if not looked at.
@@ -297,6 +298,7 @@ class LayerReport:
     steps: int
     retrieval_rate: float
     ahead_rate: float | None
+    selected_tokens: int
     hit_rate: float | None
     fetched_bytes: int
     offloaded_bytes: int
@@ -328,6 +330,7 @@ class Report:
         output_tokens: Tokens taken in one by one, over the batch.
         unmanaged_bytes: Bytes held by the model's other cache layers (sliding windows and the like).
         layers: Figures of each managed layer.
+        ranks: Processes whose figures these are together, where a model is split over several.
     """
 
     method: str
@@ -336,6 +339,7 @@ class Report:
     output_tokens: int
     unmanaged_bytes: int
     layers: list[LayerReport]
+    ranks: int = 1
 
     @property
     def device_bytes(self) -> int:
@@ -397,6 +401,8 @@ class Report:
             f"{self.method}({settings})",
             f"  tokens      {self.prompt_tokens} prompt + {self.output_tokens} output",
         ]
+        if self.ranks > 1:
+            lines.append(f"  ranks       {self.ranks}, summed")
         resident = self._sum("resident") + self._sum("index")
         lines.append(
             f"  device      {format_bytes(resident.bytes)}: {self._sum('resident').tokens} tokens of KV heads, "

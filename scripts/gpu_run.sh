@@ -21,7 +21,7 @@ parallel=$("$python" -c 'import importlib.util as u; print("-n 8" if u.find_spec
 
 stage "every operation against its reference"
 # shellcheck disable=SC2086
-timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "not compile" \
+timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "cuda and not compile" \
   tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
 grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.shard import WHOLE, Shard
 from louiskv.store.coding import token_size
 from louiskv.store.pool import capacity_for
 from louiskv.store.transfer import Traffic
@@ -112,6 +113,7 @@ class KVLayer(ABC):
         batch_size: Sequences, known from the first prompt on.
         num_kv_heads: KV heads, known from the first prompt on.
         group_size: Query heads of a KV head, known from the first prompt on.
+        shard: Where the layer's other heads are, if this process holds a part of them.
     """
 
     def __init__(self, impl: str | None = None) -> None:
@@ -120,7 +122,12 @@ class KVLayer(ABC):
         self.batch_size = 0
         self.num_kv_heads = 0
         self.group_size = 0
+        self.shard = WHOLE
         self._step_begun = False
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads of the layer are, before the first prompt is taken in."""
+        self.shard = shard
 
     def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
         """Learn the sizes, before the first prompt is taken in."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.shard import Shard
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
 
@@ -20,6 +21,11 @@ class PerQueryHead(KVLayer):
         super().__init__(impl)
         self.state = state
         self.state.telemetry = self.telemetry
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are."""
+        super().join(shard)
+        self.state.join(shard)
 
     def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
         """Learn the sizes."""

@@ -18,6 +18,7 @@ from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.shard import Shard
 from louiskv.state import Held
 from louiskv.store.background import Background
 from louiskv.store.device import Change, ResidentSet
@@ -59,6 +60,11 @@ class RetrievalLayer(KVLayer):
         self.pace = Pace.of(parts)
         self._begun = False
         self._leaves = False
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are; the trigger may look at them."""
+        super().join(shard)
+        self.trigger.join(shard)
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from louiskv.errors import SettingsError
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.shard import Shard
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tiers
 
@@ -17,7 +18,7 @@ class SplitLayer(KVLayer):
     """Joins two states: one holds some KV heads of a layer, the other those that are left.
 
     Attributes:
-        heads: KV heads that the first state holds.
+        heads: KV heads that the first state holds; among those of all ranks, where the heads are split over them.
         parts: Both states; one alone where it holds all heads.
     """
 
@@ -29,6 +30,12 @@ class SplitLayer(KVLayer):
             part.telemetry = self.telemetry
         self._places: tuple[Tensor, ...] = ()
 
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are."""
+        super().join(shard)
+        for part in self.parts:
+            part.join(shard)
+
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt."""
         if not self._places:
@@ -38,11 +45,12 @@ class SplitLayer(KVLayer):
             part.absorb(keys[:, heads], values[:, heads], valid)
 
     def _begin(self, keys: Tensor) -> None:
-        num_kv_heads = keys.shape[1]
+        num_kv_heads = keys.shape[1] * self.shard.num_parts
         if max(self.heads) >= num_kv_heads:
             raise SettingsError(f"There is no KV head {max(self.heads)}: this model has {num_kv_heads} in a layer.")
-        mine = torch.zeros(num_kv_heads, dtype=torch.bool)
-        mine[list(self.heads)] = True
+        chosen = torch.zeros(num_kv_heads, dtype=torch.bool)
+        chosen[list(self.heads)] = True
+        mine = chosen.chunk(self.shard.num_parts)[self.shard.part]
         places = [part.nonzero()[:, 0].to(keys.device) for part in (mine, ~mine)]
         held = [(part, heads) for part, heads in zip(self.parts, places, strict=True) if len(heads)]
         self.parts, self._places = tuple(part for part, _ in held), tuple(heads for _, heads in held)

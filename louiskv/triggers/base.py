@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_range
+from louiskv.shard import WHOLE, Shard
 
 
 class Estimate(Protocol):
@@ -25,10 +26,16 @@ class TriggerState(ABC):
         similarity: [B] cosine to the query before seen at the last step, NaN at the first; None if the trigger does not
             look at it.
         ahead: [B, Hkv] where the last step must select for the next one; None unless the trigger is late.
+        shard: Where the layer's other heads are, if this process holds a part of them.
     """
 
     similarity: Tensor | None = None
     ahead: Tensor | None = None
+    shard: Shard = WHOLE
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads of the layer are; a trigger that looks across KV heads must know."""
+        self.shard = shard
 
     @abstractmethod
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:

@@ -54,8 +54,9 @@ class CosineState(TriggerState):
         previous = torch.full_like(query, torch.nan) if self.previous is None else self.previous
         self.previous = query
         cosine = query_cosines(query, previous, impl=self.impl)
-        self.similarity = cosine.mean(1)
-        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else self.similarity[:, None]
+        mean = cosine.mean(1) if self.per_head else self.shard.mean(cosine.mean(1))
+        self.similarity = mean
+        groups = cosine.unflatten(1, (num_kv_heads, -1)).mean(2) if self.per_head else mean[:, None]
         # Not `groups < tau`: without a previous query it is NaN, and must fire.
         return ~(groups >= self.tau).expand(-1, num_kv_heads)
 

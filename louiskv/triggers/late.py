@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_part
+from louiskv.shard import Shard
 from louiskv.triggers.base import Estimate, Trigger, TriggerState
 from louiskv.triggers.cosine import Cosine
 from louiskv.triggers.every import Every
@@ -57,6 +58,11 @@ class LateState(TriggerState):
 
     def __init__(self, correct: TriggerState, when: TriggerState) -> None:
         self.correct, self.when = correct, when
+
+    def join(self, shard: Shard) -> None:
+        """Tell both."""
+        self.correct.join(shard)
+        self.when.join(shard)
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire where a correction is needed; where one is, nothing need be selected ahead."""
