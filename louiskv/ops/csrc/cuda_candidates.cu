@@ -92,8 +92,8 @@ LOUISKV_EXPORT int louiskv_best_tokens(const float* scores, const int32_t* place
   });
 }
 
-// Of place [rows, places], and of the units of the index sizes of 4 or 8 bytes, offsets [rows, units] and counts [rows],
-// what is left [rows, units]; all contiguous. Scratch as above, null where none is needed.
+// Of place [rows, places], and of the units of the index sizes of 4 or 8 bytes, offsets [rows, units] and counts
+// [rows], what is left [rows, units]; all contiguous. Scratch as above, null where none is needed.
 LOUISKV_EXPORT int louiskv_count_rest(const int32_t* place, int64_t places, const void* sizes, int size_bytes,
                                       const int32_t* offsets, const int64_t* counts, void* scratch, void* left,
                                       int64_t rows, int64_t units, int device, void* stream) {

@@ -134,10 +134,10 @@ void select_units(const float* scores, int64_t stride, const void* sizes, int si
                     units, threads);
 }
 
-void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t* slot_place, const int32_t* unit_offsets,
-                     const int64_t* counts, const int32_t* first_entry, int64_t stretch, int32_t* place, int32_t* entry,
-                     bool* resident, int64_t rows, int64_t entries, int64_t slots, int64_t units, int64_t width,
-                     int threads) {
+void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t* slot_place,
+                     const int32_t* unit_offsets, const int64_t* counts, const int32_t* first_entry, int64_t stretch,
+                     int32_t* place, int32_t* entry, bool* resident, int64_t rows, int64_t entries, int64_t slots,
+                     int64_t units, int64_t width, int threads) {
   std::vector<int32_t> scratch(entries);
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const int64_t first = row * (width + slots);
@@ -158,8 +158,8 @@ void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t*
   });
 }
 
-void count_rest(const int32_t* place, int64_t places, const int32_t* sizes, const int32_t* offsets, const int64_t* counts,
-                int32_t* left, int64_t rows, int64_t units, int threads) {
+void count_rest(const int32_t* place, int64_t places, const int32_t* sizes, const int32_t* offsets,
+                const int64_t* counts, int32_t* left, int64_t rows, int64_t units, int threads) {
   std::vector<uint32_t> scratch(units, 7);
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const int64_t first = row * units;
