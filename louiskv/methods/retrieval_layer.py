@@ -1,7 +1,7 @@
 """The retrieval loop: what happens at each prompt and at each step to units, index and resident set."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -108,27 +108,34 @@ class RetrievalLayer(RetrievalState):
         What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
         whether a token was in the window a moment ago.
         """
-        resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        counts = self.cuts.oldest_size(start, resident.lengths, parts.window - self.paces.stride, impl)
+        resident, most = self.resident, self.parts.window - self.paces.stride
+        counts = self.cuts.oldest_size(resident.window_start, resident.lengths, most, self.impl)
         if self.looked_at is not None:
             counts = counts * self.looked_at.repeat_interleave(self.num_kv_heads)
         if may_hold(counts):
-            token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
-            positions = start[:, None] + token
-            rows = take_rows(resident.rows, resident.slots_of(positions))
-            order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-            rows, positions = take_rows(rows, order), positions.gather(1, order)
-            begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
-            self._note_coding(rows, held, counts)
-            self.index.append_few(*self._units(begin, sizes, held), impl=impl)
-            self.telemetry.segments.add(sizes, self.paces.longest_run)
-            resident.advance(resident.lengths, start + counts)
-            room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
-            stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-            change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-            if not resident.in_place:
-                fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
-        self.paces.left(self._full, resident.window_room(), self.index.counts)
+            with nullcontext() if self.cuts.fixed else self._only_where(counts > 0, "offload"):
+                self._move_out(counts)
+        if is_readable(counts):
+            self.paces.left(self._full, resident.window_room(), self.index.counts)
+
+    def _move_out(self, counts: Tensor) -> None:
+        """Move the oldest `counts` [N] tokens of the windows to the pool."""
+        resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
+        token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
+        positions = start[:, None] + token
+        rows = take_rows(resident.rows, resident.slots_of(positions))
+        order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
+        rows, positions = take_rows(rows, order), positions.gather(1, order)
+        begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
+        self._note_coding(rows, held, counts)
+        self.index.append_few(*self._units(begin, sizes, held), impl=impl)
+        self.telemetry.segments.add(sizes, self.paces.longest_run)
+        resident.advance(resident.lengths, start + counts)
+        room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
+        stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
+        change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
+        if not resident.in_place:
+            fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
@@ -197,15 +204,25 @@ class RetrievalLayer(RetrievalState):
             return
         if self.parts.estimate and self._has_units:
             look.needed_by_rest()
-        held, seen = Held([self]), dict(vars(look))
-        with self.telemetry.clock.as_one("selection", fire.device), only_if(fire):
+        seen = dict(vars(look))
+        with self._only_where(fire, "selection"):
             yield
-            settled = held.settle()
-        assert settled, "a retrieval has changed the shapes of its state"
         # What was computed inside is not there when nothing fires; and what is resident may be another.
         vars(look).clear()
         vars(look).update(seen)
         look.forget_resident()
+
+    @contextmanager
+    def _only_where(self, flags: Tensor, phase: str) -> Iterator[None]:
+        """In a graph, leave out what is inside where no flag holds; what it sets anew is copied to where it was."""
+        if not makes_branches():
+            yield
+            return
+        held = Held([self])
+        with self.telemetry.clock.as_one(phase, flags.device), only_if(flags):
+            yield
+            settled = held.settle()
+        assert settled, "a part of a step has changed the shapes of its state"
 
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
