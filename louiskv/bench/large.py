@@ -21,6 +21,8 @@ from louiskv.captured import CapturedStep, EagerStep, why_not
 from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.telemetry import Report, format_bytes
 
+# Tokens of a prompt that is not timed.
+COMPILES = 2048
 # Replays whose phases are told apart.
 LOOKED_AT = 4
 
@@ -56,6 +58,7 @@ class LargeBench:
         recording: What is asked for; None where nothing is decoded.
         deadline: When no further measurement begins, by `time.monotonic`; None for never.
         progress: Called with what runs, and how much of how much is done.
+        phases: Whether to look at what a step is made of, which captures it anew.
     """
 
     def __init__(
@@ -65,9 +68,10 @@ class LargeBench:
         recording: Recording | None,
         deadline: float | None = None,
         progress: Callable[[str, float, float], None] = lambda *_: None,
+        phases: bool = True,
     ) -> None:
         self.known, self.model, self.recording = known, model, recording
-        self.deadline, self.progress = deadline, progress
+        self.deadline, self.progress, self.phases = deadline, progress, phases
 
     def run(self, cells: Iterable[Cell], field: list[Entry]) -> Iterator[Record]:
         """Measure all contestants in each cell; what does not fit, or for which there is no time, is said so."""
@@ -145,7 +149,7 @@ class LargeBench:
             num_warm_up = timing.warm_up(step)
             before, seconds = _report(kv_cache), timing.steady(step, cell.steps)
             after = _report(kv_cache)
-            phases = self._phases(kv_cache, step)
+            phases = self._phases(kv_cache, step) if self.phases else {}
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         mean = statistics.fmean(seconds)
         return {
@@ -194,13 +198,14 @@ class LargeBench:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.model.config.vocab_size, (cell.batch, cell.context), generator=generator)
         ids, spent = ids.to(self.model.device), dict.fromkeys(("clustering", "offload"), 0.0)
-        # The first one compiles and allocates.
+        # A short one before compiles.
         for number in range(1 + cell.steps):
+            prompt = ids if number else ids[:, :COMPILES]
             with self._attached(entry) as kv_cache, memory.watch():
                 kv_cache = DynamicCache(config=self.model.config) if kv_cache is None else kv_cache
                 timing.wait(self.model.device)
                 started = time.perf_counter()
-                output = self.model(ids, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+                output = self.model(prompt, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
                 output.logits.argmax(-1).tolist()
                 seconds = time.perf_counter() - started
                 report = _report(kv_cache)

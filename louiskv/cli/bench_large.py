@@ -54,6 +54,9 @@ def large(
     ] = True,
     budget: Annotated[int, typer.Option(help="Budget of a KV head.", min=1, metavar="N")] = 1024,
     steps: Annotated[int, typer.Option(help="Tokens to decode.", min=1, metavar="N")] = 64,
+    phases: Annotated[
+        bool, typer.Option("--phases/--no-phases", help="Whether to tell what a step is made of.")
+    ] = True,
     rounds: Annotated[int, typer.Option(help="Measurements of each prompt.", min=1, metavar="N")] = 1,
     minutes: Annotated[
         float | None, typer.Option(help="Begin no measurement after so many; what is left out is said.", min=0)
@@ -98,7 +101,7 @@ def large(
         name = shape if layers is None else f"{shape}, {layers} layers"
         origin = {"model": name, "model_hash": key_of(config.to_dict()), "dtype": str(dtype).removeprefix("torch.")}
         bench = LargeBench(
-            Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance
+            Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance, phases
         )
         found = list(bench.run(cells, entries))
     print_records(found, print_large, output, as_json)
