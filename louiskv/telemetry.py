@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from louiskv.ops.recording import record_step
+
 PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "estimate", "attention", "ahead")
 
 
@@ -24,6 +26,7 @@ class Series:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._before: list[Tensor] = []
+        # Those that are appended to together count their steps together.
         self._next: Tensor
         self._most = 0
 
@@ -38,14 +41,25 @@ class Series:
 
     def append(self, value: Tensor) -> None:
         """Add the value of one step, for which room was reserved."""
-        if self._buffer is None or self._buffer.shape[1:] != value.shape:
-            if self._buffer is not None:
-                self._before.append(self._buffer[: self.length].flatten())
-            self._most = max(1, self._most)
-            self._buffer = value.new_empty(max(256, self._most), *value.shape)
-            self._next = torch.zeros(1, dtype=torch.int64, device=value.device)
-        self._buffer.index_copy_(0, self._next, value[None])
-        self._next += 1
+        append_together([(self, value)])
+
+    def is_like(self, value: Tensor) -> bool:
+        """Whether the last values were of that shape."""
+        return self._buffer is not None and self._buffer.shape[1:] == value.shape
+
+    def begin(self, value: Tensor, count: Tensor) -> None:
+        """Begin anew with values of that shape, behind those of others; they are counted there."""
+        if self._buffer is not None:
+            self._before.append(self._buffer[: self.length].flatten())
+        self._most = max(1, self._most)
+        self._buffer = value.new_empty(max(256, self._most), *value.shape)
+        self._next = count
+
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Where the values are, [steps, ...] with room behind them, and [1] how many there are."""
+        assert self._buffer is not None
+        return self._buffer, self._next
 
     @property
     def length(self) -> int:
@@ -64,6 +78,16 @@ class Series:
             return torch.empty(0)
         held = self._buffer[: self.length]
         return torch.cat([*self._before, held.flatten()]).cpu() if self._before else held.cpu()
+
+
+def append_together(values: list[tuple[Series, Tensor]], impl: str | None = None) -> None:
+    """Add the value of one step to each of some series, to which no step is ever added otherwise."""
+    if not all(series.is_like(value) for series, value in values):
+        count = torch.zeros(1, dtype=torch.int64, device=values[0][1].device)
+        for series, value in values:
+            series.begin(value, count)
+    held = [series.held for series, _ in values]
+    record_step(held[0][1], tuple(buffer for buffer, _ in held), tuple(value for _, value in values), impl=impl)
 
 
 class Count:
@@ -234,6 +258,13 @@ class LayerTelemetry:
         """Make room for so many steps."""
         for series in (self.fired, self.ahead, self.similarity):
             series.reserve(num_steps)
+
+    def record(
+        self, fired: Tensor, ahead: Tensor | None = None, similarity: Tensor | None = None, impl: str | None = None
+    ) -> None:
+        """Add a step to the series; what is None is so at all steps."""
+        values = ((self.fired, fired), (self.ahead, ahead), (self.similarity, similarity))
+        append_together([(series, value) for series, value in values if value is not None], impl)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ ARROWS: dict[str, set[str]] = {
     "importance": {"ops"},
     "merging": {"ops"},
     "store": {"store", "ops"},
-    "telemetry": set(),
+    "telemetry": {"ops"},
     "folders": set(),
     "measured": set(),
     "heads": {"folders", "measured"},

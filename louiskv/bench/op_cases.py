@@ -13,6 +13,7 @@ from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_a
 from louiskv.ops.eviction import choose_victims, merge_similar
 from louiskv.ops.kmeans import kmeans
 from louiskv.ops.moving import append_token, fetch_rows, store_rows
+from louiskv.ops.recording import record_step
 from louiskv.ops.selection import (
     agree,
     assign_slots,
@@ -162,6 +163,19 @@ def _window(inputs: Inputs) -> tuple[Tensor, ...]:
 def _cut(inputs: Inputs) -> tuple[Tensor, ...]:
     starts, opened, lengths = _window(inputs)
     return starts, opened, lengths, inputs.filled(1, dtype=torch.bool)
+
+
+def _recorded(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The step, then three series with room for one step and their values."""
+    flags = (inputs.numbers(dtype=FLOAT) > 0, inputs.numbers(dtype=FLOAT) > 0)
+    values = (*flags, inputs.numbers(dtype=FLOAT))
+    step = torch.zeros(1, dtype=LONG, device=inputs.device)
+    return step, *(torch.zeros_like(value)[None] for value in values), *values
+
+
+def _record(step: Tensor, *tensors: Tensor, impl: str | None) -> None:
+    # Always at the same step, so that it can be repeated.
+    record_step(step.zero_(), tensors[:3], tensors[3:], impl=impl)
 
 
 def _fetch(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -386,6 +400,13 @@ CASES = (
             query, keys, values, None, scaling=SCALING, impl=impl
         ),
         flops=lambda s: 2 * _products(s, s.budget),
+    ),
+    Case(
+        "record_step",
+        _recorded,
+        _record,
+        dtype=LONG,
+        moved=lambda s: (6 * s.num_rows + 8, 6 * s.num_rows + 8),
     ),
     Case("choose_victims", _victims, choose_victims, dtype=FLOAT),
     Case(

@@ -195,7 +195,7 @@ class RetrievalLayer(KVLayer):
         look = parts.look(self.index, self.resident, grouped, options.scaling, attention_sinks, self.impl)
         with clock.time("selection", query.device):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
-            self._record(fired)
+            self.telemetry.record(fired, self.trigger.ahead, self.trigger.similarity, self.impl)
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
                 look.where = fire
@@ -304,13 +304,6 @@ class RetrievalLayer(KVLayer):
         if self._begun:
             self.ahead.wait()
         return vars(self)
-
-    def _record(self, fired: Tensor) -> None:
-        self.telemetry.fired.append(fired)
-        if self.trigger.ahead is not None:
-            self.telemetry.ahead.append(self.trigger.ahead)
-        if self.trigger.similarity is not None:
-            self.telemetry.similarity.append(self.trigger.similarity)
 
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend to every token: sinks and window where they lie, the pool brought over in chunks."""

@@ -5,6 +5,7 @@ from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
+from louiskv.ops.recording import RECORD_STEP
 from louiskv.ops.selection import (
     AGREE,
     ASSIGN_SLOTS,
@@ -38,6 +39,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
     "attention_with_weights": ATTENTION_WITH_WEIGHTS,
+    "record_step": RECORD_STEP,
     "choose_victims": CHOOSE_VICTIMS,
     "merge_similar": MERGE_SIMILAR,
 }

@@ -4,6 +4,7 @@
 #include "decode.h"
 #include "kmeans.h"
 #include "moving.h"
+#include "recording.h"
 #include "scores.h"
 #include "selecting.h"
 #include "turning.h"
@@ -35,6 +36,7 @@ const Kernels table = {
     clustering::kmeans,
     query_cosines,
     turned,
+    record_step,
     cut_runs,
     oldest_runs,
 };

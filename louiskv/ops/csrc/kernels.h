@@ -100,6 +100,14 @@ struct OldestRuns {
   Array out;
 };
 
+constexpr int kMostSeries = 3;
+
+// What there is no series for is null.
+struct RecordStep {
+  Array step;
+  Array series[kMostSeries], values[kMostSeries];
+};
+
 struct AppendToken {
   Array rows, bias, lengths, keys, values;
   int64_t num_sinks = 0, window = 1;
@@ -125,6 +133,7 @@ struct Kernels {
   void (*kmeans)(const KMeans& problem, int num_threads);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
   void (*turned)(const Turned& problem);
+  void (*record_step)(const RecordStep& problem);
   void (*cut_runs)(const CutRuns& problem);
   void (*oldest_runs)(const OldestRuns& problem);
 };
