@@ -19,13 +19,14 @@ from louiskv.ops.selection import (
     assign_slots,
     count_in_units,
     places_of,
+    raise_newest,
     score_tokens,
     select_units,
     unit_logits,
     unit_shares,
 )
 from louiskv.ops.turning import query_cosines, turned
-from louiskv.ops.windows import cut_runs, oldest_runs
+from louiskv.ops.windows import cut_runs, oldest_runs, room_beside
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
@@ -271,6 +272,12 @@ CASES = (
         moved=lambda s: ((4 * (RUN // 4) + 16) * s.num_rows, 8 * s.num_rows),
     ),
     Case(
+        "room_beside",
+        lambda i: (i.whole(0, WINDOW), i.filled(WINDOW, dtype=LONG)),
+        partial(room_beside, budget=2 * WINDOW, window=WINDOW, taken_by=UNIT_SIZE, most=2 * WINDOW),
+        dtype=LONG,
+    ),
+    Case(
         "unit_logits",
         lambda i: (i.query(), i.numbers(i.sizes.num_units, i.sizes.shape.dim)),
         lambda query, *units, impl: unit_logits(query, units, kind="dot", scaling=SCALING, impl=impl),
@@ -325,6 +332,12 @@ CASES = (
         partial(score_tokens, scaling=SCALING),
         moved=_tokens_moved,
         flops=lambda s: _products(s, s.num_looked),
+    ),
+    Case(
+        "raise_newest",
+        lambda i: (i.numbers(i.sizes.num_units, dtype=FLOAT), i.filled(i.sizes.num_units, dtype=LONG)),
+        partial(raise_newest, num=WINDOW // UNIT_SIZE),
+        dtype=FLOAT,
     ),
     Case(
         "select_units",

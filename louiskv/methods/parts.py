@@ -7,6 +7,7 @@ from torch import Tensor
 
 from louiskv.methods.look import Look
 from louiskv.methods.selecting import select_inside, select_whole
+from louiskv.ops.windows import room_beside
 from louiskv.store.coding import Coding, Exact, FewBits
 from louiskv.store.device import ResidentSet
 from louiskv.triggers import Trigger
@@ -97,18 +98,31 @@ class Parts:
             impl=impl,
         )
 
-    def room(self, resident: ResidentSet) -> Tensor:
-        """[N] tokens that may be retrieved: what the window leaves of the budget until the trigger fires again."""
+    def room(self, resident: ResidentSet, impl: str | None) -> Tensor | int:
+        """Tokens that may be retrieved: what the window leaves of the budget until the trigger fires again.
+
+        Of each row [N], or one number for all.
+        """
         gap = self.trigger.gap
         if gap is None:
-            return torch.full_like(resident.lengths, self.num_retrieved)
-        in_window = (resident.lengths - resident.window_start).clamp(min=0)
-        room = self.budget - self.num_sinks - (in_window + gap - 1).clamp(max=self.window)
-        return (room // self.taken_by * self.taken_by).clamp(max=self.num_retrieved)
+            return self.num_retrieved
+        return room_beside(
+            resident.window_start,
+            resident.lengths,
+            budget=self.budget - self.num_sinks,
+            window=self.window,
+            coming=gap - 1,
+            taken_by=self.taken_by,
+            most=self.num_retrieved,
+            impl=impl,
+        )
 
     def select(self, look: Look) -> Tensor:
-        """[N, S] places in the pool of the tokens that the queries choose, -1 for none."""
-        room, slot_place = self.room(look.resident), look.resident.slot_place
+        """[N, S] places in the pool of the tokens that the queries choose, -1 for none.
+
+        They may be anything in rows for which the look is not asked.
+        """
+        room, slot_place = self.room(look.resident, look.impl), look.resident.slot_place
         if self.oversample:
             return select_inside(look, room, slot_place, self.hold, self.oversample)
         return select_whole(look, room, slot_place, self.hold, self.recent_units)

@@ -161,7 +161,7 @@ class RetrievalLayer(KVLayer):
             self.index.append_few(*self._units(begin, sizes, held), impl=impl)
             self.telemetry.segments.add(sizes, self.pace.longest_run)
             resident.advance(resident.lengths, start + counts)
-            room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
+            room = parts.room(resident, impl) + parts.num_spare - (resident.slot_place >= 0).sum(1)
             stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
             change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
             if not resident.in_place:

@@ -11,13 +11,14 @@ from louiskv.ops.selection import (
     ASSIGN_SLOTS,
     COUNT_IN_UNITS,
     PLACES_OF,
+    RAISE_NEWEST,
     SCORE_TOKENS,
     SELECT_UNITS,
     UNIT_LOGITS,
     UNIT_SHARES,
 )
 from louiskv.ops.turning import QUERY_COSINES, TURNED
-from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS
+from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, ROOM_BESIDE
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
@@ -27,10 +28,12 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "store_rows": STORE_ROWS,
     "cut_runs": CUT_RUNS,
     "oldest_runs": OLDEST_RUNS,
+    "room_beside": ROOM_BESIDE,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,
     "score_tokens": SCORE_TOKENS,
+    "raise_newest": RAISE_NEWEST,
     "select_units": SELECT_UNITS,
     "places_of": PLACES_OF,
     "assign_slots": ASSIGN_SLOTS,

@@ -90,5 +90,45 @@ def _oldest_runs(starts: Tensor, first: Tensor, end: Tensor, shortest: int, long
     return (closes.to(torch.uint8).argmax(dim=1) + 1).masked_fill(end - first <= most, 0)
 
 
+def room_beside(
+    first: Tensor,
+    end: Tensor,
+    *,
+    budget: int,
+    window: int,
+    coming: int = 0,
+    taken_by: int = 1,
+    most: int,
+    impl: str | None = None,
+) -> Tensor:
+    """Count what windows leave of a budget when they have taken in some tokens more.
+
+    Args:
+        first: [N] int64, position of the oldest token.
+        end: [N] int64, one more than the position of the newest; less than `first` where the window is empty.
+        budget: Tokens of a window and beside it.
+        window: Tokens that a window has at the most.
+        coming: Tokens that are to come.
+        taken_by: What is left is taken in multiples of this.
+        most: Tokens beside a window at the most.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N] int64.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("room_beside", ROOM_BESIDE, impl, first)
+    room: Tensor = function(first, end, budget, window, coming, taken_by, most)
+    return room
+
+
+def _room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: int, taken_by: int, most: int) -> Tensor:
+    room = budget - ((end - first).clamp(min=0) + coming).clamp(max=window)
+    return (room // taken_by * taken_by).clamp(max=most)
+
+
 CUT_RUNS = implementations("windows", _cut_runs, ("triton", "cpu"))
 OLDEST_RUNS = implementations("windows", _oldest_runs, ("triton", "cpu"))
+ROOM_BESIDE = implementations("windows", _room_beside, ("triton", "cpu"))

@@ -84,3 +84,41 @@ def oldest_runs(starts: Tensor, first: Tensor, end: Tensor, shortest: int, longe
     counts = first.new_empty(first.shape)
     _oldest[num_rows,](starts, dense(first), dense(end), counts, window, shortest, longest, most)
     return counts
+
+
+@kernel(
+    checks=(
+        {"first": "*i64", "end": "*i64", "room": "*i64"}
+        | dict.fromkeys(("num_rows", "budget", "window", "coming", "taken_by", "most"), "i32"),
+    ),
+    configs=({"block": 64, "num_warps": 1, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["num_rows", "budget", "window", "coming", "taken_by", "most"])
+def _room(
+    first: tl.tensor,
+    end: tl.tensor,
+    room: tl.tensor,
+    num_rows: tl.tensor,
+    budget: tl.tensor,
+    window: tl.tensor,
+    coming: tl.tensor,
+    taken_by: tl.tensor,
+    most: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """Count what some windows leave."""
+    row = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    mask = row < num_rows
+    held = tl.load(end + row, mask=mask, other=0) - tl.load(first + row, mask=mask, other=0)
+    left = budget - tl.minimum(tl.maximum(held, 0) + coming, window)
+    # Of a number under 0 the rest is not over 0.
+    rest = (left % taken_by + taken_by) % taken_by
+    tl.store(room + row, tl.minimum(left - rest, most), mask=mask)
+
+
+def room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: int, taken_by: int, most: int) -> Tensor:
+    """Twin of the reference."""
+    room = first.new_empty(first.shape)
+    sizes = (len(first), budget, window, coming, taken_by, most)
+    _room[triton.cdiv(len(first), 64),](dense(first), dense(end), room, *sizes)
+    return room

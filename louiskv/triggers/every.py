@@ -30,18 +30,24 @@ class Every(Trigger):
 
 
 class EveryState(TriggerState):
-    """The number of steps seen, counted on the device."""
+    """The number of steps seen, counted on the device; nothing is counted if each step fires."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.seen: Tensor | None = None
+        self._always: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire everywhere or nowhere."""
+        shape = (query.shape[0], num_kv_heads)
+        if self.steps == 1:
+            if self._always is None or self._always.shape != shape:
+                self._always = torch.ones(shape, dtype=torch.bool, device=query.device)
+            return self._always
         if self.seen is None:
             self.seen = torch.zeros(1, 1, dtype=torch.int64, device=query.device)
-        fires = (self.seen % self.steps == 0).expand(query.shape[0], num_kv_heads)
-        self.seen = self.seen + 1
+        fires = (self.seen % self.steps == 0).expand(shape)
+        self.seen += 1
         return fires
 
     def chosen(self, where: Tensor) -> None:

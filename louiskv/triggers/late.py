@@ -61,7 +61,8 @@ class LateState(TriggerState):
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire where a correction is needed; where one is, nothing need be selected ahead."""
         fired = self.correct.fire(query, num_kv_heads, estimate)
-        self.ahead = self.when.fire(query, num_kv_heads, estimate) & ~fired
+        # True is more than False: where one fires, and not the other.
+        self.ahead = self.when.fire(query, num_kv_heads, estimate) > fired
         self.correct.chosen(self.ahead)
         self.when.chosen(fired)
         self.similarity = self.correct.similarity

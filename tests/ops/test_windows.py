@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from louiskv.ops.windows import cut_runs, oldest_runs
+from louiskv.ops.windows import cut_runs, oldest_runs, room_beside
 from tests.ops.devices import on_each_device
 from tests.ops.implementations import DEVICE, each, on, on_each_instruction_set
 
@@ -98,6 +98,24 @@ def test_on_each_instruction_set(isa: str) -> None:
     torch.library.opcheck(torch.ops.louiskv.oldest_runs.default, (starts, given["first"], end, 2, 7, 0))
     cutting = (starts, given["opened"], end.clamp(min=1), given["boundary"], 2, 7)
     torch.library.opcheck(torch.ops.louiskv.cut_runs.default, cutting)
+    torch.library.opcheck(torch.ops.louiskv.room_beside.default, (given["first"], end, 9, 4, 1, 2, 5))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("room_beside")
+@pytest.mark.parametrize("num_rows", [1, 15, 17, 63, 65])
+def test_room_beside_windows(impl: str, num_rows: int) -> None:
+    first = torch.arange(3, 3 + num_rows)
+    end = first + torch.arange(num_rows).flip(0) - 4
+    for budget, window, coming, taken_by, most in ((40, 30, 0, 1, 20), (50, 60, 7, 4, 33), (9, 70, 3, 16, 100)):
+        sizes = {"budget": budget, "window": window, "coming": coming, "taken_by": taken_by, "most": most}
+        expected = []
+        for oldest, behind in zip(first.tolist(), end.tolist(), strict=True):
+            room = budget - min(max(behind - oldest, 0) + coming, window)
+            expected.append(min(room // taken_by * taken_by, most))
+        assert room_beside(first, end, **sizes, impl=impl).tolist() == expected
+        wide = torch.stack([first, end], dim=1)
+        assert room_beside(*wide.unbind(1), **sizes, impl=impl).tolist() == expected
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -26,6 +26,7 @@ const Kernels table = {
     score_tokens,
     unit_shares,
     agree,
+    raise_newest,
     select_units,
     places_of,
     count_in_units,
@@ -39,6 +40,7 @@ const Kernels table = {
     record_step,
     cut_runs,
     oldest_runs,
+    room_beside,
 };
 
 }  // namespace LOUISKV_ISA

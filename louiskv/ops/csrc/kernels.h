@@ -108,6 +108,13 @@ struct RecordStep {
   Array series[kMostSeries], values[kMostSeries];
 };
 
+// Of a budget for sinks aside, what a window that takes in `coming` tokens more leaves.
+struct RoomBeside {
+  Array first, end;
+  int64_t budget = 0, window = 1, coming = 0, taken_by = 1, most = 0;
+  Array out;
+};
+
 struct AppendToken {
   Array rows, bias, lengths, keys, values;
   int64_t num_sinks = 0, window = 1;
@@ -122,6 +129,7 @@ struct Kernels {
   void (*score_tokens)(const ScoreTokens& problem, int num_threads);
   void (*unit_shares)(const Array& logits, const Array& sizes, const Array& beside, const Array& out, int num_threads);
   void (*agree)(const Agree& problem, int num_threads);
+  void (*raise_newest)(const Array& scores, const Array& counts, int64_t num, const Array& out);
   void (*select_units)(const SelectUnits& problem, int num_threads);
   void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
   void (*count_in_units)(const Array& place, const Array& sizes, const Array& out);
@@ -136,6 +144,7 @@ struct Kernels {
   void (*record_step)(const RecordStep& problem);
   void (*cut_runs)(const CutRuns& problem);
   void (*oldest_runs)(const OldestRuns& problem);
+  void (*room_beside)(const RoomBeside& problem);
 };
 
 // Of the best instruction set that this CPU has, or the one that LOUISKV_CPU_ISA names.

@@ -50,6 +50,26 @@ Tensor oldest_runs(const Tensor& starts, const Tensor& first, const Tensor& end,
   return out;
 }
 
+Tensor room_beside(const Tensor& first, const Tensor& end, int64_t budget, int64_t window, int64_t coming,
+                   int64_t taken_by, int64_t most) {
+  RoomBeside p;
+  p.first = array_of(first);
+  p.end = array_of(end);
+  p.budget = budget;
+  p.window = window;
+  p.coming = coming;
+  p.taken_by = taken_by;
+  p.most = most;
+  const int64_t num_rows = p.first.size[0];
+  check_long(p.first, num_rows, "first");
+  check_long(p.end, num_rows, "end");
+  STD_TORCH_CHECK(taken_by > 0, "louiskv: tokens are taken in multiples of something");
+  const Tensor out = empty({num_rows}, aoti_torch_dtype_int64());
+  p.out = array_of(out);
+  kernels().room_beside(p);
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
@@ -58,9 +78,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
       "()");
   library.def(
       "oldest_runs(Tensor starts, Tensor first, Tensor end, int shortest, int longest, int most) -> Tensor");
+  library.def(
+      "room_beside(Tensor first, Tensor end, int budget, int window, int coming, int taken_by, int most) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
+  library.impl("room_beside", TORCH_BOX(&room_beside));
   library.impl("cut_runs", TORCH_BOX(&cut_runs));
   library.impl("oldest_runs", TORCH_BOX(&oldest_runs));
 }

@@ -1,6 +1,8 @@
 // Which units, which places, which slots: exact, in whole numbers.
 #pragma once
 
+#include <limits>
+
 #include "arrays.h"
 
 namespace louiskv {
@@ -10,6 +12,17 @@ namespace LOUISKV_ISA {
 inline uint32_t ordered(float score) {
   const uint32_t bits = float_to_bits(score + 0.0f);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+inline void raise_newest(const Array& scores, const Array& counts, int64_t num, const Array& out) {
+  constexpr float kRaised = std::numeric_limits<float>::infinity();
+  const int64_t num_units = scores.size[1];
+  for (int64_t row = 0; row < scores.size[0]; ++row) {
+    float* raised = static_cast<float*>(out.data) + row * num_units;
+    read_floats(scores, row * scores.stride[0], scores.stride[1], num_units, raised);
+    const int64_t count = index_at(counts, row * counts.stride[0]);
+    for (int64_t i = most(0, count - num); i < least(count, num_units); ++i) raised[i] = kRaised;
+  }
 }
 
 // The key at which the budget runs out, and what is left of it for units of that key.

@@ -31,5 +31,14 @@ inline void oldest_runs(const OldestRuns& p) {
   }
 }
 
+inline void room_beside(const RoomBeside& p) {
+  for (int64_t row = 0; row < p.first.size[0]; ++row) {
+    const int64_t held = index_at(p.end, row * p.end.stride[0]) - index_at(p.first, row * p.first.stride[0]);
+    const int64_t room = p.budget - least(most(held, 0) + p.coming, p.window), rest = room % p.taken_by;
+    const int64_t whole = room - (rest < 0 ? rest + p.taken_by : rest);
+    static_cast<int64_t*>(p.out.data)[row] = least(whole, p.most);
+  }
+}
+
 }  // namespace LOUISKV_ISA
 }  // namespace louiskv
