@@ -111,18 +111,21 @@ class Histogram:
 
     def __init__(self) -> None:
         self._numbers: Tensor | None = None
+        self._ones: Tensor | None = None
 
     def add(self, sizes: Tensor, most: int) -> None:
         """Count sizes [...] from 1 to `most`; 0 counts for none."""
         if self._numbers is None:
             self._numbers = torch.zeros(most + 1, dtype=torch.int64, device=sizes.device)
         flat = sizes.flatten().long()
-        self._numbers.scatter_add_(0, flat, (flat > 0).long())
+        if self._ones is None or self._ones.shape != flat.shape:
+            self._ones = torch.ones_like(flat)
+        self._numbers.scatter_add_(0, flat, self._ones)
 
     def read(self) -> dict[int, int]:
         """The number of each size that occurred, the least first."""
         numbers = [] if self._numbers is None else self._numbers.tolist()
-        return {size: number for size, number in enumerate(numbers) if number}
+        return {size: number for size, number in enumerate(numbers) if size and number}
 
 
 class CodingError:

@@ -1,19 +1,17 @@
 """The operations as a decode step calls them: what each is given, and what it must move and multiply at the least."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from louiskv.bench.case import Case
 from louiskv.bench.shapes import BIT_GROUP, NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
+from louiskv.bench.window_cases import WINDOW_CASES
 from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.eviction import choose_victims, merge_similar
 from louiskv.ops.kmeans import kmeans
 from louiskv.ops.moving import append_token, fetch_rows, store_rows
-from louiskv.ops.recording import record_step
 from louiskv.ops.selection import (
     agree,
     assign_slots,
@@ -26,7 +24,8 @@ from louiskv.ops.selection import (
     unit_shares,
 )
 from louiskv.ops.turning import query_cosines, turned
-from louiskv.ops.windows import cut_runs, oldest_runs, room_beside
+
+__all__ = ["CASES", "Case"]
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
@@ -40,36 +39,6 @@ DROPPED = 16
 ALIKE = 0.5
 
 FLOAT, INT, LONG = torch.float32, torch.int32, torch.int64
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operation with inputs.
-
-    Attributes:
-        op: Key of OPS.
-        make: Makes the arguments; the first is a tensor and decides which implementations can run.
-        call: Calls the operation with them, and `impl`.
-        variant: Tells apart several of one operation.
-        dtype: Type of the first tensor; None for the model's.
-        moved: Bytes that must be read, and bytes that must be written; None for all of the inputs and of the outputs.
-        flops: Multiplications and additions of the products of vectors.
-        bus: On a GPU, where what is written comes over the bus.
-    """
-
-    op: str
-    make: Callable[[Inputs], tuple[Tensor | int, ...]]
-    call: Callable[..., Any]
-    variant: str = ""
-    dtype: torch.dtype | None = None
-    moved: Callable[[Sizes], tuple[int, int]] | None = None
-    flops: Callable[[Sizes], int] = lambda _: 0
-    bus: Literal["to_device", "to_host"] | None = None
-
-    @property
-    def name(self) -> str:
-        """The operation, and which of several."""
-        return f"{self.op} {self.variant}".strip()
 
 
 def _clustered(sizes: Sizes) -> int:
@@ -154,31 +123,6 @@ def _store(inputs: Inputs) -> tuple[Tensor, ...]:
     return rows, inputs.pool("host"), lengths, inputs.filled(RUN, dtype=LONG)
 
 
-def _window(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Starts of runs, about a quarter of a run apart, and the window's first position and end."""
-    position = torch.arange(WINDOW, 2 * WINDOW, device=inputs.device, dtype=INT)
-    starts = position.where(inputs.whole(0, RUN // 4, WINDOW) == 0, -1)
-    return starts, inputs.filled(WINDOW, dtype=LONG), inputs.filled(2 * WINDOW, dtype=LONG)
-
-
-def _cut(inputs: Inputs) -> tuple[Tensor, ...]:
-    starts, opened, lengths = _window(inputs)
-    return starts, opened, lengths, inputs.filled(1, dtype=torch.bool)
-
-
-def _recorded(inputs: Inputs) -> tuple[Tensor, ...]:
-    """The step, then three series with room for one step and their values."""
-    flags = (inputs.numbers(dtype=FLOAT) > 0, inputs.numbers(dtype=FLOAT) > 0)
-    values = (*flags, inputs.numbers(dtype=FLOAT))
-    step = torch.zeros(1, dtype=LONG, device=inputs.device)
-    return step, *(torch.zeros_like(value)[None] for value in values), *values
-
-
-def _record(step: Tensor, *tensors: Tensor, impl: str | None) -> None:
-    # Always at the same step, so that it can be repeated.
-    record_step(step.zero_(), tensors[:3], tensors[3:], impl=impl)
-
-
 def _fetch(inputs: Inputs) -> tuple[Tensor, ...]:
     sizes = inputs.sizes
     target = inputs.numbers(sizes.budget, 2 * sizes.shape.dim)[:, NUM_SINKS + WINDOW :]
@@ -256,26 +200,6 @@ CASES = (
         lambda rows, target, lengths, counts, *, impl: store_rows(target, lengths, rows, counts, impl=impl),
         moved=lambda s: (s.token_bytes(RUN) + 16 * s.num_rows, s.token_bytes(RUN)),
         bus="to_host",
-    ),
-    Case(
-        "cut_runs",
-        _cut,
-        partial(cut_runs, shortest=1, longest=RUN),
-        dtype=INT,
-        moved=lambda s: (21 * s.num_rows, 12 * s.num_rows),
-    ),
-    Case(
-        "oldest_runs",
-        _window,
-        partial(oldest_runs, shortest=1, longest=RUN),
-        dtype=INT,
-        moved=lambda s: ((4 * (RUN // 4) + 16) * s.num_rows, 8 * s.num_rows),
-    ),
-    Case(
-        "room_beside",
-        lambda i: (i.whole(0, WINDOW), i.filled(WINDOW, dtype=LONG)),
-        partial(room_beside, budget=2 * WINDOW, window=WINDOW, taken_by=UNIT_SIZE, most=2 * WINDOW),
-        dtype=LONG,
     ),
     Case(
         "unit_logits",
@@ -414,13 +338,6 @@ CASES = (
         ),
         flops=lambda s: 2 * _products(s, s.budget),
     ),
-    Case(
-        "record_step",
-        _recorded,
-        _record,
-        dtype=LONG,
-        moved=lambda s: (6 * s.num_rows + 8, 6 * s.num_rows + 8),
-    ),
     Case("choose_victims", _victims, choose_victims, dtype=FLOAT),
     Case(
         "merge_similar",
@@ -428,4 +345,5 @@ CASES = (
         partial(merge_similar, threshold=ALIKE),
         flops=lambda s: 2 * s.num_rows * DROPPED * (s.budget + DROPPED) * s.shape.dim,
     ),
+    *WINDOW_CASES,
 )

@@ -134,7 +134,7 @@ class Look:
         return (self.mass[:, : self.entries.num_units] * take).sum(1)
 
     def select(self, scores: Tensor, budget: Tensor | int) -> Tensor:
-        """[N, R] tokens taken of each unit by these scores [N, R], for a budget of all or [N]; none in rows not asked for."""
+        """[N, R] tokens taken of each unit by scores [N, R], for a budget of all or [N]; none in rows not asked for."""
         take = select_units(scores, self.unit_sizes, budget, where=self.where, impl=self.impl)
         return take if self.where is None else take * self.where[:, None]
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from louiskv.methods.parts import Parts
-from louiskv.ops.ragged import is_readable
 
 
 @dataclass
@@ -66,9 +65,8 @@ class Pace:
         self.room, self.units = gained, self.units + self.units_of_run
 
     def left(self, room: Tensor, units: Tensor) -> None:
-        """Learn what room [N] there is and what units [N] when they have, where that is readable."""
-        if is_readable(room):
-            self.room, self.units = int(room.min()) - 1, int(units.max())
+        """Learn what room [N] there is and what units [N] when they have; only where that is readable."""
+        self.room, self.units = int(room.min()) - 1, int(units.max())
 
     def units_after(self, num_steps: int) -> int:
         """Units that a row may have when so many tokens more have come."""

@@ -98,7 +98,7 @@ class Parts:
             impl=impl,
         )
 
-    def room(self, resident: ResidentSet, impl: str | None) -> Tensor | int:
+    def room(self, resident: ResidentSet, impl: str | None = None) -> Tensor | int:
         """Tokens that may be retrieved: what the window leaves of the budget until the trigger fires again.
 
         Of each row [N], or one number for all.

@@ -17,7 +17,6 @@ from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
-from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.state import Held
 from louiskv.store.background import Background
@@ -148,25 +147,23 @@ class RetrievalLayer(KVLayer):
         What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
         whether a token was in the window a moment ago.
         """
-        resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        counts = self.cuts.oldest_size(start, resident.lengths, parts.window - self.pace.stride, impl)
+        resident, parts, impl = self.resident, self.parts, self.impl
+        most = parts.window - self.pace.stride
+        counts = self.cuts.oldest_size(resident.window_start, resident.lengths, most, impl)
         if may_hold(counts):
-            token = torch.arange(width_of(counts, self.pace.longest_run), device=start.device)
-            positions = start[:, None] + token
-            rows = take_rows(resident.rows, resident.slots_of(positions))
-            order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-            rows, positions = take_rows(rows, order), positions.gather(1, order)
+            rows, positions = resident.take(width_of(counts, self.pace.longest_run), impl)
+            sizes = parts.output.sizes_in_order(counts, rows.shape[1])
+            if sizes is None:
+                order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
+                rows, positions = take_rows(rows, order), positions.gather(1, order)
             begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
             self._note_coding(rows, held, counts)
             self.index.append_few(*self._units(begin, sizes, held), impl=impl)
             self.telemetry.segments.add(sizes, self.pace.longest_run)
-            resident.advance(resident.lengths, start + counts)
-            room = parts.room(resident, impl) + parts.num_spare - (resident.slot_place >= 0).sum(1)
-            stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-            change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-            if not resident.in_place:
-                fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
-        self.pace.left(resident.window_room(), self.index.counts)
+            resident.release(counts, impl)
+            resident.keep(begin, counts, held, parts.room(resident, impl), parts.num_spare, impl)
+        if is_readable(counts):
+            self.pace.left(resident.window_room(), self.index.counts)
 
     def reserve(self, num_steps: int) -> bool:
         """Make room for so many tokens more, so that taking them in allocates nothing; whether there was too little."""
@@ -186,7 +183,9 @@ class RetrievalLayer(KVLayer):
         """What the index is told of units of sizes [N, U], whose tokens [N, T, Dk + Dv] begin in the pool at [N]."""
         keys, values = rows.tensor_split([self.resident.key_dim], dim=-1)
         summaries, details = self.parts.summarise(keys, values, sizes)
-        return begin[:, None] + sizes.cumsum(1) - sizes, sizes, summaries, details
+        # Where there is one, it begins where they all do.
+        offsets = begin[:, None] if sizes.shape[1] == 1 else begin[:, None] + sizes.cumsum(1) - sizes
+        return offsets, sizes, summaries, details
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""

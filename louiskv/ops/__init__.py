@@ -18,7 +18,8 @@ from louiskv.ops.selection import (
     UNIT_SHARES,
 )
 from louiskv.ops.turning import QUERY_COSINES, TURNED
-from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, ROOM_BESIDE
+from louiskv.ops.units import APPEND_UNITS, KEEP_RUNS, SUMMARISE_UNITS
+from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, RELEASE_RUNS, ROOM_BESIDE, TAKE_RUNS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
@@ -29,6 +30,11 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "cut_runs": CUT_RUNS,
     "oldest_runs": OLDEST_RUNS,
     "room_beside": ROOM_BESIDE,
+    "take_runs": TAKE_RUNS,
+    "release_runs": RELEASE_RUNS,
+    "summarise_units": SUMMARISE_UNITS,
+    "append_units": APPEND_UNITS,
+    "keep_runs": KEEP_RUNS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,

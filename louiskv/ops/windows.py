@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import choose, implementations
+from louiskv.ops.ragged import take_rows
 
 
 def cut_runs(
@@ -129,6 +130,64 @@ def _room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: i
     return (room // taken_by * taken_by).clamp(max=most)
 
 
+def take_runs(
+    rows: Tensor, first: Tensor, width: int, *, num_sinks: int, window: int, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read the oldest tokens of windows.
+
+    Args:
+        rows: [N, L, R], of which the slots from `num_sinks` on are a ring of `window`, contiguous.
+        first: [N] int64, position of the oldest token.
+        width: Tokens to read, `window` at the most.
+        num_sinks: Slots before the ring, and position of its first slot.
+        window: Slots of the ring.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, width, R] the tokens by position, anything behind the newest; and [N, width] int32 their positions.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("take_runs", TAKE_RUNS, impl, first)
+    taken, positions = function(rows, first, width, num_sinks, window)
+    return taken, positions
+
+
+def _take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor]:
+    positions = first[:, None] + torch.arange(width, device=first.device)
+    return take_rows(rows, num_sinks + (positions - num_sinks) % window), positions.int()
+
+
+def release_runs(
+    bias: Tensor, first: Tensor, counts: Tensor, *, num_sinks: int, window: int, impl: str | None = None
+) -> None:
+    """Close the slots of the oldest tokens of windows, which then begin behind them; in place.
+
+    Args:
+        bias: [N, L], -inf afterwards where a slot was closed; see `take_runs` for the slots. Changed.
+        first: [N] int64, position of the oldest token; changed.
+        counts: [N] int64, tokens to release, `window` at the most.
+        num_sinks: Slots before the ring.
+        window: Slots of the ring.
+        impl: Implementation; None takes the best that can run.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("release_runs", RELEASE_RUNS, impl, first)
+    function(bias, first, counts, num_sinks, window)
+
+
+def _release_runs(bias: Tensor, first: Tensor, counts: Tensor, num_sinks: int, window: int) -> None:
+    ring = bias[:, num_sinks : num_sinks + window]
+    age = (torch.arange(window, device=first.device) - (first[:, None] - num_sinks)) % window
+    ring.masked_fill_(age < counts[:, None], -torch.inf)
+    first += counts
+
+
 CUT_RUNS = implementations("windows", _cut_runs, ("triton", "cpu"))
 OLDEST_RUNS = implementations("windows", _oldest_runs, ("triton", "cpu"))
 ROOM_BESIDE = implementations("windows", _room_beside, ("triton", "cpu"))
+TAKE_RUNS = implementations("windows", _take_runs, ("triton", "cpu"))
+RELEASE_RUNS = implementations("windows", _release_runs, ("triton", "cpu"))

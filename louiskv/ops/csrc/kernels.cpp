@@ -8,6 +8,7 @@
 #include "scores.h"
 #include "selecting.h"
 #include "turning.h"
+#include "units.h"
 #include "windows.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -41,6 +42,11 @@ const Kernels table = {
     cut_runs,
     oldest_runs,
     room_beside,
+    take_runs,
+    release_runs,
+    summarise_units,
+    append_units,
+    keep_runs,
 };
 
 }  // namespace LOUISKV_ISA

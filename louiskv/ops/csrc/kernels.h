@@ -115,6 +115,36 @@ struct RoomBeside {
   Array out;
 };
 
+struct TakeRuns {
+  Array rows, first;
+  int64_t num_sinks = 0, window = 1;
+  Array taken, positions;
+};
+
+struct ReleaseRuns {
+  Array bias, first, counts;
+  int64_t num_sinks = 0, window = 1;
+};
+
+// The mean, or the extremes, or the middle between them with the mean distance from it.
+struct SummariseUnits {
+  Array rows, sizes;
+  bool extremes = false, volume = false;
+  Array out;
+};
+
+struct AppendUnits {
+  Array offsets, sizes, counts, num_tokens, new_offsets, new_sizes;
+  Array first, new_units, first_token, new_tokens;
+};
+
+// Rooms of the rows, or none, and what is added to each.
+struct KeepRuns {
+  Array slot_place, begin, counts, rooms, bias;
+  int64_t room = 0;
+  Array comes, token;
+};
+
 struct AppendToken {
   Array rows, bias, lengths, keys, values;
   int64_t num_sinks = 0, window = 1;
@@ -145,6 +175,11 @@ struct Kernels {
   void (*cut_runs)(const CutRuns& problem);
   void (*oldest_runs)(const OldestRuns& problem);
   void (*room_beside)(const RoomBeside& problem);
+  void (*take_runs)(const TakeRuns& problem);
+  void (*release_runs)(const ReleaseRuns& problem);
+  void (*summarise_units)(const SummariseUnits& problem, int num_threads);
+  void (*append_units)(const AppendUnits& problem);
+  void (*keep_runs)(const KeepRuns& problem);
 };
 
 // Of the best instruction set that this CPU has, or the one that LOUISKV_CPU_ISA names.
