@@ -12,10 +12,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_config
-from louiskv.cache_layer import Handle
 from louiskv.errors import SettingsError, UnsupportedModelError
+from louiskv.handles import Handle
 from louiskv.methods.base import AttentionOptions, Method
 from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
+from louiskv.shard import Shard, check_heads, kv_heads_of, on_this_rank
 
 NAME = "louiskv"
 
@@ -37,15 +38,15 @@ def attach(model: PreTrainedModel, method: Method, *, impl: str | None = None) -
         The cache; `cache.report()` tells what it did, also after the block.
 
     Raises:
-        UnsupportedModelError: The model is an encoder, has no full-attention layers, caches latents (MLA), or has
-            attention of its own.
+        UnsupportedModelError: The model is an encoder, has no full-attention layers, caches latents (MLA), has
+            attention of its own, or is split over ranks that cannot share its KV heads evenly.
         SettingsError: The model is attached already, or what the method was given is of another model.
         NotCalibratedError: The method needs something that was not measured on the model yet.
     """
     check_model(model)
     _register()
-    config = model.config.get_text_config(decoder=True)
-    kv_cache = LouisKVCache(config, method.for_model(model), impl)
+    config, shard = model.config.get_text_config(decoder=True), shard_of(model)
+    kv_cache = LouisKVCache(config, method.for_model(model), impl, shard)
     hook = model.register_forward_pre_hook(_CacheSwap(kv_cache, config, cache_argument(model)), with_kwargs=True)
     try:
         with using_attention(model, NAME):
@@ -112,7 +113,8 @@ def attention(
     Raises:
         UnsupportedModelError: The model asks of a managed layer what cannot be done there.
     """
-    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+    sinks = None if s_aux is None else on_this_rank(s_aux)
+    options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
 
     def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out: Tensor = sdpa_attention_forward(
@@ -202,6 +204,14 @@ def check_model(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(f"{name} has no language head, so it cannot generate: use AutoModelForCausalLM.")
     if model.config.get_text_config(decoder=True)._attn_implementation == NAME:
         raise SettingsError(f"{name} is attached to louiskv already; leave that `with` block first.")
+
+
+def shard_of(model: PreTrainedModel) -> Shard:
+    """Which of a model's heads this process holds; raises `UnsupportedModelError` if ranks cannot share them evenly."""
+    shard = Shard.of(model)
+    if shard.num_parts > 1:
+        check_heads(type(model).__name__, kv_heads_of(model.config.get_text_config(decoder=True)), shard.num_parts)
+    return shard
 
 
 def _key_of_decoder(model: PreTrainedModel, decoder: Any) -> str | None:

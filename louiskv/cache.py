@@ -1,6 +1,7 @@
 """The cache that a model of transformers sees: its full-attention layers are managed by a method."""
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -10,7 +11,9 @@ from transformers.cache_utils import DynamicLayer
 
 from louiskv.cache_layer import CacheLayer
 from louiskv.errors import UnsupportedModelError
+from louiskv.joint_report import joint_report
 from louiskv.methods.base import Method
+from louiskv.shard import WHOLE, Shard
 from louiskv.telemetry import Report
 
 # Names of the argument by which models take a cache, the newest first.
@@ -70,7 +73,7 @@ class LouisKVCache(Cache):
 
     is_compileable: ClassVar[bool] = False
 
-    def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None) -> None:
+    def __init__(self, config: PretrainedConfig, method: Method, impl: str | None = None, shard: Shard = WHOLE) -> None:
         """Build the layers that a model of this config needs.
 
         Raises:
@@ -78,9 +81,10 @@ class LouisKVCache(Cache):
         """
         self.method = method
         self._config = config
+        self._shard = shard
         layers = DynamicCache(config=config).layers
         for index in managed_layers(config):
-            layers[index] = CacheLayer(method, index, impl, config.num_attention_heads)
+            layers[index] = CacheLayer(method, index, impl, config.num_attention_heads, shard)
         super().__init__(layers=layers)
         self.managed = [layer for layer in layers if isinstance(layer, CacheLayer)]
         for layer in self.managed[:1]:
@@ -110,6 +114,71 @@ class LouisKVCache(Cache):
                 "Crop them to the same number, or call `cache.reset()`."
             )
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row, in a cache whose rows come and go; 0 for one that is idle."""
+        lengths = self.managed[0].lengths
+        assert lengths is not None, "all rows are in use"
+        return lengths
+
+    @property
+    def crops_exactly(self) -> bool:
+        """Whether a crop leaves all that there was before."""
+        return all(layer.state.crops_exactly for layer in self.managed)
+
+    def take(self, row: int) -> "LouisKVCache":
+        """A cache of its own that holds a copy of the sequence of a row, to go on with alone."""
+        return self._with([layer.take(row) for layer in self.managed])
+
+    def spread(self, rows: list[int], batch_size: int) -> "LouisKVCache":
+        """A cache whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle.
+
+        Each step gives every row a token, and an idle one forgets it. What was counted stays here; see `take_over`.
+
+        Raises:
+            UnsupportedModelError: The model has layers that are not louiskv's, whose rows cannot differ in length.
+        """
+        return self._with([layer.spread(rows, batch_size) for layer in self.managed])
+
+    def respread(self, rows: list[int], batch_size: int) -> None:
+        """Become a cache of `batch_size` rows, copies of these `rows` first, layer by layer; what was counted stays."""
+        for place, layer in enumerate(self.managed):
+            other = layer.spread(rows, batch_size)
+            other.take_over(layer)
+            self.managed[place] = self.layers[place] = other
+
+    def put(self, row: int, other: "LouisKVCache") -> None:
+        """Let an idle row hold the one sequence of another cache, which is empty then; what was done there counts."""
+        for mine, theirs in zip(self.managed, other.managed, strict=True):
+            mine.put(row, theirs)
+            # Layer by layer, so that at no time there are two copies of all.
+            theirs.reset()
+
+    def clear(self, row: int) -> None:
+        """Forget the sequence of a row, which is idle from now on."""
+        for layer in self.managed:
+            layer.clear(row)
+
+    def take_over(self, other: "LouisKVCache") -> None:
+        """Count also what another cache has done."""
+        for mine, theirs in zip(self.managed, other.managed, strict=True):
+            mine.take_over(theirs)
+
+    def check_rows(self) -> None:
+        """Raise `UnsupportedModelError` if rows of this model's caches cannot come and go."""
+        left = sorted({type(layer).__name__ for layer in self.layers if not isinstance(layer, CacheLayer)})
+        if left:
+            raise UnsupportedModelError(
+                f"{self._config.model_type} has cache layers that are not louiskv's ({', '.join(left)}): their rows "
+                "must be equally long, so that sequences cannot come and go. Use louiskv.attach with whole batches."
+            )
+
+    def _with(self, layers: list[CacheLayer]) -> "LouisKVCache":
+        self.check_rows()
+        other = copy(self)
+        other.layers, other.managed = list(layers), layers
+        return other
+
     def reserve(self, num_steps: int) -> None:
         """Make room for so many decode steps, so that none of them allocates what lasts."""
         for layer in self.managed:
@@ -120,8 +189,16 @@ class LouisKVCache(Cache):
         for layer in self.managed:
             layer.on_prompt = listener
 
-    def report(self) -> Report:
-        """What the cache holds and what it has done so far; on a GPU this waits for the device."""
+    def report(self, *, all_ranks: bool = False) -> Report:
+        """What the cache holds and what it has done so far; on a GPU this waits for the device.
+
+        Where a model is split over ranks, the report is of this one's part; with `all_ranks` it is of all together, and
+        every rank must ask for it.
+        """
+        own = self._report()
+        return joint_report(self._shard.gather(own)) if all_ranks else own
+
+    def _report(self) -> Report:
         unmanaged = 0
         for layer in self.layers:
             if not isinstance(layer, CacheLayer):
@@ -132,11 +209,11 @@ class LouisKVCache(Cache):
             prompt_tokens=self.managed[0].prompt_tokens,
             output_tokens=self.managed[0].output_tokens,
             unmanaged_bytes=unmanaged,
-            layers=[layer.report() for layer in self.managed if layer.prompt_tokens],
+            layers=[layer.report() for layer in self.managed if layer.state.batch_size],
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError if the state of any layer contradicts itself, or a token is lost or doubled."""
         for layer in self.managed:
-            if layer.prompt_tokens:
+            if layer.state.batch_size:
                 layer.state.check_integrity()

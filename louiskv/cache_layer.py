@@ -1,6 +1,7 @@
 """One layer of the cache: hands out handles instead of keys and values, and stands between batches and a state."""
 
 from collections.abc import Callable
+from copy import copy
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -9,56 +10,13 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from louiskv.errors import UnsupportedModelError
+from louiskv.handles import Handle
 from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer, Method
-from louiskv.telemetry import LayerReport, LayerTelemetry, summarise
+from louiskv.shard import WHOLE, Shard
+from louiskv.telemetry import LayerReport, LayerTelemetry
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# What may be read of a handle; attributes are known by their getters.
-_READABLE = {
-    *(vars(torch._C.TensorBase)[name].__get__ for name in ("shape", "dtype", "device", "ndim")),
-    Tensor.size,
-    Tensor.dim,
-}
-
-
-class Handle(Tensor):
-    """Stands for the keys or values of a managed layer: has their shape, dtype and device, and nothing to compute with.
-
-    Attributes:
-        layer: The cache layer that holds them.
-    """
-
-    layer: "CacheLayer"
-
-    @staticmethod
-    def __new__(cls, layer: "CacheLayer", shape: tuple[int, ...], like: Tensor) -> "Handle":
-        """Make a handle of the given shape, with the dtype and device of `like`."""
-        make: Callable[..., Handle] = torch.Tensor._make_wrapper_subclass
-        handle = make(cls, shape, dtype=like.dtype, device=like.device)
-        handle.layer = layer
-        return handle
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Let shape, dtype and device be read, and nothing else."""
-        if func in _READABLE:
-            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        raise UnsupportedModelError(
-            f"The model applied {getattr(func, '__name__', func)!r} to keys or values that louiskv manages. Either its "
-            "attention is not louiskv's: run it inside `with louiskv.attach(model, method)`, or with "
-            "attn_implementation='louiskv'; or its attention works on the cache itself, and the model is not supported."
-        )
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Refuse every operation that got past `__torch_function__`."""
-        return cls.__torch_function__(func, types, args, kwargs)
 
 
 def _require(holds: Tensor, otherwise: str) -> None:
@@ -103,10 +61,11 @@ class CacheLayer(CacheLayerMixin):
     Attributes:
         state: What the method keeps of this layer.
         index: Index of the layer in the model.
-        num_query_heads: Query heads of the layer.
+        num_query_heads: Query heads of the layer that this process has.
         seq_length: Tokens seen, padding included.
         steps: Decode steps.
         checks_masks: Whether to look whether masks hide what was seen before; one layer of a cache does.
+        lengths: Tokens of each row where rows come and go, 0 for one that is idle; None where all are as long.
         tap: What hears, or changes, all that comes in.
     """
 
@@ -120,12 +79,17 @@ class CacheLayer(CacheLayerMixin):
     _waiting: tuple[Tensor, Tensor] | None
     _valid: Tensor | None
     _device: torch.device
+    lengths: list[int] | None
+    seq_length: int
 
-    def __init__(self, method: Method, index: int, impl: str | None, num_query_heads: int) -> None:
+    def __init__(
+        self, method: Method, index: int, impl: str | None, num_query_heads: int, shard: Shard = WHOLE
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._build = lambda: method.layer(index, impl)
         self.index = index
-        self.num_query_heads = num_query_heads
+        self.num_query_heads = num_query_heads // shard.num_parts
+        self.shard = shard
         self.on_prompt: Callable[[int, int], None] | None = None
         self.checks_masks = False
         self.tap: Tap | None = None
@@ -153,6 +117,11 @@ class CacheLayer(CacheLayerMixin):
         if self.tap is not None:
             key_states, value_states = self.tap.states(key_states, value_states)
         num_new = key_states.shape[-2]
+        if self.lengths is not None and num_new > 1:
+            raise UnsupportedModelError(
+                "Rows of this cache come and go, and each step gives each of them one token. Take a prompt in with a "
+                "cache of its own, and `put` it here."
+            )
         if self.seq_length > 0 and len(key_states) != self.state.batch_size:
             raise UnsupportedModelError(
                 f"The cache holds {self.state.batch_size} sequences, but the model was given {len(key_states)}. Give "
@@ -187,7 +156,11 @@ class CacheLayer(CacheLayerMixin):
 
     def count_step(self) -> None:
         """Count a decode step that the device has been told to do."""
-        self.output_tokens += self.state.batch_size
+        if self.lengths is not None:
+            self.lengths = [length + (length > 0) for length in self.lengths]
+            self.output_tokens += sum(length > 0 for length in self.lengths)
+        else:
+            self.output_tokens += self.state.batch_size
         self.steps += 1
         self.seq_length += 1
 
@@ -200,6 +173,11 @@ class CacheLayer(CacheLayerMixin):
             if self.checks_masks and mask is not None:
                 self._check_past(mask[:, 0, -1], 1)
             return self.state.attend(query, options)
+        if self.shard.num_ranks > 1 and query.shape[1] != self.num_query_heads:
+            raise UnsupportedModelError(
+                f"Layer {self.index} has {query.shape[1]} query heads on this rank, not the {self.num_query_heads} of "
+                f"{self.shard.num_ranks} ranks: louiskv does not manage heads that are split in this way."
+            )
         keys, values = self._waiting
         num_new = keys.shape[-2]
         valid = None
@@ -255,7 +233,9 @@ class CacheLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.state = self._build()
+        self.state.join(self.shard)
         self.seq_length = self.prompt_tokens = self.output_tokens = self.steps = 0
+        self.lengths = None
         self.is_initialized = False
         self._waiting = None
         self._valid = None
@@ -269,6 +249,8 @@ class CacheLayer(CacheLayerMixin):
             ValueError: The number is positive, or more than there are tokens.
         """
         count = -tokens_to_remove
+        if self.lengths is not None:
+            raise UnsupportedModelError("Rows of this cache come and go: `take` one out and crop that.")
         if not 0 <= count <= self.seq_length:
             raise ValueError(
                 f"crop({tokens_to_remove}) is not possible: give minus the number of tokens to remove, from "
@@ -292,6 +274,58 @@ class CacheLayer(CacheLayerMixin):
             self.state.crop(counts)
             self.seq_length -= count
 
+    @_without_autograd
+    def take(self, row: int) -> "CacheLayer":
+        """A layer of its own that holds a copy of the sequence of a row."""
+        length = self._length_of(row)
+        return self._with(self.state.take(row), length, None)
+
+    @_without_autograd
+    def spread(self, rows: list[int], batch_size: int) -> "CacheLayer":
+        """A layer whose rows come and go, `batch_size` in number: copies of these `rows` first, the others idle."""
+        lengths = [self._length_of(row) for row in rows] + [0] * (batch_size - len(rows))
+        longest_first = sorted(range(len(rows)), key=lambda place: -lengths[place])
+        places = {rows[place]: place for place in longest_first}
+        return self._with(self.state.spread(places, batch_size), max(lengths), lengths)
+
+    @_without_autograd
+    def put(self, row: int, other: "CacheLayer") -> None:
+        """Let an idle row hold a copy of the one sequence of another layer, and count what was done there."""
+        assert self.lengths is not None, "all rows are in use"
+        self.state.put(row, other.state)
+        self.take_over(other)
+        self.lengths[row] = other._length_of(0)
+        self.seq_length = max(self.lengths)
+
+    @_without_autograd
+    def clear(self, row: int) -> None:
+        """Forget the sequence of a row, which is idle from now on."""
+        assert self.lengths is not None, "all rows are in use"
+        self.state.clear(row)
+        self.lengths[row] = 0
+        self.seq_length = max(self.lengths)
+
+    @_without_autograd
+    def take_over(self, other: "CacheLayer") -> None:
+        """Count also what another layer has done."""
+        self.state.take_over(other.state)
+        for name in ("prompt_tokens", "output_tokens", "steps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def _length_of(self, row: int) -> int:
+        if self.lengths is not None:
+            return self.lengths[row]
+        padding = 0 if self._valid is None else int((~self._valid[row]).sum())
+        return self.seq_length - padding
+
+    def _with(self, state: KVLayer, seq_length: int, lengths: list[int] | None) -> "CacheLayer":
+        """The same with another state, of which nothing was counted yet."""
+        other = copy(self)
+        other.state, other.seq_length, other.lengths = state, seq_length, lengths
+        other.prompt_tokens = other.output_tokens = other.steps = 0
+        other._valid = other.on_prompt = None
+        return other
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Make sequence i a copy of the former sequence `beam_idx[i]`."""
         self.batch_select_indices(beam_idx)
@@ -301,6 +335,8 @@ class CacheLayer(CacheLayerMixin):
         """Keep the sequences `indices`, in that order."""
         if self.seq_length == 0:
             return
+        if self.lengths is not None:
+            raise UnsupportedModelError("Rows of this cache come and go: `take` one out instead of reordering them.")
         if torch.equal(indices.cpu(), torch.arange(self.state.batch_size)):
             return
         self.state.select_batch(indices)
@@ -324,19 +360,19 @@ class CacheLayer(CacheLayerMixin):
         # First, for it waits for what runs in the background.
         tiers = self.state.tiers()
         telemetry: LayerTelemetry = self.state.telemetry
-        fired, ahead = telemetry.fired.tensor().float(), telemetry.ahead.tensor().float()
         selected = telemetry.selected.read()
         return LayerReport(
             layer=self.index,
             kind=type(self.state).__name__,
             tiers=tiers,
             steps=self.steps,
-            retrieval_rate=float(fired.mean()) if fired.numel() else 0.0,
-            ahead_rate=float(ahead.mean()) if ahead.numel() else None,
+            retrieval_rate=telemetry.fired.mean() or 0.0,
+            ahead_rate=telemetry.ahead.mean(),
+            selected_tokens=selected,
             hit_rate=1 - telemetry.missed.read() / selected if selected else None,
             fetched_bytes=self.state.traffic.fetched_bytes,
             offloaded_bytes=self.state.traffic.offloaded_bytes,
-            similarity=summarise(telemetry.similarity),
+            similarity=telemetry.similarity.quartiles(),
             segment_sizes=telemetry.segments.read(),
             coding_error=telemetry.coding_error.read(),
             seconds=telemetry.clock.read(),

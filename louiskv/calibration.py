@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from louiskv.attach import check_model, using_attention
+from louiskv.attach import check_model, shard_of, using_attention
 from louiskv.cache import managed_layers
 from louiskv.errors import SettingsError, check_count
 from louiskv.heads import HeadScores
 from louiskv.measured import ModelIdentity
 from louiskv.methods.base import AttentionOptions
 from louiskv.ops.attention import attention_with_weights
+from louiskv.shard import Shard, on_this_rank
 
 NAME = "louiskv_head_scores"
 # Weights held at once (float32, so 256 MiB).
@@ -48,7 +49,7 @@ def score_heads(
     check_count("block", block, 2)
     check_count("copies", copies, 2)
     check_model(model)
-    config = model.config.get_text_config(decoder=True)
+    config, shard = model.config.get_text_config(decoder=True), shard_of(model)
     start = [] if config.bos_token_id is None else [config.bos_token_id]
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
@@ -62,15 +63,20 @@ def score_heads(
     AttentionMaskInterface.register(NAME, sdpa_mask)
     with using_attention(model, NAME), torch.inference_mode():
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
-    layers = range(config.num_hidden_layers)
     scores = HeadScores(
         model=ModelIdentity.of(model),
-        echo=[watch.echo.get(layer, []) for layer in layers],
-        induction=[watch.induction.get(layer, []) for layer in layers],
+        echo=_of_all_heads(watch.echo, config.num_hidden_layers, shard),
+        induction=_of_all_heads(watch.induction, config.num_hidden_layers, shard),
         settings={"block": block, "copies": copies, "seed": seed},
     )
     scores.save()
     return scores
+
+
+def _of_all_heads(scores: dict[int, list[float]], num_layers: int, shard: Shard) -> list[list[float]]:
+    """The scores of each layer's heads, also of those that lie with other ranks; none where a layer has none."""
+    parts = shard.gather(scores)[: shard.num_parts]
+    return [[score for part in parts for score in part.get(layer, [])] for layer in range(num_layers)]
 
 
 class _HeadWatch:
@@ -100,7 +106,8 @@ class _HeadWatch:
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
         """Attend causally; query [1, Hq, T, D], key [1, Hkv, T, D]."""
-        options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, s_aux)
+        sinks = None if s_aux is None else on_this_rank(s_aux)
+        options = AttentionOptions(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
         num_kv_heads, num_tokens = key.shape[1:3]
         column = torch.arange(num_tokens, device=query.device)
         grouped = query.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)

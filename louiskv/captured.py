@@ -36,11 +36,25 @@ class EagerStep:
         self.tokens = torch.zeros_like(positions)[:, None]
         self.positions = positions[:, None].clone()
 
-    def run(self, tokens: Tensor) -> Tensor:
-        """Feed tokens [B]; returns logits [B, V] of the next."""
-        self.tokens.copy_(tokens[:, None])
-        self.positions += 1
+    def run(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Feed tokens [B]; returns logits [B, V] of the next.
+
+        Args:
+            tokens: [B].
+            positions: [B] where they stand; None for one behind those before.
+        """
+        self._place(tokens, positions)
         return self._forward()
+
+    def touch(self) -> None:
+        """Learn that the states were changed from outside."""
+
+    def _place(self, tokens: Tensor, positions: Tensor | None) -> None:
+        self.tokens.copy_(tokens[:, None])
+        if positions is None:
+            self.positions += 1
+        else:
+            self.positions.copy_(positions[:, None])
 
     def _forward(self) -> Tensor:
         output = self.model(
@@ -72,10 +86,14 @@ class CapturedStep(EagerStep):
         self._held: Held | None = None
         self._branches = Branches(model.device)
 
-    def run(self, tokens: Tensor) -> Tensor:
+    def touch(self) -> None:
+        """Learn that the states were changed from outside: where shapes are the same, graphs stay what they are."""
+        if self._held is not None and not self._held.settle():
+            self.forget()
+
+    def run(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Feed tokens [B]; returns logits [B, V] of the next, which hold until the next run."""
-        self.tokens.copy_(tokens[:, None])
-        self.positions += 1
+        self._place(tokens, positions)
         begun = [layer.begin_step() for layer in self.kv_cache.managed]
         if any(each.anew for each in begun):
             self.forget()
@@ -96,6 +114,11 @@ class CapturedStep(EagerStep):
         graph, logits = self._graphs[kind]
         graph.replay()
         return logits
+
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of steps that there are graphs of."""
+        return len(self._graphs)
 
     def forget(self) -> None:
         """Capture anew, when steps of each kind have run as they are."""

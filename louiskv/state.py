@@ -9,6 +9,10 @@ from torch import Tensor
 Path = tuple[Any, ...]
 
 
+# Figures, of which there may be more at any step: they change nothing of what a step does.
+FIGURES = "telemetry"
+
+
 class Held:
     """The tensors of some states as they were."""
 
@@ -23,6 +27,7 @@ class Held:
             Whether it was possible: not if there are others now, or of other shapes; then nothing was done.
         """
         now = list(tensors_of(self.states))
+        self.tensors |= {path: each for path, _, each in now if FIGURES in path and path not in self.tensors}
         if {path: each.shape for path, _, each in now} != {path: each.shape for path, each in self.tensors.items()}:
             return False
         moved = [(path, owner, tensor) for path, owner, tensor in now if tensor is not self.tensors[path]]

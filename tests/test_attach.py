@@ -15,7 +15,7 @@ from transformers import (
 
 from louiskv import Full, FullOffloaded, LouisKV, SettingsError, UnsupportedModelError, attach
 from louiskv.cache import CACHE_ARGUMENTS, cache_of, passing
-from louiskv.cache_layer import Handle
+from louiskv.handles import Handle
 from tests.families import COMMON, FAMILIES, greedy, prompt, tiny
 
 EVERYTHING = LouisKV(budget=400, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=0)

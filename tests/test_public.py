@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from importlib.metadata import version
 
 import louiskv
-from louiskv import METHODS, Method
+from louiskv import METHODS, Method, engine
 
 
 def test_names() -> None:
@@ -46,6 +46,28 @@ def test_names() -> None:
         "score_heads",
     ]
     assert louiskv.__version__ == version("louiskv")
+
+
+def test_names_of_the_engine() -> None:
+    assert sorted(engine.__all__) == [
+        "Answer",
+        "Attended",
+        "Conversation",
+        "Engine",
+        "EngineStoppedError",
+        "Figures",
+        "Logprob",
+        "Piece",
+        "QueueFullError",
+        "Request",
+        "RequestError",
+        "Sampling",
+        "Usage",
+    ]
+    for name in engine.__all__:
+        thing = getattr(engine, name)
+        assert inspect.getdoc(thing), name
+        assert not issubclass(thing, Exception) or issubclass(thing, louiskv.LouisKVError)
 
 
 def test_everything_public_says_what_it_is() -> None:

@@ -7,7 +7,8 @@ import torch
 
 from louiskv import FreeKV, Full, LouisKV, RazorAttention, attach
 from louiskv.cache import passing
-from louiskv.telemetry import PHASES, Report, Series, format_bytes, summarise
+from louiskv.counters import PHASES, CodingError, Histogram, Series, Tally
+from louiskv.telemetry import Report, format_bytes
 from tests.families import greedy, prompt, tiny
 
 METHOD = LouisKV(budget=40, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=1, tau=0.3)
@@ -104,7 +105,7 @@ def test_series_grows_and_keeps_order() -> None:
         series.reserve(1)
         series.append(torch.tensor([step, -step]))
     assert torch.equal(series.tensor()[:, 0], torch.arange(600))
-    assert summarise(Series()) is None
+    assert Series().quartiles() is None
 
 
 def test_bytes_as_people_read_them() -> None:
@@ -127,3 +128,36 @@ def test_both_halves_of_a_split_layer_are_timed() -> None:
         greedy(model, prompt(60), 30)
     assert cache.report().seconds["attention"] > 0
     assert cache.report().seconds["selection"] > 0
+
+
+def test_a_tally_counts_the_rows_that_hold_a_sequence_and_keeps_one_value() -> None:
+    rows = torch.tensor([True, False, True])
+    tally = Tally(rows)
+    assert tally.mean() is None
+    assert not tally.began
+    for value in ([1.0, 1.0, 0.0], [1.0, torch.nan, 1.0], [torch.nan, 0.0, 0.0]):
+        tally.append(torch.tensor(value)[:, None].expand(-1, 2))
+    assert tally.mean() == pytest.approx(3 / 5)
+    assert tally.last[:, 0].tolist()[1:] == [0.0, 0.0]
+    rows[1] = True
+    tally.append(torch.tensor([True, True, True])[:, None].expand(-1, 2))
+    assert tally.mean() == pytest.approx(6 / 8)
+    series, other = Series(), Tally(rows)
+    series.reserve(1)
+    series.append(torch.zeros(3, 2))
+    other.take_over(tally)
+    other.take_over(series)
+    assert other.mean() == pytest.approx(6 / 11)
+
+
+def test_counts_are_taken_over() -> None:
+    histograms = Histogram(), Histogram()
+    histograms[1].add(torch.tensor([1, 2, 2]), 3)
+    for _ in range(2):
+        histograms[0].take_over(histograms[1])
+    assert histograms[0].read() == {1: 2, 2: 4}
+    assert histograms[1].read() == {1: 1, 2: 2}
+    errors = CodingError(), CodingError()
+    errors[1].add(torch.ones(1, 1, 2), torch.full((1, 1, 2), 0.5), 1, torch.tensor([1]))
+    errors[0].take_over(errors[1])
+    assert errors[0].read() == errors[1].read() == {"keys": 0.5, "values": 0.5}

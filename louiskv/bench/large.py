@@ -5,64 +5,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    Cache,
-    DynamicCache,
-    LlamaConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-)
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from louiskv.attach import attach
+from louiskv.bench import large_timing as timing
 from louiskv.bench.memory import PeakMemory, available, needed
 from louiskv.bench.recording import Recording
 from louiskv.bench.replaying import on_stage, shape_of
 from louiskv.bench.runner import Entry, Known, Record
 from louiskv.cache import LouisKVCache, passing
 from louiskv.captured import CapturedStep, EagerStep, why_not
-from louiskv.errors import DeviceMemoryError, HostMemoryError, SettingsError
-from louiskv.telemetry import PHASES, Report, format_bytes
+from louiskv.errors import DeviceMemoryError, HostMemoryError
+from louiskv.telemetry import Report, format_bytes
 
-# Published sizes; no weights are needed.
-MODELS: dict[str, Callable[[], PretrainedConfig]] = {
-    "llama-3.1-8b": lambda: LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=128256,
-        max_position_embeddings=131072,
-        bos_token_id=None,
-        eos_token_id=None,
-    ),
-    "qwen3-8b": lambda: Qwen3Config(
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        max_position_embeddings=131072,
-        bos_token_id=None,
-        eos_token_id=None,
-    ),
-}
-# Steps that are not timed: they compile, tune and capture.
-WARM_UP = 12
+# Tokens of a prompt that is not timed.
+COMPILES = 2048
 # Replays whose phases are told apart.
 LOOKED_AT = 4
-# Room of a cache for the steps after those that are timed.
-SPARE = 64
 
 
 @dataclass(frozen=True)
@@ -87,33 +49,6 @@ class Cell:
         return {"context": self.context, "batch": self.batch, "steps": self.steps}
 
 
-def config_of(name: str, num_layers: int | None = None) -> PretrainedConfig:
-    """The config of a model by name, with fewer layers if so many are given.
-
-    Raises:
-        SettingsError: There is no such name, or it has fewer layers.
-    """
-    if name not in MODELS:
-        raise SettingsError(f"There is no shape {name!r}. There are: {', '.join(MODELS)}.")
-    config = MODELS[name]()
-    if num_layers is not None:
-        if not 1 <= num_layers <= config.num_hidden_layers:
-            raise SettingsError(f"--layers {num_layers} is not allowed: {name} has 1 to {config.num_hidden_layers}.")
-        config.num_hidden_layers = num_layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:num_layers]
-    return config
-
-
-def random_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model of that config with random weights, made on the device."""
-    torch.manual_seed(0)
-    with torch.device(device):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    model.eval()
-    return model
-
-
 class LargeBench:
     """Measures cells with every contestant; those that are known already are not measured again.
 
@@ -123,6 +58,7 @@ class LargeBench:
         recording: What is asked for; None where nothing is decoded.
         deadline: When no further measurement begins, by `time.monotonic`; None for never.
         progress: Called with what runs, and how much of how much is done.
+        phases: Whether to look at what a step is made of, which captures it anew.
     """
 
     def __init__(
@@ -132,9 +68,10 @@ class LargeBench:
         recording: Recording | None,
         deadline: float | None = None,
         progress: Callable[[str, float, float], None] = lambda *_: None,
+        phases: bool = True,
     ) -> None:
         self.known, self.model, self.recording = known, model, recording
-        self.deadline, self.progress = deadline, progress
+        self.deadline, self.progress, self.phases = deadline, progress, phases
 
     def run(self, cells: Iterable[Cell], field: list[Entry]) -> Iterator[Record]:
         """Measure all contestants in each cell; what does not fit, or for which there is no time, is said so."""
@@ -190,7 +127,7 @@ class LargeBench:
         config = self.model.config
         if entry.method is not None:
             ours = on_stage(config, entry.method, self.recording, cell.batch, cell.context, entry.impl)
-            ours.reserve(WARM_UP + cell.steps + SPARE)
+            ours.reserve(2 * timing.WARM_UP[1] + cell.steps + LOOKED_AT)
             return ours
         kv_cache = DynamicCache(config=config)
         shape = shape_of(config, self.model.dtype)
@@ -205,24 +142,26 @@ class LargeBench:
         with self._attached(entry), memory.watch():
             started = time.perf_counter()
             kv_cache = self._on_stage(cell, entry)
+            timing.wait(self.model.device)
             loading = time.perf_counter() - started
             memory.restart()
             step, eager = self._step(kv_cache, cell)
-            for _ in range(WARM_UP):
-                step.run(step.tokens[:, 0])
-            before = _report(kv_cache)
-            seconds = _timed(step, cell.steps)
+            num_warm_up = timing.warm_up(step)
+            before, seconds = _report(kv_cache), timing.steady(step, cell.steps)
             after = _report(kv_cache)
-            phases = self._phases(kv_cache, step, cell)
+            phases = self._phases(kv_cache, step) if self.phases else {}
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         mean = statistics.fmean(seconds)
         return {
             "ms_per_token": 1000 * mean,
             "ms_quartiles": [1000 * low, 1000 * median, 1000 * high],
             "tokens_per_second": cell.batch / mean,
+            "timed_steps": len(seconds),
+            "warm_up_steps": num_warm_up,
             "eager": eager,
+            "kinds_of_steps": step.num_kinds if isinstance(step, CapturedStep) else None,
             "cuda_peak_bytes": memory.bytes,
-            **_moved(before, after, cell),
+            **_moved(before, after),
             "phases": phases,
             "seconds": sum(seconds),
             "loading_seconds": loading,
@@ -237,27 +176,21 @@ class LargeBench:
         kind = CapturedStep if reason is None else EagerStep
         return kind(self.model, kv_cache, positions), reason
 
-    def _phases(self, kv_cache: Cache, step: EagerStep, cell: Cell) -> Record:
-        """Milliseconds of each phase in a step of its own, the model's own work included; none on a CPU's clock."""
+    def _phases(self, kv_cache: Cache, step: EagerStep) -> Record:
+        """Milliseconds of each phase in steps that are timed for that, the model's own work included."""
         if not isinstance(kv_cache, LouisKVCache):
             return {}
         clocks = [layer.state.telemetry.clock for layer in kv_cache.managed]
         if isinstance(step, CapturedStep):
+            step.forget()
             for clock in clocks:
                 clock.in_graphs = True
-            step.forget()
-            while step.num_captured < 2:
-                step.run(step.tokens[:, 0])
-        before = {phase: sum(clock.read()[phase] for clock in clocks) for phase in PHASES}
-        total = 0.0
-        for _ in range(LOOKED_AT):
-            total += sum(_timed(step, 1))
-            if isinstance(step, CapturedStep):
-                for clock in clocks:
-                    clock.replayed()
-        spent = {phase: sum(clock.read()[phase] for clock in clocks) - before[phase] for phase in PHASES}
-        made = {phase: 1000 * seconds / LOOKED_AT for phase, seconds in spent.items() if seconds}
-        return {"model": 1000 * total / LOOKED_AT - sum(made.values()), **made}
+            timing.warm_up(step)
+        before = timing.spent(clocks)
+        seconds = [timing.timed_phases(step, clocks) for _ in range(LOOKED_AT)]
+        spent = {phase: each - before[phase] for phase, each in timing.spent(clocks).items()}
+        made = {phase: 1000 * each / LOOKED_AT for phase, each in spent.items() if each}
+        return {"model": 1000 * statistics.fmean(seconds) - sum(made.values()), **made}
 
     def _prefill(self, cell: Cell, entry: Entry) -> Record:
         """Seconds to the first token, and until all of the prompt has found its place."""
@@ -265,17 +198,18 @@ class LargeBench:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.model.config.vocab_size, (cell.batch, cell.context), generator=generator)
         ids, spent = ids.to(self.model.device), dict.fromkeys(("clustering", "offload"), 0.0)
-        # The first one compiles and allocates.
+        # A short one before compiles.
         for number in range(1 + cell.steps):
+            prompt = ids if number else ids[:, :COMPILES]
             with self._attached(entry) as kv_cache, memory.watch():
                 kv_cache = DynamicCache(config=self.model.config) if kv_cache is None else kv_cache
-                _wait(self.model.device)
+                timing.wait(self.model.device)
                 started = time.perf_counter()
-                output = self.model(ids, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+                output = self.model(prompt, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
                 output.logits.argmax(-1).tolist()
                 seconds = time.perf_counter() - started
                 report = _report(kv_cache)
-                _wait(self.model.device)
+                timing.wait(self.model.device)
                 if number:
                     first.append(seconds)
                     ready.append(time.perf_counter() - started)
@@ -297,12 +231,11 @@ class LargeBench:
         with self._attached(entry):
             kv_cache = self._on_stage(cell, entry)
             step, eager = self._step(kv_cache, cell)
-            for _ in range(WARM_UP):
-                step.run(step.tokens[:, 0])
+            timing.warm_up(step)
             held, part = [], max(1, cell.steps // 8)
             for _ in range(0, cell.steps, part):
-                _reset_peak(device)
-                seconds = _timed(step, part)
+                timing.reset_peak(device)
+                seconds = timing.timed(step, part)
                 report = _report(kv_cache)
                 held.append(
                     {
@@ -319,48 +252,19 @@ def _report(kv_cache: Cache) -> Report | None:
     return kv_cache.report() if isinstance(kv_cache, LouisKVCache) else None
 
 
-def _moved(before: Report | None, after: Report | None, cell: Cell) -> Record:
+def _moved(before: Report | None, after: Report | None) -> Record:
     """What the steps between two reports have moved, and what is held at the end."""
     if before is None or after is None:
         return {}
     fetched = [report.to_dict()["fetched_bytes"] for report in (before, after)]
+    num_tokens = after.output_tokens - before.output_tokens
     hits = [layer.hit_rate for layer in after.layers if layer.hit_rate is not None]
     return {
         "device_bytes": after.device_bytes,
         "host_bytes": after.host_bytes,
         "full_bytes": after.full_bytes,
-        "fetched_per_token": (fetched[1] - fetched[0]) / cell.steps / cell.batch,
+        "fetched_per_token": (fetched[1] - fetched[0]) / num_tokens,
         "retrieval_rate": after.to_dict()["retrievals_per_step"],
         "ahead_rate": after.ahead_rate,
         "hit_rate": statistics.fmean(hits) if hits else None,
     }
-
-
-def _timed(step: EagerStep, num_steps: int) -> list[float]:
-    """Seconds of each step, as the device has it; on a CPU as the clock has it."""
-    tokens: Tensor = step.tokens[:, 0].clone()
-    if tokens.device.type != "cuda":
-        seconds = []
-        for _ in range(num_steps):
-            started = time.perf_counter()
-            step.run(tokens)
-            seconds.append(time.perf_counter() - started)
-        return seconds
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(num_steps + 1)]
-    _wait(tokens.device)
-    marks[0].record()
-    for mark in marks[1:]:
-        step.run(tokens)
-        mark.record()
-    _wait(tokens.device)
-    return [begin.elapsed_time(end) / 1000 for begin, end in pairwise(marks)]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)

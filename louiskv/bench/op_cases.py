@@ -9,13 +9,14 @@ from louiskv.bench.case import Case
 from louiskv.bench.shapes import BIT_GROUP, NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
 from louiskv.bench.window_cases import WINDOW_CASES
 from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_attention, partial_attention
+from louiskv.ops.candidates import UnitTable, best_tokens, count_rest, list_candidates
 from louiskv.ops.eviction import choose_victims, merge_similar
 from louiskv.ops.kmeans import kmeans
+from louiskv.ops.log_sums import log_sums
 from louiskv.ops.moving import append_token, fetch_rows, store_rows
 from louiskv.ops.selection import (
     agree,
     assign_slots,
-    count_in_units,
     places_of,
     raise_newest,
     score_tokens,
@@ -105,6 +106,26 @@ def _tokens_moved(sizes: Sizes) -> tuple[int, int]:
     return _query_bytes(sizes) + of_units + rows * num * (sizes.shape.dim // 8 + 16), 4 * rows * num
 
 
+def _listing(inputs: Inputs) -> tuple[Tensor | int, ...]:
+    sizes, (slot_place, _) = inputs.sizes, inputs.selections()
+    counts = inputs.filled(sizes.num_units, dtype=LONG)
+    return slot_place, *inputs.taken(sizes.num_looked), counts, sizes.num_looked
+
+
+def _counting(inputs: Inputs) -> tuple[Tensor | int, ...]:
+    place, unit_sizes = inputs.chosen(inputs.sizes.num_retrieved)[0].to(INT), inputs.unit_sizes()
+    begin = (unit_sizes.cumsum(1) - unit_sizes).to(INT)
+    return place, unit_sizes, begin, inputs.filled(inputs.sizes.num_units, dtype=LONG)
+
+
+def _listed(inputs: Inputs) -> tuple[Tensor | int, ...]:
+    sizes = inputs.sizes
+    place, _ = inputs.chosen(sizes.num_looked)
+    scores = inputs.numbers(sizes.num_looked, dtype=FLOAT)
+    room = inputs.filled(sizes.num_retrieved, dtype=LONG)
+    return scores, place.to(INT), scores > 1, room, sizes.num_retrieved
+
+
 def _append(inputs: Inputs) -> tuple[Tensor, ...]:
     sizes = inputs.sizes
     keys, values = inputs.numbers(sizes.shape.dim), inputs.numbers(sizes.shape.dim)
@@ -152,10 +173,9 @@ def _in_place_moved(sizes: Sizes) -> tuple[int, int]:
 
 def _estimated(inputs: Inputs) -> tuple[Tensor, ...]:
     num_units, dim = inputs.sizes.num_units, inputs.sizes.shape.dim
-    left = inputs.unit_sizes().log()[:, None]
     values = inputs.whole(-127, 128, num_units, dim, dtype=torch.int8)
-    steps = inputs.numbers(1, num_units, dtype=torch.float16).abs()
-    return *_resident(inputs, inputs.sizes.budget), _logits(inputs), left, values, steps
+    steps = inputs.numbers(num_units, dtype=torch.float16).abs()
+    return *_resident(inputs, inputs.sizes.budget), _logits(inputs), inputs.unit_sizes(), values, steps
 
 
 def _victims(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -231,6 +251,12 @@ CASES = (
         flops=lambda s: _products(s, s.num_tokens),
     ),
     Case(
+        "log_sums",
+        lambda i: (i.query(), i.slots(NUM_SINKS + WINDOW)[0], i.filled(0, 1, NUM_SINKS + WINDOW)),
+        partial(log_sums, scaling=SCALING),
+        flops=lambda s: _products(s, NUM_SINKS + WINDOW),
+    ),
+    Case(
         "unit_shares",
         lambda i: (_logits(i), i.unit_sizes(), i.numbers(i.sizes.shape.group_size, dtype=FLOAT)),
         unit_shares,
@@ -279,6 +305,15 @@ CASES = (
         places_of,
         dtype=INT,
     ),
+    Case(
+        "list_candidates",
+        _listing,
+        lambda slot_place, take, begin, counts, width, *, impl: list_candidates(
+            take, begin, slot_place, UnitTable(begin, counts), width, impl=impl
+        ),
+        dtype=INT,
+    ),
+    Case("best_tokens", _listed, partial(best_tokens, hold=1.0), dtype=FLOAT),
     Case("assign_slots", Inputs.selections, assign_slots, dtype=INT),
     Case(
         "fetch_rows",
@@ -288,9 +323,9 @@ CASES = (
         bus="to_device",
     ),
     Case(
-        "count_in_units",
-        lambda i: (i.chosen(i.sizes.num_retrieved)[0].to(INT), i.unit_sizes()),
-        count_in_units,
+        "count_rest",
+        _counting,
+        lambda place, sizes, begin, counts, *, impl: count_rest(place, sizes, UnitTable(begin, counts), impl=impl),
         dtype=INT,
     ),
     Case(

@@ -15,6 +15,7 @@ from louiskv.bench.decode import Sweep, bench_decode
 from louiskv.bench.prefill import bench_prefill
 from louiskv.bench.runner import Bench, Entry, Known
 from louiskv.bench.shapes import SHAPES, Sizes
+from louiskv.cli.bench_large import large
 from louiskv.cli.bench_tables import print_decode, print_operations, print_prefill
 from louiskv.cli.loading import check_name_of_implementation, load, ready
 from louiskv.cli.options import DEVICES, Dtype, ModelChoice, takes_model, takes_settings
@@ -51,6 +52,8 @@ Quick = Annotated[bool, typer.Option("--quick", help="Unless given: a short cont
 AsJson = Annotated[bool, typer.Option("--json", help="Print the records of this call, old and new, as one JSON list.")]
 
 RESULTS = Path("results/bench.jsonl")
+
+app.command("large")(large)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The app: its subcommands, each imported when it is called, and how errors end a run."""
 
 import sys
+import traceback
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from typer.main import get_command
 
 from louiskv import __version__
 from louiskv.cli.failures import exit_code
+from louiskv.cli.ranks import as_one, check_command, is_alone, tell
 from louiskv.errors import LouisKVError
 
 # Subcommands by name with their line in `louiskv --help`; each is the `app` of the module of its name.
@@ -36,19 +38,27 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Put the real subcommand in the place of the one that only stands in the help."""
         name, _, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            check_command(name)
         return name, get_command(import_module(f"louiskv.cli.{name}").app), rest
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run and exit: 2 for wrong usage, 1 for a failure, 130 after Ctrl-C."""
         try:
-            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}))
+            with as_one():
+                code = super().main(*args, **{**extra, "standalone_mode": False})
+            sys.exit(code)
         except typer.TyperException as error:
             message, code = error.format_message(), error.exit_code
         except LouisKVError as error:
             message, code = str(error), exit_code(error)
+        except Exception:
+            if is_alone():
+                raise
+            message, code = traceback.format_exc(), 1
         # A group called without a subcommand has shown its help, and has nothing to add.
         if message:
-            print(f"error: {message}", file=sys.stderr)
+            tell(f"error: {message}")
         sys.exit(code)
 
 

@@ -68,7 +68,7 @@ def generate(
             # Also when it fails: what was printed so far stays on a line of its own.
             if not as_json:
                 print(flush=True)
-        figures = talk.kv_cache.report()
+        figures = talk.kv_cache.report(all_ranks=True)
     if as_json:
         run = {"model": model.name, "device": str(loaded.device), "dtype": str(loaded.dtype).removeprefix("torch.")}
         used = {"method": method.name, "settings": figures.settings, "impl": model.impl, "versions": versions()}

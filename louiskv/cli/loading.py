@@ -18,6 +18,7 @@ from louiskv.errors import NotCalibratedError, SettingsError
 from louiskv.methods import Method
 from louiskv.ops import OPS
 from louiskv.ops.dispatch import choose
+from louiskv.ranks import Ranks
 
 
 def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -25,7 +26,8 @@ def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTra
     check_name_of_implementation(choice.impl)
     be_quiet()
     with console.status(f"Loading {choice.name}"):
-        model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device)
+        ranks = Ranks.of_environment()
+        model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device, ranks=ranks)
     _make_ready(choice.impl, torch.empty(0, device=model.device, dtype=model.dtype), console)
     return model, tokenizer
 

@@ -22,11 +22,9 @@ class Ahead:
         pending: Whether there is a selection that is in no slots yet.
     """
 
-    place: Tensor
-    missing: Tensor
-
     def __init__(self, device: torch.device) -> None:
         self.rows, self.place = torch.empty(0), torch.empty(0)
+        self.missing = torch.empty(0, dtype=torch.bool)
         self.pending = False
         self._thread: Background[None] = Background(device)
         self._beside = Beside(device)
@@ -53,6 +51,12 @@ class Ahead:
             self._thread.start(prepare)
         else:
             self._beside.run(prepare)
+
+    def leave_out(self, rows: slice, resident: ResidentSet) -> None:
+        """Leave rows as they are now, in place: they hold other sequences than the one that has selected."""
+        if len(self.missing):
+            self.missing[rows] = False
+            self.place[rows] = resident.slot_place[rows]
 
     def catch_up(self) -> None:
         """Let what follows on the device wait until it is done there."""

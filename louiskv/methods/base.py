@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from louiskv.methods.rows import Rows
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.shard import WHOLE, Shard
 from louiskv.store.coding import token_size
 from louiskv.store.pool import capacity_for
 from louiskv.store.transfer import Traffic
-from louiskv.telemetry import LayerTelemetry, Tiers
+from louiskv.telemetry import Tiers
 
 DenseAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -103,29 +105,23 @@ class Begun(NamedTuple):
     leaves: bool = False
 
 
-class KVLayer(ABC):
+class KVLayer(Rows):
     """State of one layer: everything that a method keeps of it, for N = batch x KV heads rows.
 
     Attributes:
-        telemetry: What the layer did.
         impl: Implementation of the operations; None takes the best that can run.
-        batch_size: Sequences, known from the first prompt on.
-        num_kv_heads: KV heads, known from the first prompt on.
-        group_size: Query heads of a KV head, known from the first prompt on.
+        shard: Where the layer's other heads are, if this process holds a part of them.
     """
 
     def __init__(self, impl: str | None = None) -> None:
+        super().__init__()
         self.impl = impl
-        self.telemetry = LayerTelemetry()
-        self.batch_size = 0
-        self.num_kv_heads = 0
-        self.group_size = 0
+        self.shard = WHOLE
         self._step_begun = False
 
-    def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
-        """Learn the sizes, before the first prompt is taken in."""
-        self.batch_size, self.num_kv_heads = batch_size, num_kv_heads
-        self.group_size = num_query_heads // num_kv_heads
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads of the layer are, before the first prompt is taken in."""
+        self.shard = shard
 
     def prompt(
         self,
@@ -227,7 +223,7 @@ class KVLayer(ABC):
         self.telemetry.reserve(1)
         return self._begin_step()
 
-    def catch_up(self) -> None:  # noqa: B027
+    def catch_up(self) -> None:
         """Let what follows on the device wait for what a step has begun beside it."""
 
     def append(self, keys: Tensor, values: Tensor) -> None:
@@ -282,11 +278,6 @@ class KVLayer(ABC):
     @abstractmethod
     def traffic(self) -> Traffic:
         """What has moved between the tiers."""
-
-    def rows_of_batch(self, index: Tensor) -> Tensor:
-        """Rows [N] that belong to the sequences `index`."""
-        head = torch.arange(self.num_kv_heads, device=index.device)
-        return (index[:, None] * self.num_kv_heads + head).flatten()
 
     def group(self, query: Tensor) -> Tensor:
         """The query [B, Hq, 1, D] of a decode step as [N, G, D]."""

@@ -8,7 +8,8 @@ from louiskv.errors import SettingsError, check_count, check_multiple, check_par
 from louiskv.importance import Importance, Recency
 from louiskv.merging import Merging, NoMerging
 from louiskv.methods.base import Footprint, KVLayer, LayerShape, Method, setting
-from louiskv.methods.eviction_layer import EvictionLayer, EvictionParts
+from louiskv.methods.eviction_layer import EvictionLayer
+from louiskv.methods.eviction_parts import EvictionParts
 from louiskv.methods.full import FullLayer
 
 

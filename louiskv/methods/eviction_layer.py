@@ -1,14 +1,14 @@
 """The eviction loop: a fixed number of slots on the device, and what leaves them at each step."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from copy import copy
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from louiskv.importance import Importance, Observation
-from louiskv.merging import Merging
+from louiskv.importance import Observation
 from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer
+from louiskv.methods.eviction_parts import Candidates, EvictionParts
 from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.eviction import choose_victims
 from louiskv.ops.ragged import is_readable, left_aligned, take_rows
@@ -18,46 +18,6 @@ from louiskv.telemetry import Tier, Tiers
 
 # Weights held at once (float32): on a CPU so few that they stay in its caches.
 MAX_WEIGHTS, MAX_WEIGHTS_CPU = 64 * 1024 * 1024, 1024 * 1024
-
-
-@dataclass(frozen=True)
-class EvictionParts:
-    """What an eviction method puts together; `Eviction` says what each is.
-
-    Attributes:
-        window: Newest tokens that stay while tokens come one by one.
-        prompt_window: Newest tokens that stay when a prompt is taken in.
-    """
-
-    budget: int
-    share: float
-    num_sinks: int
-    window: int
-    prompt_window: int
-    importance: Importance
-    merging: Merging
-
-
-class Candidates(NamedTuple):
-    """Tokens among which a prompt's arrival makes one choose: those in slots, then those of the prompt.
-
-    Attributes:
-        rows: [N, C, Dk + Dv].
-        positions: [N, C] ascending from the first token on, -1 where there is none.
-        votes: [N, C] what is added to their logits, -inf where there is none.
-        stats: [N, C, k].
-        num_slots: How many of the C are slots.
-        columns: [N, T] column of the padded prompt of each token behind them, None for all in turn.
-        end: [N] tokens seen when all are in.
-    """
-
-    rows: Tensor
-    positions: Tensor
-    votes: Tensor
-    stats: Tensor
-    num_slots: int
-    columns: Tensor | None
-    end: Tensor
 
 
 class EvictionLayer(KVLayer):
@@ -226,7 +186,7 @@ class EvictionLayer(KVLayer):
                 votes.gather(1, order).masked_fill(~present, -torch.inf),
                 take_rows(stats, order),
             )
-            self.steps_to_full = int((self.limits - counts).min())
+            self._look_around()
 
     def _victims(self, positions: Tensor, votes: Tensor, stats: Tensor, window: int, num_new: int) -> Tensor:
         """Where tokens [N, C] must go so that each row keeps to its limit when `num_new` more have come."""
@@ -260,7 +220,7 @@ class EvictionLayer(KVLayer):
         full = self.steps_to_full == 0
         if full:
             self._make_room()
-            self.steps_to_full = int((self.limits - self.kept.counts).min())
+            self._look_around()
         self.steps_to_full -= 1
         return Begun(full)
 
@@ -268,8 +228,14 @@ class EvictionLayer(KVLayer):
         """Take in one token of each sequence."""
         if not is_readable(self.lengths):
             self._make_room()
+        idle = self.idle
+        if idle is not None:
+            # Of what an idle row was given at the step before nothing stays.
+            self.kept.drop(idle[:, None])
         self.kept.append(torch.cat([keys, values], dim=-1).flatten(0, 2), self.lengths)
         self.lengths = self.lengths + 1
+        if idle is not None:
+            self.lengths = self.lengths.masked_fill(idle, 0)
 
     def _make_room(self) -> None:
         """Let one token of each full row go, or its page."""
@@ -323,6 +289,41 @@ class EvictionLayer(KVLayer):
         """Forget the last tokens; what was dropped before does not come back, what was merged stays."""
         self.lengths = self.lengths - counts.repeat_interleave(self.num_kv_heads).to(self.lengths.device)
         self.kept.crop(self.lengths)
+        self._look_around()
+
+    @property
+    def crops_exactly(self) -> bool:
+        """No: what was dropped does not come back."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.lengths.device
+
+    def _blank(self, batch_size: int) -> Self:
+        """With as many slots."""
+        state, num_rows = copy(self), batch_size * self.num_kv_heads
+        state.kept, state.lengths = self.kept.blank(num_rows), self.lengths.new_zeros(num_rows)
+        state.limits = torch.full_like(state.lengths, self.parts.budget)
+        state._look_around()
+        return state
+
+    def _put(self, row: int, other: "EvictionLayer", other_row: int) -> None:
+        """Copy what is kept."""
+        mine, others = self.slice_of(row), other.slice_of(other_row)
+        self.kept.put_rows(mine, other.kept, others)
+        self.lengths[mine], self.limits[mine] = other.lengths[others], other.limits[others]
+        self._look_around()
+
+    def _clear(self, row: int) -> None:
+        """Empty its slots."""
+        mine = self.slice_of(row)
+        self.kept.clear_rows(mine)
+        self.lengths[mine], self.limits[mine] = 0, self.parts.budget
+        self._look_around()
+
+    def _look_around(self) -> None:
         self.steps_to_full = int((self.limits - self.kept.counts).min())
 
     def select_batch(self, index: Tensor) -> None:
@@ -331,7 +332,7 @@ class EvictionLayer(KVLayer):
         self.kept.select_rows(rows)
         self.lengths, self.limits = self.lengths.index_select(0, rows), self.limits.index_select(0, rows)
         self.batch_size = len(index)
-        self.steps_to_full = int((self.limits - self.kept.counts).min())
+        self._look_around()
 
     def tiers(self) -> Tiers:
         """What is kept is resident; nothing is anywhere else."""
@@ -351,10 +352,10 @@ class EvictionLayer(KVLayer):
 
     def check_integrity(self) -> None:
         """No token is doubled, no row is over its limit, and an empty slot takes no part."""
-        kept, parts = self.kept, self.parts
-        assert bool((kept.counts <= self.limits).all())
+        kept, parts, in_use = self.kept, self.parts, self.held
+        assert bool((kept.counts <= self.limits)[in_use].all())
         assert not is_readable(self.lengths) or self.steps_to_full <= int((self.limits - kept.counts).min())
-        for each, length in enumerate(self.lengths.tolist()):
+        for each, length in enumerate(self.lengths.where(in_use, 1).tolist()):
             held = kept.positions[each][kept.positions[each] >= 0]
             assert held.unique().numel() == held.numel()
             assert bool((held < length).all())
@@ -362,5 +363,5 @@ class EvictionLayer(KVLayer):
         tokens = kept.votes.shape[1] - kept.with_rest
         assert bool(((kept.votes > -torch.inf) == occupied)[:, :tokens].all())
         if parts.merging.compensates:
-            assert bool((kept.num_rest == self.lengths - kept.counts).all())
+            assert bool((kept.num_rest == self.lengths - kept.counts)[in_use].all())
             torch.testing.assert_close(kept.votes[:, -1].exp(), kept.num_rest.float())

@@ -1,7 +1,8 @@
 """Full attention, everything on the device: the yardstick."""
 
+from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -100,6 +101,8 @@ class FullLayer(KVLayer):
         append_token(
             self.rows, self.bias, self.lengths, keys.flatten(0, 2), values.flatten(0, 2), **sizes, impl=self.impl
         )
+        if (idle := self.idle) is not None:
+            self.lengths.masked_fill_(idle, 0)
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to everything."""
@@ -135,6 +138,41 @@ class FullLayer(KVLayer):
         self._resize(self.lengths.index_select(0, rows))
         self.batch_size = len(index)
 
+    @property
+    def crops_exactly(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.rows.device
+
+    def _blank(self, batch_size: int) -> Self:
+        """Without room for any token."""
+        state = copy(self)
+        num_rows = batch_size * self.num_kv_heads
+        state.rows, state.bias = (
+            self.rows.new_empty(num_rows, 0, self.rows.shape[2]),
+            self.bias.new_empty(num_rows, 1, 0),
+        )
+        state.lengths, state.longest = self.lengths.new_zeros(num_rows), 0
+        return state
+
+    def _put(self, row: int, other: "FullLayer", other_row: int) -> None:
+        """Copy its tokens."""
+        mine, others = self.slice_of(row), other.slice_of(other_row)
+        length = int(other.lengths[others].max())
+        self._make_room(length)
+        self.rows[mine, :length] = other.rows[others, :length]
+        self.lengths[mine] = other.lengths[others]
+        self._look_around()
+
+    def _clear(self, row: int) -> None:
+        """Close its slots."""
+        self.lengths[self.slice_of(row)] = 0
+        self._look_around()
+
     def tiers(self) -> Tiers:
         """Everything is resident."""
         size = self.rows.nbytes + self.bias.nbytes + self.lengths.nbytes
@@ -145,10 +183,12 @@ class FullLayer(KVLayer):
 
     def check_integrity(self) -> None:
         """Lengths and capacities agree."""
-        assert self.longest == int(self.lengths.max()) <= self.rows.shape[1] == self.bias.shape[2]
+        longest, held = int(self.lengths.max()), self.held
+        assert longest <= self.longest <= self.rows.shape[1] == self.bias.shape[2]
+        assert longest == self.longest or self.in_use is not None
         assert self.ragged or bool((self.lengths == self.longest).all())
-        assert torch.equal(self.bias[:, :, : self.longest] == 0, self._present())
-        assert bool((self.bias[..., self.longest :] == -torch.inf).all())
+        assert torch.equal((self.bias[:, :, : self.longest] == 0)[held], self._present()[held])
+        assert bool((self.bias[held, :, self.longest :] == -torch.inf).all())
 
     def attended_positions(self) -> Tensor:
         """Everything."""
@@ -165,8 +205,13 @@ class FullLayer(KVLayer):
     def _resize(self, lengths: Tensor) -> None:
         """Hold so many tokens of each row; this waits for the device."""
         self.lengths = lengths
+        self._look_around()
+
+    def _look_around(self) -> None:
+        """See how long rows are, and open the slots of their tokens."""
+        lengths = self.lengths
         self.longest, shortest = int(lengths.max()), int(lengths.min())
-        self.ragged = shortest != self.longest
+        self.ragged = shortest != self.longest or self.in_use is not None
         slot = torch.arange(self.rows.shape[1], device=lengths.device)
         self.bias.zero_().masked_fill_((slot >= lengths[:, None])[:, None], -torch.inf)
 

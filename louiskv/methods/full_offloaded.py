@@ -1,7 +1,8 @@
 """Full attention with everything on the host, fetched whole at each step: the other yardstick."""
 
+from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -81,8 +82,9 @@ class FullOffloadedLayer(KVLayer):
         return Begun()
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence."""
-        self.absorb(keys, values, None)
+        """Take in one token of each sequence; idle rows keep none."""
+        valid = None if self.in_use is None or self.idle is None else self.in_use[:, None]
+        self.absorb(keys, values, valid)
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to everything, fetched in chunks."""
@@ -124,6 +126,37 @@ class FullOffloadedLayer(KVLayer):
         self.transfer.settle()
         self.pool.select_rows(self.rows_of_batch(index))
         self.batch_size = len(index)
+
+    @property
+    def crops_exactly(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.pool.lengths.device
+
+    def _blank(self, batch_size: int) -> Self:
+        """With an empty pool."""
+        state = copy(self)
+        state.pool = self.pool.blank(batch_size * self.num_kv_heads)
+        state.transfer = Transfer(self.device)
+        return state
+
+    def _put(self, row: int, other: "FullOffloadedLayer", other_row: int) -> None:
+        """Copy its part of the pool."""
+        for each in (self, other):
+            each.transfer.settle()
+        self.pool.put_rows(self.slice_of(row), other.pool, other.slice_of(other_row))
+
+    def _clear(self, row: int) -> None:
+        """Empty its part of the pool."""
+        self.transfer.settle()
+        self.pool.clear_rows(self.slice_of(row))
+
+    def _take_over_traffic(self, other: "FullOffloadedLayer") -> None:
+        self.transfer.take_over(other.transfer)
 
     def tiers(self) -> Tiers:
         """Everything is on the host."""

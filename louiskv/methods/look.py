@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.attention import Rest
-from louiskv.ops.selection import agree, count_in_units, score_tokens, select_units, unit_logits, unit_shares
+from louiskv.ops.candidates import count_rest
+from louiskv.ops.log_sums import log_sums
+from louiskv.ops.selection import agree, score_tokens, select_units, unit_logits, unit_shares
 from louiskv.store.device import ResidentSet
 from louiskv.units.entries import AllUnits, BestBundles, Entries
 from louiskv.units.index import UnitIndex
@@ -64,22 +66,18 @@ class Look:
         return self.entries.counted(self.index.sizes)
 
     @property
-    def num_resident(self) -> Tensor:
-        """[N, E] resident tokens of each entry."""
+    def num_left(self) -> Tensor:
+        """[N, E] tokens of each entry that are not resident."""
         slot_place = self.resident.slot_place
         if self._counted is None or self._counted[0] is not slot_place:
-            in_units = count_in_units(slot_place, self.index.sizes, impl=self.impl)
-            self._counted = slot_place, self.entries.counted(in_units)
+            of_units = count_rest(slot_place, self.index.sizes, self.entries.table, impl=self.impl)
+            self._counted = slot_place, self.entries.counted(of_units)
         return self._counted[1]
 
-    def is_resident(self, place: Tensor) -> Tensor:
-        """[N, W] whether the tokens at these places [N, W], -1 for none, are resident."""
-        assert self.index.details is not None
-        slot_place, nowhere = self.resident.slot_place.long(), self.index.details.shape[1]
-        # What is nowhere has a place of its own, the last.
-        here = torch.zeros(len(place), nowhere + 1, dtype=torch.bool, device=place.device)
-        here.scatter_(1, slot_place.where(slot_place >= 0, nowhere), True)[:, -1] = False
-        return here.gather(1, place.where(place >= 0, nowhere))
+    @property
+    def num_resident(self) -> Tensor:
+        """[N, E] resident tokens of each entry."""
+        return self.sizes - self.num_left
 
     @cached_property
     def logits(self) -> Tensor:
@@ -89,11 +87,8 @@ class Look:
     @cached_property
     def beside(self) -> Tensor:
         """[N, G] log-sum-exp of the logits of sinks and window, and of the attention sinks."""
-        keys, bias = self.resident.always
-        logits = torch.bmm(self.query * self.scaling, keys.transpose(1, 2)).float() + bias
-        if self.attention_sinks is not None:
-            logits = torch.cat([logits, self.attention_sinks.float()[..., None]], dim=-1)
-        return logits.logsumexp(-1)
+        sinks = self.attention_sinks
+        return log_sums(self.query, *self.resident.always, scaling=self.scaling, attention_sinks=sinks, impl=self.impl)
 
     @cached_property
     def shares(self) -> Tensor:
@@ -133,18 +128,16 @@ class Look:
         take = select_units(self.scores, self.unit_sizes, num_resident, impl=self.impl)
         return (self.mass[:, : self.entries.num_units] * take).sum(1)
 
-    def select(self, scores: Tensor, budget: Tensor | int) -> Tensor:
-        """[N, R] tokens taken of each unit by scores [N, R], for a budget of all or [N]; none in rows not asked for."""
+    def select(self, scores: Tensor, budget: Tensor) -> Tensor:
+        """[N, R] tokens taken of each unit by these scores [N, R], for budgets [N]; none in rows not asked for."""
         take = select_units(scores, self.unit_sizes, budget, where=self.where, impl=self.impl)
         return take if self.where is None else take * self.where[:, None]
 
     def token_scores(self, entry: Tensor, place: Tensor) -> Tensor:
-        """[N, W] scores of single tokens, of which entries [N, W] and places [N, W] are given."""
+        """[N, W] scores of single tokens, of which entries [N, W] and places [N, W], -1 for none, are given."""
         bits, steps = self.index.details, self.entries.summaries[2][..., 2]
         assert bits is not None
-        return score_tokens(
-            self.query, self.shares, bits, steps.float(), entry, place, scaling=self.scaling, impl=self.impl
-        )
+        return score_tokens(self.query, self.shares, bits, steps, entry, place, scaling=self.scaling, impl=self.impl)
 
     def forget_resident(self) -> None:
         """Count anew what is resident, when that is asked for."""
@@ -157,11 +150,10 @@ class Look:
     def rest(self, max_units: int | None) -> Rest:
         """What is not resident, by the summaries; of the `max_units` entries with most attention, None for all."""
         _, values, steps = self.entries.summaries
-        num_left = self.sizes - self.num_resident
-        logits, steps = self.logits, steps[..., 1]
+        num_left, logits, steps = self.num_left, self.logits, steps[..., 1]
         if max_units is not None and max_units < num_left.shape[1]:
             best = (self.mass * num_left).topk(max_units, dim=1).indices
             num_left, steps = num_left.gather(1, best), steps.gather(1, best)
             logits = logits.gather(2, best[:, None].expand(-1, logits.shape[1], -1))
             values = values.gather(1, best[..., None].expand(-1, -1, values.shape[2]))
-        return Rest(logits, num_left.log()[:, None], values, steps[:, None])
+        return Rest(logits, num_left, values, steps)

@@ -52,7 +52,7 @@ class OracleTopKLayer(FullLayer):
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Attend to the tokens with the most attention, by its mean over the query group."""
         grouped, sinks = self.group(query), options.sinks_by_row(self.batch_size, self.num_kv_heads)
-        keys, values, present = self.keys, self.values, self._present()
+        keys, values, present = self.keys, self.values, self.bias[..., : self.longest] == 0
         with self.telemetry.clock.time("selection", query.device):
             _, weights, _ = attention_with_weights(
                 grouped[:, :, None],
@@ -87,12 +87,7 @@ class OracleTopKLayer(FullLayer):
         """What the last step chose; everything before there was one."""
         return super().attended_positions() if self._chosen is None else self._chosen
 
-    def crop(self, counts: Tensor) -> None:
-        """Forget the last tokens."""
-        super().crop(counts)
-        self._chosen = None
-
-    def select_batch(self, index: Tensor) -> None:
-        """Make sequence i a copy of the former sequence `index[i]`."""
-        super().select_batch(index)
+    def _look_around(self) -> None:
+        """What was chosen is over."""
+        super()._look_around()
         self._chosen = None

@@ -1,6 +1,6 @@
 """What the host knows of a retrieval layer without asking the device: when windows are full, what room is needed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -9,18 +9,18 @@ from louiskv.methods.parts import Parts
 
 @dataclass
 class Pace:
-    """Bounds that hold for every row of a layer; where values are readable without a wait, they are exact.
+    """Bounds that hold for every KV head of a sequence; where values are readable without a wait, they are exact.
 
     Rows give up a run when their window has no room for the tokens until the next look. From one look to the next it is
     as many steps as a run has tokens at the least, so that one run is enough; where runs are of fixed size, one step.
+    Each sequence is looked at by its own count of steps, whatever others it is decoded with.
 
     Attributes:
         stride: Steps from one look to the next.
         due: Steps until the next look.
         room: Tokens that every window can take in, at least.
-        longest: Tokens that a row has seen, at most.
+        longest: Tokens that a row has seen.
         units: Units that a row has in the index, at most.
-        even: Whether all rows are equally long.
     """
 
     stride: int
@@ -31,22 +31,14 @@ class Pace:
     room: int = 0
     longest: int = 0
     units: int = 0
-    even: bool = True
 
     @classmethod
     def of(cls, parts: Parts) -> "Pace":
-        """The pace of a layer of these parts."""
+        """The pace of a sequence in a layer of these parts."""
         runs = parts.output.runs(parts.window)
         fixed = runs.shortest > runs.longest
         stride = 1 if fixed else runs.shortest
         return cls(stride, fixed, runs.longest, parts.output.num_units(runs.longest))
-
-    def start(self, lengths: Tensor, room: Tensor, units: Tensor) -> None:
-        """Begin anew after a prompt or a crop: tokens seen [N], room of the windows [N], units [N]. This may wait."""
-        self.due = 0
-        shortest, self.longest = (int(each) for each in lengths.aminmax())
-        self.even = shortest == self.longest
-        self.room, self.units = int(room.min()), int(units.max())
 
     def step(self) -> bool:
         """Begin a step; whether a window may be without room."""
@@ -61,14 +53,65 @@ class Pace:
 
     def leave(self) -> None:
         """Count on with windows without room that give up a run in this step."""
-        gained = self.room + self.longest_run if self.fixed and self.even else self.stride - 1
-        self.room, self.units = gained, self.units + self.units_of_run
+        self.room = self.room + self.longest_run if self.fixed else self.stride - 1
+        self.units += self.units_of_run
 
-    def left(self, room: Tensor, units: Tensor) -> None:
-        """Learn what room [N] there is and what units [N] when they have; only where that is readable."""
-        self.room, self.units = int(room.min()) - 1, int(units.max())
+    def left(self, room: int, units: int) -> None:
+        """Learn what room there is, at least, and what units, at most, when they have."""
+        self.room, self.units = room - 1, units
 
     def units_after(self, num_steps: int) -> int:
         """Units that a row may have when so many tokens more have come."""
         least = self.longest_run if self.fixed else self.stride
         return self.units + -(-num_steps // least) * self.units_of_run
+
+
+class Paces:
+    """The pace of each sequence of a batch.
+
+    Attributes:
+        each: None for an idle row.
+        stride: Steps from one look to the next.
+        longest_run: Tokens that leave a window at once, at the most.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._like = Pace.of(parts)
+        self.stride, self.longest_run = self._like.stride, self._like.longest_run
+        self.each: list[Pace | None] = []
+
+    def start(self, batch_size: int, lengths: Tensor, room: Tensor, units: Tensor) -> None:
+        """Begin anew with the lengths [N], the room of the windows [N] and the units [N]. This may wait."""
+        longest, least, most = (each.view(batch_size, -1) for each in (lengths, room, units))
+        figures = zip(longest.amax(1).tolist(), least.amin(1).tolist(), most.amax(1).tolist(), strict=True)
+        self.each = [replace(self._like, longest=length, room=room, units=units) for length, room, units in figures]
+
+    def step(self) -> list[bool]:
+        """Begin a step; for each sequence whether a window may be without room."""
+        return [pace is not None and pace.step() for pace in self.each]
+
+    def leave(self, full: list[bool]) -> None:
+        """Count on where windows that may be `full` give up a run in this step."""
+        for pace, is_full in zip(self.each, full, strict=True):
+            if pace is not None and is_full:
+                pace.leave()
+
+    def left(self, full: list[bool], room: Tensor, units: Tensor) -> None:
+        """Learn what room [N] there is and what units [N] when they have; only where that is readable."""
+        least, most = room.view(len(full), -1).amin(1).tolist(), units.view(len(full), -1).amax(1).tolist()
+        for pace, was_full, room_now, units_now in zip(self.each, full, least, most, strict=True):
+            if pace is not None and was_full:
+                pace.left(room_now, units_now)
+
+    def put(self, row: int, pace: Pace | None) -> None:
+        """Give a sequence the pace that it had elsewhere; None for a row that is idle."""
+        self.each[row] = None if pace is None else replace(pace)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row has seen, at most."""
+        return max((pace.longest for pace in self.each if pace is not None), default=0)
+
+    def units_after(self, num_steps: int) -> int:
+        """Units that a row may have when so many tokens more have come."""
+        return max((pace.units_after(num_steps) for pace in self.each if pace is not None), default=0)

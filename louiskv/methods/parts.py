@@ -124,5 +124,6 @@ class Parts:
         """
         room, slot_place = self.room(look.resident, look.impl), look.resident.slot_place
         if self.oversample:
+            room = room if isinstance(room, Tensor) else torch.full_like(look.resident.lengths, room)
             return select_inside(look, room, slot_place, self.hold, self.oversample)
         return select_whole(look, room, slot_place, self.hold, self.recent_units)

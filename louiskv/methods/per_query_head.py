@@ -1,12 +1,16 @@
 """A layer in which each query head stands alone: what agreement in a query group saves is measured against it."""
 
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.shard import Shard
 from louiskv.store.transfer import Traffic
-from louiskv.telemetry import Tier, Tiers
+from louiskv.telemetry import LayerTelemetry, Tier, Tiers
 
 
 class PerQueryHead(KVLayer):
@@ -19,7 +23,12 @@ class PerQueryHead(KVLayer):
     def __init__(self, state: KVLayer, impl: str | None = None) -> None:
         super().__init__(impl)
         self.state = state
-        self.state.telemetry = self.telemetry
+        self.state._count_in(self.telemetry)
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are."""
+        super().join(shard)
+        self.state.join(shard)
 
     def begin(self, batch_size: int, num_kv_heads: int, num_query_heads: int) -> None:
         """Learn the sizes."""
@@ -71,6 +80,43 @@ class PerQueryHead(KVLayer):
         """Make sequence i a copy of the former sequence `index[i]`."""
         self.state.select_batch(index)
         self.batch_size = len(index)
+
+    @property
+    def crops_exactly(self) -> bool:
+        """As the state does."""
+        return self.state.crops_exactly
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.state.device
+
+    def _blank(self, batch_size: int) -> Self:
+        """As the state is."""
+        other = copy(self)
+        other.state = self.state._fresh(batch_size)
+        return other
+
+    def _put(self, row: int, other: "PerQueryHead", other_row: int) -> None:
+        """As the state does."""
+        self.state.put(row, other.state, other_row)
+
+    def _clear(self, row: int) -> None:
+        """As the state does."""
+        self.state.clear(row)
+
+    def _hold(self, in_use: Tensor) -> None:
+        """The state as well."""
+        self.state._hold(in_use.clone())
+        super()._hold(in_use)
+
+    def _count_in(self, telemetry: LayerTelemetry) -> None:
+        """The state as well."""
+        super()._count_in(telemetry)
+        self.state._count_in(telemetry)
+
+    def _take_over_traffic(self, other: "PerQueryHead") -> None:
+        self.state._take_over_traffic(other.state)
 
     def tiers(self) -> Tiers:
         """What lies where, every copy counted; what full attention would hold needs none."""

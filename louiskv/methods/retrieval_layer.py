@@ -1,64 +1,34 @@
-"""The retrieval loop: units in a pool, an index and a resident set on the device, and what happens at each step."""
+"""The retrieval loop: what happens at each prompt and at each step to units, index and resident set."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from louiskv.methods.ahead import Ahead
-from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.methods.base import AttentionOptions, Begun
 from louiskv.methods.look import Look
-from louiskv.methods.pace import Pace
-from louiskv.methods.parts import Parts
-from louiskv.methods.retrieval_integrity import check_retrieval
+from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.shard import Shard
 from louiskv.state import Held
-from louiskv.store.background import Background
-from louiskv.store.device import Change, ResidentSet
-from louiskv.store.pool import Pool
-from louiskv.store.transfer import Traffic, Transfer
-from louiskv.telemetry import Tier, Tiers
-from louiskv.units.index import UnitIndex
-from louiskv.units.segments import Cuts
+from louiskv.store.device import Change
 
 # Tokens of each row that the device holds at once while a later prompt attends to the whole pool.
 PAST_CHUNK = 4096
 
 
-class RetrievalLayer(KVLayer):
-    """One layer: every token is a sink, in the window, or in one unit of the pool.
+class RetrievalLayer(RetrievalState):
+    """One layer: takes in prompts and tokens, retrieves where the trigger fires, and attends."""
 
-    Attributes:
-        resident: Sinks, window and retrieved tokens, on the device.
-        index: What the device keeps of every unit.
-        pool: Keys and values of every unit.
-        cuts: Where the window is cut into units.
-        pace: When windows are full.
-        ahead: The selection for the next step, if the trigger is late.
-        taking_in: A prompt that is being taken in.
-    """
-
-    resident: ResidentSet
-    index: UnitIndex
-    pool: Pool
-    cuts: Cuts
-    transfer: Transfer
-    ahead: Ahead
-    taking_in: Background[None]
-
-    def __init__(self, parts: Parts, impl: str | None = None) -> None:
-        super().__init__(impl)
-        self.parts = parts
-        self.trigger = parts.trigger.start(impl)
-        self.pace = Pace.of(parts)
-        self._begun = False
-        self._leaves = False
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are; the trigger may look at them."""
+        super().join(shard)
+        self.trigger.join(shard)
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
@@ -86,22 +56,6 @@ class RetrievalLayer(KVLayer):
         self.cuts.cut_tail(resident.window_start, resident.lengths, units.leaves_by)
         self._start_over()
 
-    def _begin(self, keys: Tensor, values: Tensor) -> None:
-        num_rows = keys.shape[0] * keys.shape[1]
-        key_dim, value_dim, dtype, device = keys.shape[-1], values.shape[-1], keys.dtype, keys.device
-        parts = self.parts
-        sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
-        coding = parts.new_coding(num_rows, key_dim, value_dim, dtype, device)
-        self.pool = Pool(num_rows, coding, device, parts.store)
-        self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
-        self.index = parts.new_index(num_rows, device)
-        self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
-        self.transfer = Transfer(device)
-        self.telemetry.selected.stands_in(self.transfer.chosen, 0)
-        self.telemetry.missed.stands_in(self.transfer.chosen, 1)
-        self.ahead, self.taking_in = Ahead(device), Background(device)
-        self._begun = True
-
     def _group_prompt(self, leaving: Leaving) -> None:
         rows, positions, counts = leaving
         clock, device = self.telemetry.clock, rows.device
@@ -124,22 +78,28 @@ class RetrievalLayer(KVLayer):
         self._wait_for_prompt()
         if is_readable(self.resident.lengths):
             self._land()
-        self._leaves, grown = self.pace.step(), False
-        if self._leaves:
+        self._full, grown = self.paces.step(), False
+        leaves = any(self._full)
+        if leaves:
             grown = self.reserve(0)
-            self.pace.leave()
-        return Begun(grown, self._leaves)
+            self.paces.leave(self._full)
+            if self.looked_at is not None:
+                full = torch.tensor(self._full, pin_memory=self.looked_at.is_cuda)
+                self.looked_at.copy_(full, non_blocking=True)
+        return Begun(grown, leaves)
 
     def _append(self, keys: Tensor, values: Tensor) -> None:
-        """Take in one token of each sequence.
+        """Take in one token of each sequence; idle rows count none.
 
         Before that, what was fetched ahead comes into its slots, and the oldest run of a full window leaves.
         """
         self._land()
-        if self._leaves:
+        if any(self._full):
             with self.telemetry.clock.time("offload", keys.device):
                 self._make_room()
         self.resident.append(keys.flatten(0, 2), values.flatten(0, 2), self.impl)
+        if (idle := self.idle) is not None:
+            self.resident.lengths.masked_fill_(idle, 0)
 
     def _make_room(self) -> None:
         """Move the oldest run of every full window to the pool; it stays resident as far as slots are free.
@@ -147,31 +107,30 @@ class RetrievalLayer(KVLayer):
         What is summarised and what becomes resident is what the pool holds, and not what came: so it does not matter
         whether a token was in the window a moment ago.
         """
-        resident, parts, impl = self.resident, self.parts, self.impl
-        most = parts.window - self.pace.stride
-        counts = self.cuts.oldest_size(resident.window_start, resident.lengths, most, impl)
+        resident, most = self.resident, self.parts.window - self.paces.stride
+        counts = self.cuts.oldest_size(resident.window_start, resident.lengths, most, self.impl)
+        if self.looked_at is not None:
+            counts = counts * self.looked_at.repeat_interleave(self.num_kv_heads)
         if may_hold(counts):
-            rows, positions = resident.take(width_of(counts, self.pace.longest_run), impl)
-            sizes = parts.output.sizes_in_order(counts, rows.shape[1])
-            if sizes is None:
-                order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-                rows, positions = take_rows(rows, order), positions.gather(1, order)
-            begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
-            self._note_coding(rows, held, counts)
-            self.index.append_few(*self._units(begin, sizes, held), impl=impl)
-            self.telemetry.segments.add(sizes, self.pace.longest_run)
-            resident.release(counts, impl)
-            resident.keep(begin, counts, held, parts.room(resident, impl), parts.num_spare, impl)
+            with nullcontext() if self.cuts.fixed else self._only_where(counts > 0, "offload"):
+                self._move_out(counts)
         if is_readable(counts):
-            self.pace.left(resident.window_room(), self.index.counts)
+            self.paces.left(self._full, resident.window_room(), self.index.counts)
 
-    def reserve(self, num_steps: int) -> bool:
-        """Make room for so many tokens more, so that taking them in allocates nothing; whether there was too little."""
-        self._wait_for_prompt()
-        tokens = self.pace.longest + num_steps - self.parts.num_sinks
-        in_pool = self.pool.reserve(tokens)
-        in_index = self.index.reserve(self.pace.units_after(num_steps + self.pace.longest_run), tokens)
-        return in_pool or in_index
+    def _move_out(self, counts: Tensor) -> None:
+        """Move the oldest `counts` [N] tokens of the windows to the pool."""
+        resident, parts, impl = self.resident, self.parts, self.impl
+        rows, positions = resident.take(width_of(counts, self.paces.longest_run), impl)
+        sizes = parts.output.sizes_in_order(counts, rows.shape[1])
+        if sizes is None:
+            order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
+            rows, positions = take_rows(rows, order), positions.gather(1, order)
+        begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
+        self._note_coding(rows, held, counts)
+        self.index.append_few(*self._units(begin, sizes, held), impl=impl)
+        self.telemetry.segments.add(sizes, self.paces.longest_run)
+        resident.release(counts, impl)
+        resident.keep(begin, counts, held, parts.room(resident, impl), parts.num_spare, impl)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
@@ -194,6 +153,8 @@ class RetrievalLayer(KVLayer):
         look = parts.look(self.index, self.resident, grouped, options.scaling, attention_sinks, self.impl)
         with clock.time("selection", query.device):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
+            if self.in_use is not None:
+                fired = fired & self.in_use[:, None]
             self.telemetry.record(fired, self.trigger.ahead, self.trigger.similarity, self.impl)
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
@@ -223,10 +184,6 @@ class RetrievalLayer(KVLayer):
             )
         return out.view(self.batch_size, -1, 1, out.shape[-1])
 
-    @property
-    def _has_units(self) -> bool:
-        return len(self.index.summaries) > 0 and self.index.sizes.shape[1] > 0
-
     def _at_boundary(self, look: Look, fired: Tensor) -> None:
         """Cut the output, and retrieve, where `fired` [B, Hkv]."""
         fire = fired.flatten()
@@ -244,15 +201,25 @@ class RetrievalLayer(KVLayer):
             return
         if self.parts.estimate and self._has_units:
             look.needed_by_rest()
-        held, seen = Held([self]), dict(vars(look))
-        with self.telemetry.clock.as_one("selection", fire.device), only_if(fire):
+        seen = dict(vars(look))
+        with self._only_where(fire, "selection"):
             yield
-            settled = held.settle()
-        assert settled, "a retrieval has changed the shapes of its state"
         # What was computed inside is not there when nothing fires; and what is resident may be another.
         vars(look).clear()
         vars(look).update(seen)
         look.forget_resident()
+
+    @contextmanager
+    def _only_where(self, flags: Tensor, phase: str) -> Iterator[None]:
+        """In a graph, leave out what is inside where no flag holds; what it sets anew is copied to where it was."""
+        if not makes_branches():
+            yield
+            return
+        held = Held([self])
+        with self.telemetry.clock.as_one(phase, flags.device), only_if(flags):
+            yield
+            settled = held.settle()
+        assert settled, "a part of a step has changed the shapes of its state"
 
     def _retrieve(self, look: Look, where: Tensor) -> None:
         """Select again in rows `where` [N], and fetch what is missing."""
@@ -280,29 +247,6 @@ class RetrievalLayer(KVLayer):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
 
         self.ahead.start(self.resident, select, fetch)
-
-    def catch_up(self) -> None:
-        """Let what follows wait for what is fetched ahead."""
-        if self._begun:
-            self.ahead.catch_up()
-
-    def _land(self) -> None:
-        """Wait for a prompt to be taken in, and put what was fetched ahead into its slots."""
-        self._wait_for_prompt()
-        if self._begun and self.ahead.pending:
-            with self.telemetry.clock.time("fetch", self.resident.rows.device):
-                self.ahead.land(self.resident, self.impl)
-
-    def _wait_for_prompt(self) -> None:
-        if self._begun and self.taking_in.busy:
-            self.taking_in.collect()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy is made of, once the prompt is in, and what was fetched ahead."""
-        self._wait_for_prompt()
-        if self._begun:
-            self.ahead.wait()
-        return vars(self)
 
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend to every token: sinks and window where they lie, the pool brought over in chunks."""
@@ -347,56 +291,3 @@ class RetrievalLayer(KVLayer):
         """Begin with the window as it lies: what the trigger has seen is over."""
         self.trigger.reset()
         self._look_around()
-
-    def _look_around(self) -> None:
-        self.pace.start(self.resident.lengths, self.resident.window_room(), self.index.counts)
-
-    def select_batch(self, index: Tensor) -> None:
-        """Make sequence i a copy of the former sequence `index[i]`."""
-        self._land()
-        rows = self.rows_of_batch(index)
-        self.transfer.settle()
-        for part in (self.resident, self.index, self.pool, self.cuts):
-            part.select_rows(rows)
-        self.trigger.select_batch(index)
-        self.batch_size = len(index)
-        self._look_around()
-
-    def tiers(self) -> Tiers:
-        """What lies where."""
-        self._land()
-        resident, index, pool = self.resident, self.index, self.pool
-        in_pool, seen = Tier(int(pool.lengths.sum()), pool.num_bytes), int(resident.lengths.sum())
-        slots = resident.num_bytes + self.cuts.num_bytes + pool.coding.num_bytes
-        on_host = pool.tier == "host"
-        tokens = int(resident.num_resident.sum()) if on_host else seen
-        return Tiers(
-            resident=Tier(tokens, slots + (0 if on_host else in_pool.bytes)),
-            index=Tier(int(index.counts.sum()), index.num_bytes),
-            host=in_pool if on_host else Tier(0, 0),
-            seen=Tier(seen, seen * resident.token_size),
-        )
-
-    def attended_positions(self) -> Tensor:
-        """What lies in the slots; a selection on its way is not there yet."""
-        self._wait_for_prompt()
-        resident, pool = self.resident, self.pool
-        always = resident.positions()
-        if not self._has_units:
-            return always
-        self.transfer.settle()
-        place = resident.slot_place.clamp(min=0).long()
-        held = pool.positions.gather(1, place.to(pool.device)).to(always)
-        return torch.cat([always, held.where(resident.slot_place >= 0, -1)], dim=1)
-
-    @property
-    def traffic(self) -> Traffic:
-        """What has moved between the tiers."""
-        self._land()
-        return self.transfer.traffic
-
-    def check_integrity(self) -> None:
-        """Every token is in exactly one place, and what is resident is what the pool holds."""
-        self._land()
-        self.transfer.settle()
-        check_retrieval(self.parts, self.resident, self.index, self.pool)

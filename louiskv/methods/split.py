@@ -1,23 +1,26 @@
 """A layer whose KV heads are kept in two ways."""
 
+from copy import copy
 from dataclasses import replace
 from functools import reduce
 from operator import add
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import SettingsError
 from louiskv.methods.base import AttentionOptions, Begun, KVLayer
+from louiskv.shard import Shard
 from louiskv.store.transfer import Traffic
-from louiskv.telemetry import Tiers
+from louiskv.telemetry import LayerTelemetry, Tiers
 
 
 class SplitLayer(KVLayer):
     """Joins two states: one holds some KV heads of a layer, the other those that are left.
 
     Attributes:
-        heads: KV heads that the first state holds.
+        heads: KV heads that the first state holds; among those of all ranks, where the heads are split over them.
         parts: Both states; one alone where it holds all heads.
     """
 
@@ -25,9 +28,14 @@ class SplitLayer(KVLayer):
         super().__init__(impl)
         self.heads = heads
         self.parts: tuple[KVLayer, ...] = (first, second)
-        for part in self.parts:
-            part.telemetry = self.telemetry
+        self._count_in(self.telemetry)
         self._places: tuple[Tensor, ...] = ()
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads are."""
+        super().join(shard)
+        for part in self.parts:
+            part.join(shard)
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt."""
@@ -38,11 +46,12 @@ class SplitLayer(KVLayer):
             part.absorb(keys[:, heads], values[:, heads], valid)
 
     def _begin(self, keys: Tensor) -> None:
-        num_kv_heads = keys.shape[1]
+        num_kv_heads = keys.shape[1] * self.shard.num_parts
         if max(self.heads) >= num_kv_heads:
             raise SettingsError(f"There is no KV head {max(self.heads)}: this model has {num_kv_heads} in a layer.")
-        mine = torch.zeros(num_kv_heads, dtype=torch.bool)
-        mine[list(self.heads)] = True
+        chosen = torch.zeros(num_kv_heads, dtype=torch.bool)
+        chosen[list(self.heads)] = True
+        mine = chosen.chunk(self.shard.num_parts)[self.shard.part]
         places = [part.nonzero()[:, 0].to(keys.device) for part in (mine, ~mine)]
         held = [(part, heads) for part, heads in zip(self.parts, places, strict=True) if len(heads)]
         self.parts, self._places = tuple(part for part, _ in held), tuple(heads for _, heads in held)
@@ -112,6 +121,48 @@ class SplitLayer(KVLayer):
         for part in self.parts:
             part.select_batch(index)
         self.batch_size = len(index)
+
+    @property
+    def crops_exactly(self) -> bool:
+        """If both parts do."""
+        return all(part.crops_exactly for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._places[0].device
+
+    def _blank(self, batch_size: int) -> Self:
+        """As both parts are."""
+        other = copy(self)
+        other.parts = tuple(part._fresh(batch_size) for part in self.parts)
+        return other
+
+    def _put(self, row: int, other: "SplitLayer", other_row: int) -> None:
+        """As both parts do."""
+        for part, theirs in zip(self.parts, other.parts, strict=True):
+            part.put(row, theirs, other_row)
+
+    def _clear(self, row: int) -> None:
+        """As both parts do."""
+        for part in self.parts:
+            part.clear(row)
+
+    def _hold(self, in_use: Tensor) -> None:
+        """Both parts as well."""
+        for part in self.parts:
+            part._hold(in_use.clone())
+        super()._hold(in_use)
+
+    def _count_in(self, telemetry: LayerTelemetry) -> None:
+        """Both parts as well."""
+        super()._count_in(telemetry)
+        for part in self.parts:
+            part._count_in(telemetry)
+
+    def _take_over_traffic(self, other: "SplitLayer") -> None:
+        for part, theirs in zip(self.parts, other.parts, strict=True):
+            part._take_over_traffic(theirs)
 
     def tiers(self) -> Tiers:
         """What both hold."""

@@ -1,15 +1,16 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
 from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PARTIAL_ATTENTION
+from louiskv.ops.candidates import BEST_TOKENS, COUNT_REST, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
+from louiskv.ops.log_sums import LOG_SUMS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
 from louiskv.ops.recording import RECORD_STEP
 from louiskv.ops.selection import (
     AGREE,
     ASSIGN_SLOTS,
-    COUNT_IN_UNITS,
     PLACES_OF,
     RAISE_NEWEST,
     SCORE_TOKENS,
@@ -27,6 +28,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "append_token": APPEND_TOKEN,
     "turned": TURNED,
     "store_rows": STORE_ROWS,
+    "log_sums": LOG_SUMS,
     "cut_runs": CUT_RUNS,
     "oldest_runs": OLDEST_RUNS,
     "room_beside": ROOM_BESIDE,
@@ -38,13 +40,15 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,
-    "score_tokens": SCORE_TOKENS,
     "raise_newest": RAISE_NEWEST,
     "select_units": SELECT_UNITS,
     "places_of": PLACES_OF,
+    "list_candidates": LIST_CANDIDATES,
+    "score_tokens": SCORE_TOKENS,
+    "best_tokens": BEST_TOKENS,
     "assign_slots": ASSIGN_SLOTS,
     "fetch_rows": FETCH_ROWS,
-    "count_in_units": COUNT_IN_UNITS,
+    "count_rest": COUNT_REST,
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
     "attention_with_weights": ATTENTION_WITH_WEIGHTS,

@@ -12,8 +12,9 @@ from torch import Tensor
 from louiskv.ops.dispatch import choose, implementations
 from louiskv.ops.ragged import take_rows
 
-# Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB).
-MAX_SCORES = 64 * 1024 * 1024
+# Scores held at once while a prompt is attended to in slices of queries (float32, so 256 MiB): on a CPU so few that
+# they stay in its caches.
+MAX_SCORES, MAX_SCORES_CPU = 64 * 1024 * 1024, 1024 * 1024
 
 
 class Rest(NamedTuple):
@@ -21,13 +22,13 @@ class Rest(NamedTuple):
 
     Attributes:
         logits: [N, G, E] float32 of the mean key, scaled and not capped.
-        bias: [N, 1, E] float32, logarithm of the number of tokens; -inf closes an entry.
+        num_tokens: [N, E] how many tokens it stands for; 0 closes an entry.
         values: [N, E, Dv] mean values, or codes of them.
-        steps: [N, 1, E] by which the values are multiplied.
+        steps: [N, E] by which the values are multiplied.
     """
 
     logits: Tensor
-    bias: Tensor
+    num_tokens: Tensor
     values: Tensor
     steps: Tensor
 
@@ -106,7 +107,7 @@ def _decode_attention(
         scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=scaling)
     if rest is not None:
         logits = rest.logits if softcap is None else softcap * torch.tanh(rest.logits / softcap)
-        scores = torch.cat([scores.float(), logits + rest.bias], dim=-1)
+        scores = torch.cat([scores.float(), logits + rest.num_tokens[:, None].log()], dim=-1)
     if attention_sinks is not None:
         scores = torch.cat([scores, attention_sinks.to(scores.dtype)[..., None]], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
@@ -114,7 +115,7 @@ def _decode_attention(
     if rest is None:
         return out
     # In float32: a small weight times a small step leaves the range of float16.
-    estimated = weights[..., num_slots : num_slots + rest.values.shape[1]] * rest.steps
+    estimated = weights[..., num_slots : num_slots + rest.values.shape[1]] * rest.steps[:, None]
     return (out + torch.bmm(estimated, rest.values.float())).to(query.dtype)
 
 
@@ -172,7 +173,8 @@ def _partial_attention(
     num_keys = keys.shape[1]
     out = query.new_empty(num_rows, group_size, num_queries, values.shape[-1], dtype=torch.float32)
     lse = query.new_empty(num_rows, group_size, num_queries, dtype=torch.float32)
-    step = max(1, MAX_SCORES // max(1, num_rows * group_size * num_keys))
+    most = MAX_SCORES_CPU if query.device.type == "cpu" else MAX_SCORES
+    step = max(1, most // max(1, num_rows * group_size * num_keys))
     for first in range(0, num_queries, step):
         part = slice(first, min(first + step, num_queries))
         slice_of_mask = mask if mask is None or mask.shape[2] == 1 else mask[:, :, part]

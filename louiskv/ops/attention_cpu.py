@@ -22,7 +22,7 @@ def decode_attention(
 ) -> Tensor:
     """As `louiskv.ops.attention.decode_attention`; closed slots are not read."""
     rows, place = chosen or (None, None)
-    logits, rest_bias, rest_values, steps = rest or (None, None, None, None)
+    logits, num_left, rest_values, steps = rest or (None, None, None, None)
     out: Tensor = _decode_attention(
         query,
         keys,
@@ -34,7 +34,7 @@ def decode_attention(
         rows,
         place,
         logits,
-        rest_bias,
+        num_left,
         rest_values,
         steps,
     )

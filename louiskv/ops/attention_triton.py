@@ -21,13 +21,13 @@ LEAST_ROWS = 16
 _SIZES = dict.fromkeys(("num_slots", "num_chosen", "num_entries", "num_parts", "splits_per_part", "_bucket"), "i32")
 _SLOT_STRIDES = ("query_row", "query_head", "keys_row", "keys_slot", "values_row", "values_slot", "bias_row")
 _CHOSEN_STRIDES = ("rows_row", "rows_place", "place_row")
-_LOGIT_STRIDES = ("logits_row", "logits_head", "logits_entry", "rest_bias_row", "rest_bias_entry")
+_LOGIT_STRIDES = ("logits_row", "logits_head", "logits_entry", "left_row", "left_entry")
 _REST_STRIDES = (*_LOGIT_STRIDES, "rest_values_row", "rest_values_entry", "steps_row", "steps_entry")
 _STRIDES = dict.fromkeys((*_SLOT_STRIDES, *_CHOSEN_STRIDES, *_REST_STRIDES), "i32")
 _BLOCKS = {"dim": 128, "value_dim": 128, "group": 4, "dim_block": 128, "value_block": 128, "heads": 16}
 _SLOTS = {"query": "*T", "keys": "*T", "values": "*T", "out": "*fp32", "lse": "*fp32", "scaling": "fp32"}
-_SLOTS_ALONE = dict.fromkeys(("bias", "rows", "place", "logits", "rest_bias", "rest_values", "steps", "softcap"))
-_BESIDE = {"bias": "*T", "rows": "*T", "place": "*i32", "logits": "*fp32", "rest_bias": "*fp32", "softcap": "fp32"}
+_SLOTS_ALONE = dict.fromkeys(("bias", "rows", "place", "logits", "left", "rest_values", "steps", "softcap"))
+_BESIDE = {"bias": "*T", "rows": "*T", "place": "*i32", "logits": "*fp32", "left": "*i32", "softcap": "fp32"}
 _CODES = {"rest_values": "*i8", "steps": "*fp16"}
 
 
@@ -46,7 +46,7 @@ _CODES = {"rest_values": "*i8", "steps": "*fp16"}
     ),
     key=("dim", "value_dim", "group", "_bucket"),
 )
-@triton.jit(do_not_specialize=[*_SIZES, "rest_bias_row", "bias_row", "logits_row", "logits_head", "steps_row"])
+@triton.jit(do_not_specialize=[*_SIZES, "left_row", "bias_row", "logits_row", "logits_head", "steps_row"])
 def _attend(
     query: tl.tensor,
     keys: tl.tensor,
@@ -55,7 +55,7 @@ def _attend(
     rows: tl.tensor,
     place: tl.tensor,
     logits: tl.tensor,
-    rest_bias: tl.tensor,
+    left: tl.tensor,
     rest_values: tl.tensor,
     steps: tl.tensor,
     out: tl.tensor,
@@ -80,8 +80,8 @@ def _attend(
     logits_row: tl.tensor,
     logits_head: tl.tensor,
     logits_entry: tl.tensor,
-    rest_bias_row: tl.tensor,
-    rest_bias_entry: tl.tensor,
+    left_row: tl.tensor,
+    left_entry: tl.tensor,
     rest_values_row: tl.tensor,
     rest_values_entry: tl.tensor,
     steps_row: tl.tensor,
@@ -148,12 +148,12 @@ def _attend(
         begin = tl.minimum(tl.maximum(first, 0), num_entries)
         for start in range(begin, tl.minimum(tl.maximum(first + length, 0), num_entries), block):
             entry = start + tl.arange(0, block)
-            at_bias = rest_bias + row * rest_bias_row + entry * rest_bias_entry
-            count = tl.load(at_bias, mask=entry < num_entries, other=NONE).to(tl.float32)
-            is_open = count > NONE
+            at_left = left + row * left_row + entry * left_entry
+            count = tl.load(at_left, mask=entry < num_entries, other=0).to(tl.float32)
+            is_open = count > 0.0
             at = logits + row * logits_row + head[:, None] * logits_head + entry[None] * logits_entry
             scores = tl.load(at, mask=is_open[None] & (head[:, None] < group), other=0.0).to(tl.float32)
-            scores = tl.where(is_open[None], capped(scores, softcap) + count[None], NONE)
+            scores = tl.where(is_open[None], capped(scores, softcap) + logarithm(count)[None], NONE)
             top, total, kept, weights = _weigh(scores, top, total)
             step = tl.load(steps + row * steps_row + entry * steps_entry, mask=is_open, other=0.0).to(tl.float32)
             at = rest_values + row * rest_values_row + entry.to(tl.int64)[:, None] * rest_values_entry
@@ -240,7 +240,7 @@ def decode_attention(
     num_rows, group, dim = query.shape
     num_slots, value_dim = keys.shape[1], values.shape[2]
     rows, place = (None, None) if chosen is None else map(dense, chosen)
-    logits, rest_bias, rest_values, steps = (None, None, None, None) if rest is None else rest
+    logits, left, rest_values, steps = (None, None, None, None) if rest is None else rest
     rest_values = None if rest_values is None else dense(rest_values)
     num_chosen = 0 if place is None else place.shape[1]
     num_entries = 0 if logits is None else logits.shape[2]
@@ -251,7 +251,7 @@ def decode_attention(
     lse = query.new_empty(num_rows, num_parts, group, dtype=torch.float32)
     value_block = max(LEAST_ROWS, triton.next_power_of_2(value_dim))
     query, keys, values = (dense(tensor) for tensor in (query, keys, values))
-    tensors = (query, keys, values, bias, rows, place, logits, rest_bias, rest_values, steps, out, lse)
+    tensors = (query, keys, values, bias, rows, place, logits, left, rest_values, steps, out, lse)
     sizes = (num_slots, num_chosen, num_entries, num_parts, splits_per_part)
     strides = (
         *(stride for tensor in (query, keys, values) for stride in tensor.stride()[:2]),
@@ -259,9 +259,9 @@ def decode_attention(
         *strides_of(rows, 0, 1),
         *strides_of(place, 0),
         *strides_of(logits, 0, 1, 2),
-        *strides_of(rest_bias, 0, 2),
+        *strides_of(left, 0, 1),
         *strides_of(rest_values, 0, 1),
-        *strides_of(steps, 0, 2),
+        *strides_of(steps, 0, 1),
     )
     _attend[num_rows, num_parts](
         *tensors,

@@ -172,6 +172,8 @@ def _score(
     where = tl.load(place + row * place_row + wanted, mask=is_wanted, other=0).to(tl.int64)
     at_query = query + row * query_row + head[:, None] * query_head + channel[None]
     asked = tl.load(at_query, mask=is_head[:, None] & is_channel[None], other=0.0)
+    # Where there is no token any will do.
+    where = tl.maximum(where, 0)
     at_bits = bits + row * bits_row + where[:, None] * bits_token + (channel // 8)[None]
     byte = tl.load(at_bits, mask=is_wanted[:, None] & is_channel[None], other=0).to(tl.int32)
     signs = ((byte >> (channel % 8)[None]) & 1) * 2 - 1

@@ -22,12 +22,26 @@ Architecture = tuple[int, int]
 # What is compiled ahead of time: with machine code for x.0 all GPUs of compute capability x.y run.
 AHEAD: tuple[Architecture, ...] = ((8, 0), (9, 0), (10, 0), (12, 0))
 
-_INT, _LONG, _ADDRESS = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+_INT, _LONG, _FLOAT, _ADDRESS = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 # What the launchers take before the device and the stream, as in the sources.
 LAUNCHERS: dict[str, tuple[Any, ...]] = {
     "select_units": (
         *(_ADDRESS, _LONG, _ADDRESS, _LONG, _INT),  # scores, sizes
         *(_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _LONG, _LONG),  # budgets, budget, where, take, rows, units
+    ),
+    "list_candidates": (
+        *(_ADDRESS, _ADDRESS, _ADDRESS),  # take, offsets, slot_place
+        *(_ADDRESS, _ADDRESS, _ADDRESS, _LONG, _ADDRESS),  # unit_offsets, counts, first_entry, stretch, scratch
+        *(_ADDRESS, _ADDRESS, _ADDRESS),  # place, entry, resident
+        *(_LONG, _LONG, _LONG, _LONG, _LONG),  # rows, entries, slots, units, width
+    ),
+    "best_tokens": (
+        *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _FLOAT),  # scores, place, resident, room, hold
+        *(_ADDRESS, _LONG, _LONG, _LONG),  # wanted, rows, tokens, num_wanted
+    ),
+    "count_rest": (
+        *(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS, _ADDRESS),  # place, places, sizes, size_bytes, offsets, counts
+        *(_ADDRESS, _ADDRESS, _LONG, _LONG),  # scratch, left, rows, units
     ),
     "assign_slots": (
         *(_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS),  # slot_place, wanted, where to missing
@@ -55,7 +69,7 @@ def cuda_library(architectures: Sequence[Architecture], *, by_any: bool = False)
         language="CUDA",
         compilers=(*((str(Path(home, "bin", "nvcc")),) if home else ()), "nvcc", "/usr/local/cuda/bin/nvcc"),
         variable="CUDACXX",
-        units=tuple(Unit(f"cuda_{each}.cu") for each in ("moving", "selection", "slots", "branch")),
+        units=tuple(Unit(f"cuda_{each}.cu") for each in ("moving", "selection", "candidates", "slots", "branch")),
         flags=(
             *("-std=c++17", "-O3", "--threads=0", "-Xcompiler=-fPIC,-fvisibility=hidden"),
             *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers),
@@ -116,8 +130,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     for name, takes in LAUNCHERS.items():
         getattr(library, f"louiskv_{name}").argtypes = (*takes, _INT, _ADDRESS)
-    library.louiskv_assign_slots_scratch.argtypes = (_LONG,)
-    library.louiskv_assign_slots_scratch.restype = _LONG
+    for count in (library.louiskv_assign_slots_scratch, library.louiskv_candidates_scratch):
+        count.argtypes, count.restype = (_LONG,), _LONG
     library.louiskv_ready.argtypes = library.louiskv_error.argtypes = (_INT,)
     library.louiskv_error.restype = ctypes.c_char_p
     return library
@@ -128,7 +142,7 @@ def knows_branches() -> bool:
     return why_not() is None and bool(_Loaded.library.louiskv_branches())
 
 
-def launch(name: str, device: torch.device, *args: int | None) -> None:
+def launch(name: str, device: torch.device, *args: float | None) -> None:
     """Launch a kernel on the current stream of a device.
 
     Args:

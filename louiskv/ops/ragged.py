@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from louiskv.ops.pinned import zeros_pinned
+
 # More tokens than one decode step ever moves: what is longer is part of a prompt.
 PROMPT = 1024
 
@@ -71,17 +73,27 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
 
 def grown(buffer: Tensor, capacity: int, pinned: bool = False) -> Tensor:
     """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds; new room is zero."""
-    bigger = torch.empty(
-        buffer.shape[0],
-        capacity,
-        *buffer.shape[2:],
-        dtype=buffer.dtype,
-        device=buffer.device,
-        pin_memory=pinned,
-    )
+    shape = (buffer.shape[0], capacity, *buffer.shape[2:])
+    bigger = zeros_pinned(shape, buffer.dtype) if pinned else buffer.new_empty(shape)
     bigger[:, : buffer.shape[1]] = buffer
-    bigger[:, buffer.shape[1] :] = 0
+    if not pinned:
+        bigger[:, buffer.shape[1] :] = 0
     return bigger
+
+
+def put_rows(buffer: Tensor, rows: slice, source: Tensor, others: slice, rest: float = 0) -> None:
+    """Overwrite rows of a buffer by rows of another, in place.
+
+    Args:
+        buffer: [N, C, ...], changed in `rows` only.
+        rows: As many rows as `others`.
+        source: [M, c, ...], c <= C.
+        others: Rows of the source.
+        rest: What the entries behind the first c become.
+    """
+    width = source.shape[1]
+    buffer[rows, :width] = source[others]
+    buffer[rows, width:] = rest
 
 
 def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:

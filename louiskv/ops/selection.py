@@ -167,12 +167,12 @@ def score_tokens(
         bits: [N, T, ceil(D / 8)] signs of all tokens, in their places.
         steps: [N, U].
         unit: [N, W] units of the tokens to score.
-        place: [N, W] their places.
+        place: [N, W] their places, -1 for none.
         scaling: Factor of the logits.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, W] float32, logarithm of the mean share over the heads.
+        [N, W] float32, logarithm of the mean share over the heads; anything where there is no token.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
@@ -185,8 +185,8 @@ def score_tokens(
 def _score_tokens(
     query: Tensor, shares: Tensor, bits: Tensor, steps: Tensor, unit: Tensor, place: Tensor, scaling: float
 ) -> Tensor:
-    heads = query.shape[1]
-    signs = signs_of(take_rows(bits, place), query.shape[-1], query.dtype)
+    heads, unit = query.shape[1], unit.long()
+    signs = signs_of(take_rows(bits, place.clamp(min=0)), query.shape[-1], query.dtype)
     off = torch.bmm(query * scaling, signs.transpose(1, 2)).float() * steps.gather(1, unit)[:, None]
     return _log_mean(shares.gather(2, unit[:, None].expand(-1, heads, -1)) + off)
 
@@ -313,36 +313,6 @@ def _places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tenso
     return place.where(ordinal < through[:, -1:], -1), unit
 
 
-def count_in_units(place: Tensor, sizes: Tensor, *, impl: str | None = None) -> Tensor:
-    """Count the tokens of each unit.
-
-    Args:
-        place: [N, S] places, -1 for none.
-        sizes: [N, U] tokens of each unit, which lie side by side from place 0 on.
-        impl: Implementation; None takes the best that can run.
-
-    Returns:
-        [N, U] in the dtype of `sizes`.
-
-    Raises:
-        ImplementationError: `impl` cannot run on this device.
-    """
-    function = choose("count_in_units", COUNT_IN_UNITS, impl, place)
-    counts: Tensor = function(place, sizes)
-    return counts
-
-
-def _count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
-    unit = unit_at(place.clamp(min=0), sizes)
-    return torch.zeros_like(sizes).scatter_add_(1, unit, (place >= 0).to(sizes.dtype))
-
-
-def unit_at(place: Tensor, sizes: Tensor) -> Tensor:
-    """Units [N, S] of the tokens at the places [N, S], of sizes [N, U]; any unit for a place without a token."""
-    unit = torch.searchsorted(sizes.cumsum(1), place.long(), right=True)
-    return unit.clamp(max=sizes.shape[1] - 1)
-
-
 def assign_slots(
     slot_place: Tensor,
     wanted: Tensor,
@@ -415,7 +385,6 @@ UNIT_SHARES = implementations("selection", _unit_shares, ("triton", "cpu"))
 AGREE = implementations("selection", _agree, ("triton", "cpu"))
 SCORE_TOKENS = implementations("selection", _score_tokens, ("triton", "cpu"))
 PLACES_OF = implementations("selection", _places_of, ("triton", "cpu"))
-COUNT_IN_UNITS = implementations("selection", _count_in_units, ("triton", "cpu"))
 RAISE_NEWEST = implementations("selection", _raise_newest, ("triton", "cpu"))
 SELECT_UNITS = implementations("selection", _select_units, ("cuda", "triton", "cpu"))
 ASSIGN_SLOTS = implementations("selection", _assign_slots, ("cuda", "triton", "cpu"))

@@ -19,7 +19,6 @@ _score_tokens = _OPS.score_tokens.default
 _raise_newest = _OPS.raise_newest.default
 _select_units = _OPS.select_units.default
 _places_of = _OPS.places_of.default
-_count_in_units = _OPS.count_in_units.default
 _assign_slots = _OPS.assign_slots.default
 
 # By `reduce`: whether by softmax over the units, and whether the logarithm of the mean, or the maximum.
@@ -95,12 +94,6 @@ def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor
     return place, unit
 
 
-def count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
-    """As `louiskv.ops.selection.count_in_units`."""
-    counts: Tensor = _count_in_units(place, sizes)
-    return counts
-
-
 def assign_slots(
     slot_place: Tensor,
     wanted: Tensor,
@@ -153,11 +146,6 @@ def _like_select_units(_scores: Tensor, sizes: Tensor, *_others: object) -> Tens
 def _like_places_of(take: Tensor, _offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     shape = (take.shape[0], width)
     return take.new_empty(shape, dtype=torch.int64), take.new_empty(shape, dtype=torch.int64)
-
-
-@native.fake("count_in_units")
-def _like_count_in_units(_place: Tensor, sizes: Tensor) -> Tensor:
-    return sizes.new_empty(sizes.shape)
 
 
 @native.fake("assign_slots")

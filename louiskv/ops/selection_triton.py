@@ -14,7 +14,6 @@ from louiskv.ops.triton_runtime import as_bytes, dense, kernel
 __all__ = [
     "agree",
     "assign_slots",
-    "count_in_units",
     "places_of",
     "raise_newest",
     "score_tokens",
@@ -221,43 +220,3 @@ def places_of(take: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor
     sizes = (take.stride(0), offsets.stride(0), num_units, num_units.bit_length(), width)
     _place[num_rows, triton.cdiv(width, 256)](take.cumsum(1), take, offsets, place, unit, *sizes)
     return place, unit
-
-
-@kernel(
-    checks=tuple(
-        {"place": place, "through": "*i64", "counts": counts}
-        | dict.fromkeys(("place_row", "num_places", "num_units", "halvings"), "i32")
-        for place, counts in (("*i32", "*i32"), ("*i64", "*i64"))
-    ),
-    configs=({"block": 256, "num_warps": 4, "num_stages": 1},),
-)
-@triton.jit(do_not_specialize=["place_row", "num_places", "num_units", "halvings"])
-def _count(
-    place: tl.tensor,
-    through: tl.tensor,
-    counts: tl.tensor,
-    place_row: tl.tensor,
-    num_places: tl.tensor,
-    num_units: tl.tensor,
-    halvings: tl.tensor,
-    block: tl.constexpr,
-) -> None:
-    """Count some tokens; whole numbers add up to the same in any order."""
-    row = tl.program_id(0).to(tl.int64)
-    number = tl.program_id(1) * block + tl.arange(0, block)
-    at = tl.load(place + row * place_row + number, mask=number < num_places, other=-1).to(tl.int64)
-    unit = first_over(through + row * num_units, num_units, halvings, at)
-    one = tl.full([block], 1, counts.dtype.element_ty)
-    unit = tl.minimum(unit, num_units - 1)
-    tl.atomic_add(counts + row * num_units + unit, one, mask=at >= 0, sem="relaxed")
-
-
-def count_in_units(place: Tensor, sizes: Tensor) -> Tensor:
-    """Twin of the reference."""
-    num_rows, num_units = sizes.shape
-    place = dense(place)
-    counts = sizes.new_zeros(sizes.shape)
-    _count[num_rows, triton.cdiv(place.shape[1], 256)](
-        place, sizes.cumsum(1), counts, place.stride(0), place.shape[1], num_units, num_units.bit_length()
-    )
-    return counts

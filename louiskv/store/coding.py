@@ -85,6 +85,18 @@ class Coding(ABC):
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
 
+    @abstractmethod
+    def blank(self, num_rows: int) -> "Coding":
+        """The same for so many rows, with nothing learnt."""
+
+    @abstractmethod
+    def put_rows(self, rows: slice, other: "Coding", others: slice) -> None:
+        """Know of rows what another coding of the same kind knows of others, in place."""
+
+    @abstractmethod
+    def clear_rows(self, rows: slice) -> None:
+        """Learn rows anew, in place."""
+
 
 class Exact(Coding):
     """A token is its key and its value, as they are."""
@@ -111,6 +123,16 @@ class Exact(Coding):
         """Nothing to do."""
 
     def select_rows(self, index: Tensor) -> None:
+        """Nothing to do."""
+
+    def blank(self, num_rows: int) -> "Exact":
+        """The same."""
+        return self
+
+    def put_rows(self, rows: slice, other: Coding, others: slice) -> None:
+        """Nothing to do."""
+
+    def clear_rows(self, rows: slice) -> None:
         """Nothing to do."""
 
 
@@ -175,6 +197,19 @@ class FewBits(Coding):
         for name in ("mean", "spread", "learnt"):
             part = getattr(self, name)
             setattr(self, name, part.index_select(0, index.to(part.device)))
+
+    def blank(self, num_rows: int) -> "FewBits":
+        """The same for so many rows."""
+        return FewBits(self.bits, num_rows, self.key_dim, self.value_dim, self.decoded_dtype, self.mean.device)
+
+    def put_rows(self, rows: slice, other: Coding, others: slice) -> None:
+        """Copy mean, spread, and whether they are learnt."""
+        for name in ("mean", "spread", "learnt"):
+            getattr(self, name)[rows] = getattr(other, name)[others]
+
+    def clear_rows(self, rows: slice) -> None:
+        """Learn rows anew, in place."""
+        self.learnt[rows] = False
 
     def _learn(self, keys: Tensor, counts: Tensor) -> None:
         """Learn from keys [N, T, Dk] the rows that have tokens for the first time."""

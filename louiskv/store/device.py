@@ -218,6 +218,21 @@ class ResidentSet:
         """Empty all retrieved slots."""
         self.assign(torch.full_like(self.slot_place, -1))
 
+    def blank(self, num_rows: int) -> "ResidentSet":
+        """A set of the same sizes for so many rows, empty."""
+        sizes = (self.num_sinks, self.window, self.num_retrieved, self.key_dim, self.rows.shape[2] - self.key_dim)
+        return ResidentSet(num_rows, *sizes, self.rows.dtype, self.rows.device, self.in_place)
+
+    def put_rows(self, rows: slice, other: "ResidentSet", others: slice) -> None:
+        """Overwrite rows by those of another set of the same sizes, in place."""
+        for name in ("rows", "bias", "lengths", "window_start", "slot_place"):
+            getattr(self, name)[rows] = getattr(other, name)[others]
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place; what their slots held stays there, closed."""
+        self.bias[rows] = -torch.inf
+        self.lengths[rows], self.window_start[rows], self.slot_place[rows] = 0, self.num_sinks, -1
+
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
         size = self.rows.shape[1]

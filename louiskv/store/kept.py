@@ -109,6 +109,29 @@ class KeptSet:
         for name in ("rows", "positions", "votes", "stats", "rest", "num_rest"):
             setattr(self, name, getattr(self, name).index_select(0, index))
 
+    def blank(self, num_rows: int) -> "KeptSet":
+        """A set with as many slots for so many rows, empty."""
+        num_slots = self.positions.shape[1] - self.with_rest
+        sizes = self.key_dim, self.rows.shape[2] - self.key_dim, self.stats.shape[2]
+        return KeptSet(num_rows, num_slots, *sizes, self.with_rest, self.rows.dtype, self.rows.device)
+
+    def put_rows(self, rows: slice, other: "KeptSet", others: slice) -> None:
+        """Overwrite rows by those of another set, in place unless that has more slots."""
+        before, last = (each.positions.shape[1] - each.with_rest for each in (self, other))
+        if last > before:
+            self.reserve(last)
+            self.positions[:, before:], self.votes[:, before:] = -1, -torch.inf
+        self.clear_rows(rows)
+        for name in ("rows", "positions", "votes", "stats"):
+            getattr(self, name)[rows, :last] = getattr(other, name)[others, :last]
+        self.rest[rows], self.num_rest[rows] = other.rest[others], other.num_rest[others]
+        self._write_rest()
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place; what their slots held stays there, closed."""
+        self.positions[rows], self.votes[rows] = -1, -torch.inf
+        self.rest[rows], self.num_rest[rows] = 0, 0
+
     def sort(self) -> None:
         """Put the tokens in the order of their positions, empty slots first."""
         last = self.positions.shape[1] - self.with_rest

@@ -127,8 +127,32 @@ class Pool:
         self.lengths = self.lengths.index_select(0, index.to(self.lengths.device))
         self.coding.select_rows(index)
 
+    def blank(self, num_rows: int) -> "Pool":
+        """A pool of the same kind for so many rows, empty."""
+        return Pool(num_rows, self.coding.blank(num_rows), self.lengths.device, self.tier)
+
+    def put_rows(self, rows: slice, other: "Pool", others: slice) -> None:
+        """Overwrite rows by those of another pool of the same kind; others are copied only if there is no room.
+
+        Raises:
+            HostMemoryError: There is no room.
+        """
+        count = int(other.lengths[others].max())
+        self.reserve(count)
+        self.rows[rows, :count] = other.rows[others, :count]
+        self.positions[rows, :count] = other.positions[others, :count]
+        self.lengths[rows] = other.lengths[others]
+        self.coding.put_rows(rows, other.coding, others)
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place."""
+        self.lengths[rows] = 0
+        self.coding.clear_rows(rows)
+
     def _replace(self, rows: Tensor, positions: Tensor) -> None:
-        self.rows, self.positions = (part.pin_memory() if self.pinned else part for part in (rows, positions))
+        if self.pinned:
+            rows, positions = (grown(part, part.shape[1], pinned=True) for part in (rows, positions))
+        self.rows, self.positions = rows, positions
 
     def reserve(self, needed: int) -> bool:
         """Make room for so many tokens of each row; whether there was too little.
@@ -140,10 +164,13 @@ class Pool:
         if needed <= capacity:
             return False
         wanted = capacity_for(needed)
+        if self.pinned:
+            # The host copies what it holds, and a stream may still be writing there.
+            torch.cuda.synchronize(self.lengths.device)
         try:
             self.rows = grown(self.rows, wanted, self.pinned)
             self.positions = grown(self.positions, wanted, self.pinned)
-        except (RuntimeError, MemoryError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:
             size = self.rows.shape[0] * wanted * self.token_size
             raise HostMemoryError(
                 f"The {self.tier} pool of one layer cannot grow to {wanted} tokens ({size / 2**20:.0f} MiB): {error}. "

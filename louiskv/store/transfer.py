@@ -126,10 +126,25 @@ class Transfer:
         for first in range(0, longest, chunk_size):
             coded = pool.rows[:, first : min(first + chunk_size, longest)]
             token = torch.arange(first, first + coded.shape[1], device=self.device)
-            self._count_read(pool, coded.shape[0] * coded.shape[1])
-            coded = coded.to(self.device, copy=pool.tier == "host")
+            # A row of a batch that holds no sequence has nothing to bring.
+            self._count_read(pool, int((pool.lengths > 0).sum()) * coded.shape[1])
+            coded = self._brought(coded) if pool.pinned else coded.to(self.device, copy=pool.tier == "host")
             row = torch.arange(len(coded), device=self.device)[:, None]
             yield pool.coding.decode(coded, row), token < pool.lengths[:, None]
+
+    def _brought(self, rows: Tensor) -> Tensor:
+        """Copy rows [N, T, C] of pinned memory to the device; each is one run, which alone is copied as it lies."""
+        brought = torch.empty_like(rows, device=self.device, memory_format=torch.contiguous_format)
+        for target, source in zip(brought, rows, strict=True):
+            target.copy_(source, non_blocking=True)
+        return brought
+
+    def take_over(self, other: "Transfer") -> None:
+        """Count also what another has moved."""
+        self._read = self._read + other._read
+        self._token_size = self._token_size or other._token_size
+        self.chosen += other.chosen
+        self._offloaded += other._offloaded
 
     def settle(self) -> None:
         """Wait until everything offloaded so far has arrived in the pool."""

@@ -1,11 +1,12 @@
 """The contract of triggers: when a KV head selects anew."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_range
+from louiskv.shard import WHOLE, Shard
 
 
 class Estimate(Protocol):
@@ -25,10 +26,16 @@ class TriggerState(ABC):
         similarity: [B] cosine to the query before seen at the last step, NaN at the first; None if the trigger does not
             look at it.
         ahead: [B, Hkv] where the last step must select for the next one; None unless the trigger is late.
+        shard: Where the layer's other heads are, if this process holds a part of them.
     """
 
     similarity: Tensor | None = None
     ahead: Tensor | None = None
+    shard: Shard = WHOLE
+
+    def join(self, shard: Shard) -> None:
+        """Learn where the other heads of the layer are; a trigger that looks across KV heads must know."""
+        self.shard = shard
 
     @abstractmethod
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
@@ -58,6 +65,28 @@ class TriggerState(ABC):
     @abstractmethod
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
+
+    @abstractmethod
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Remember of a sequence what another state of the same kind does of one of its own; nothing if it is None."""
+
+
+def put_row(
+    mine: Tensor | None, row: int, others: Tensor | None, other_row: int, batch_size: int, fresh: float
+) -> Tensor | None:
+    """What [B, ...] remembers when sequence `row` is another's, `fresh` standing for nothing; None for nothing at all.
+
+    It is a tensor of its own: what a trigger remembers may be what the model computed.
+    """
+    if mine is None and others is None:
+        return None
+    if mine is None:
+        assert others is not None
+        mine = others.new_full((batch_size, *others.shape[1:]), fresh)
+    else:
+        mine = mine.clone()
+    mine[row] = fresh if others is None else others[other_row]
+    return mine
 
 
 class Trigger(ABC):

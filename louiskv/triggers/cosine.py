@@ -1,13 +1,14 @@
 """Where the query has turned: away from the one before, or from the one that last selected."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
 from louiskv.ops.turning import query_cosines, turned
-from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, put_row, the_one
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class CosineState(TriggerState):
         self.similarity, fired = turned(
             query, self.previous, tau=self.tau, num_groups=num_kv_heads, by_group=self.per_head, impl=self.impl
         )
+        if self.shard.splits_heads and not self.per_head:
+            self.similarity = self.shard.mean(self.similarity)
+            fired = ~(self.similarity[:, None] >= self.tau).expand(-1, num_kv_heads)
         return fired
 
     def chosen(self, where: Tensor) -> None:
@@ -73,6 +77,11 @@ class CosineState(TriggerState):
         """Make sequence i a copy of the former sequence `index[i]`."""
         if self.previous is not None:
             self.previous = self.previous.index_select(0, index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Its last query."""
+        previous = None if other is None else other.previous
+        self.previous = put_row(self.previous, row, previous, other_row, batch_size, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -152,3 +161,12 @@ class AnchorState(TriggerState):
         """Make sequence i a copy of the former sequence `index[i]`."""
         if self.anchor is not None:
             self.anchor, self.age = self.anchor.index_select(0, index), self.age.index_select(0, index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Its anchor, and how old that is."""
+        anchor, age = (None, None) if other is None or other.anchor is None else (other.anchor, other.age)
+        mine = None if self.anchor is None else self.age
+        self.anchor = put_row(self.anchor, row, anchor, other_row, batch_size, torch.nan)
+        mine = put_row(mine, row, age, other_row, batch_size, 0)
+        if mine is not None:
+            self.age = mine

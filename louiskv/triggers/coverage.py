@@ -1,13 +1,14 @@
 """Where what is resident no longer covers the attention that it could."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import check_choice, check_count, check_range
 from louiskv.ops.ragged import may_hold
-from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, the_one
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, put_row, the_one
 from louiskv.triggers.cosine import AnchorState
 
 YARDSTICKS = ("peak", "best")
@@ -107,3 +108,9 @@ class CoverageState(TriggerState):
         self.anchor.select_batch(index)
         if self.peak is not None:
             self.peak = self.peak.index_select(0, index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Its anchor and its peak."""
+        anchor, peak = (None, None) if other is None else (other.anchor, other.peak)
+        self.anchor.put(row, anchor, other_row, batch_size)
+        self.peak = put_row(self.peak, row, peak, other_row, batch_size, 0)

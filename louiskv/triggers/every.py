@@ -1,12 +1,13 @@
 """At fixed steps."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
-from louiskv.triggers.base import Estimate, Trigger, TriggerState
+from louiskv.triggers.base import Estimate, Trigger, TriggerState, put_row
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Every(Trigger):
 
 
 class EveryState(TriggerState):
-    """The number of steps seen, counted on the device; nothing is counted if each step fires."""
+    """[B, 1] the number of steps that each sequence has seen, counted on the device; not if each step fires."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -38,14 +39,14 @@ class EveryState(TriggerState):
         self._always: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
-        """Fire everywhere or nowhere."""
-        shape = (query.shape[0], num_kv_heads)
+        """Fire for all KV heads of a sequence or for none."""
+        shape = (len(query), num_kv_heads)
         if self.steps == 1:
             if self._always is None or self._always.shape != shape:
                 self._always = torch.ones(shape, dtype=torch.bool, device=query.device)
             return self._always
         if self.seen is None:
-            self.seen = torch.zeros(1, 1, dtype=torch.int64, device=query.device)
+            self.seen = torch.zeros(len(query), 1, dtype=torch.int64, device=query.device)
         fires = (self.seen % self.steps == 0).expand(shape)
         self.seen += 1
         return fires
@@ -61,4 +62,10 @@ class EveryState(TriggerState):
         self.seen = None
 
     def select_batch(self, index: Tensor) -> None:
-        """Nothing to copy."""
+        """Make sequence i a copy of the former sequence `index[i]`."""
+        if self.seen is not None:
+            self.seen = self.seen.index_select(0, index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Its steps."""
+        self.seen = put_row(self.seen, row, None if other is None else other.seen, other_row, batch_size, 0)

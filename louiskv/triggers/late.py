@@ -1,10 +1,12 @@
 """For the next step, in the background."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_part
+from louiskv.shard import Shard
 from louiskv.triggers.base import Estimate, Trigger, TriggerState
 from louiskv.triggers.cosine import Cosine
 from louiskv.triggers.every import Every
@@ -58,6 +60,11 @@ class LateState(TriggerState):
     def __init__(self, correct: TriggerState, when: TriggerState) -> None:
         self.correct, self.when = correct, when
 
+    def join(self, shard: Shard) -> None:
+        """Tell both."""
+        self.correct.join(shard)
+        self.when.join(shard)
+
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire where a correction is needed; where one is, nothing need be selected ahead."""
         fired = self.correct.fire(query, num_kv_heads, estimate)
@@ -87,3 +94,9 @@ class LateState(TriggerState):
         """Make sequence i a copy of the former sequence `index[i]`."""
         self.correct.select_batch(index)
         self.when.select_batch(index)
+
+    def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
+        """Tell both."""
+        correct, when = (None, None) if other is None else (other.correct, other.when)
+        self.correct.put(row, correct, other_row, batch_size)
+        self.when.put(row, when, other_row, batch_size)

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from louiskv.ops.candidates import UnitTable
 from louiskv.ops.ragged import take_rows
 from louiskv.units.index import UnitIndex
 
@@ -16,19 +17,17 @@ class Entries(ABC):
         num_units: Entries that are units.
         offsets: [N, num_units] where they begin in the pool.
         summaries: Tensors [N, E, ...] of all entries.
+        table: Which entries the units of the index are.
     """
 
     num_units: int
     offsets: Tensor
     summaries: tuple[Tensor, ...]
+    table: UnitTable
 
     @abstractmethod
     def counted(self, tokens: Tensor) -> Tensor:
         """Tokens [N, E] of each entry, from those [N, U] of each unit of the index."""
-
-    @abstractmethod
-    def entry_of(self, unit: Tensor) -> Tensor:
-        """Entries [N, S] that units [N, S] of the index are, -1 for those that are none."""
 
 
 class AllUnits(Entries):
@@ -37,14 +36,11 @@ class AllUnits(Entries):
     def __init__(self, index: UnitIndex) -> None:
         self.num_units = index.sizes.shape[1]
         self.offsets, self.summaries = index.offsets, index.summaries
+        self.table = UnitTable(index.offsets, index.counts)
 
     def counted(self, tokens: Tensor) -> Tensor:
         """They are those of the units."""
         return tokens
-
-    def entry_of(self, unit: Tensor) -> Tensor:
-        """The unit itself."""
-        return unit
 
 
 class BestBundles(Entries):
@@ -60,19 +56,17 @@ class BestBundles(Entries):
         self.summaries = tuple(
             torch.cat([unit, bundle], dim=1) for unit, bundle in zip(inside, index.bundled, strict=True)
         )
-        self.rank = chosen.new_full((len(chosen), self.summaries[0].shape[1] - self.num_units), -1)
-        self.rank.scatter_(1, chosen, torch.arange(chosen.shape[1], device=chosen.device).expand_as(chosen))
+        num_bundles = self.summaries[0].shape[1] - self.num_units
+        first = torch.full((len(chosen), num_bundles), -1, dtype=torch.int32, device=chosen.device)
+        entry = torch.arange(0, self.num_units, self.bundle_size, dtype=torch.int32, device=chosen.device)
+        first.scatter_(1, chosen, entry.expand_as(chosen))
+        self.table = UnitTable(index.offsets, index.counts, first, self.bundle_size)
+        self._is_chosen = first >= 0
 
     def counted(self, tokens: Tensor) -> Tensor:
         """Those of the units, and of each other bundle the sum."""
         outside = tokens.unflatten(1, (-1, self.bundle_size)).sum(-1, dtype=tokens.dtype)
-        return torch.cat([self._of_units(tokens), outside.masked_fill(self.rank >= 0, 0)], dim=1)
-
-    def entry_of(self, unit: Tensor) -> Tensor:
-        """Where the units of its bundle are, if they are entries."""
-        bundle = torch.div(unit, self.bundle_size, rounding_mode="floor")
-        rank = self.rank.gather(1, bundle)
-        return torch.where(rank >= 0, rank * self.bundle_size + unit - bundle * self.bundle_size, -1)
+        return torch.cat([self._of_units(tokens), outside.masked_fill(self._is_chosen, 0)], dim=1)
 
     def _of_units(self, per_unit: Tensor) -> Tensor:
         """[N, num_units] from [N, U]."""

@@ -1,13 +1,13 @@
 """The index: what the device keeps of every unit of one layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
-from louiskv.ops.ragged import append_rows, grown, take_rows, width_of
-from louiskv.ops.selection import unit_at
+from louiskv.ops.ragged import append_rows, grown, put_rows, take_rows, width_of
 from louiskv.ops.units import append_units
 from louiskv.units.summaries import Summary
 
@@ -144,7 +144,7 @@ class UnitIndex:
             self._grow_kept()
 
     def _grow_kept(self) -> None:
-        """Give summaries and details the room that was reserved."""
+        """Give summaries, also those of bundles, and details the room that was reserved."""
         capacity = self.sizes.shape[1]
         self.summaries = tuple(
             part if part.shape[1] * stride == capacity else grown(part, capacity // stride)
@@ -152,6 +152,8 @@ class UnitIndex:
         )
         if self.details is not None and self.details.shape[1] < self._token_room:
             self.details = grown(self.details, self._token_room)
+        if self.bundles is not None and self.bundled and self.bundled[0].shape[1] < capacity // self.bundles.size:
+            self.bundled = tuple(grown(held, capacity // self.bundles.size) for held in self.bundled)
 
     def _bundle(self, bundles: Bundles, begin: Tensor, most: int) -> None:
         """Summarise anew, in each row, the bundles of the units from `begin` [N] on, `most` units at the most."""
@@ -166,14 +168,49 @@ class UnitIndex:
         parts = bundles.summary.coarsen(units, self.sizes.gather(1, unit), bundles.size)
         if not self.bundled:
             self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in parts)
-        if self.bundled[0].shape[1] < num_bundles:
-            self.bundled = tuple(grown(held, num_bundles) for held in self.bundled)
+            self._grow_kept()
         for held, part in zip(self.bundled, parts, strict=True):
             held.scatter_(1, bundle[..., None].expand_as(part), part)
 
-    def unit_of(self, place: Tensor) -> Tensor:
-        """Units [N, S] of the tokens at these places [N, S] of the pool; any unit for a place without a token."""
-        return unit_at(place, self.sizes)
+    def blank(self, num_rows: int) -> "UnitIndex":
+        """An index of the same kind for so many rows, without units."""
+        return UnitIndex(num_rows, self.strides, self.counts.device, self.bundles)
+
+    def put_rows(self, rows: slice, other: "UnitIndex", others: slice) -> None:
+        """Overwrite rows by those of another index of the same kind; others are copied only if there is no room."""
+        num_units, num_tokens = int(other.counts[others].max()), int(other.num_tokens[others].max())
+        if other.summaries:
+            self._shape_like(*other._shaped(len(self.counts)))
+        self.reserve(num_units, num_tokens)
+        for name in ("counts", "num_tokens"):
+            getattr(self, name)[rows] = getattr(other, name)[others]
+        for held, part, stride in self._beside(other):
+            put_rows(held, rows, part[:, : -(-num_units // stride)], others)
+        if self.details is not None and other.details is not None:
+            put_rows(self.details, rows, other.details[:, :num_tokens], others)
+
+    def clear_rows(self, rows: slice) -> None:
+        """Empty rows, in place."""
+        self.counts[rows], self.num_tokens[rows] = 0, 0
+        for held in (self.offsets, self.sizes, *self.summaries, *self.bundled):
+            held[rows] = 0
+
+    def _shaped(self, num_rows: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Summaries and details of no units for so many rows."""
+        details = None if self.details is None else self.details.new_zeros(num_rows, 0, *self.details.shape[2:])
+        return tuple(part.new_zeros(num_rows, 0, *part.shape[2:]) for part in self.summaries), details
+
+    def _beside(self, other: "UnitIndex") -> Iterator[tuple[Tensor, Tensor, int]]:
+        """What this one and another have of units, each pair with the units that share an entry."""
+        yield self.offsets, other.offsets, 1
+        yield self.sizes, other.sizes, 1
+        yield from zip(self.summaries, other.summaries, self.strides, strict=False)
+        if self.bundles is not None and other.bundled:
+            if not self.bundled:
+                self.bundled = tuple(part.new_zeros(len(self.counts), 0, *part.shape[2:]) for part in other.bundled)
+                self._grow_kept()
+            for held, part in zip(self.bundled, other.bundled, strict=True):
+                yield held, part, self.bundles.size
 
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""

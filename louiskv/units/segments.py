@@ -126,6 +126,18 @@ class Cuts:
         sizes = {"shortest": self.least_leaving, "longest": self.runs.longest, "most": most}
         return oldest_runs(self.starts, first, end, **sizes, impl=impl)
 
+    def blank(self, num_rows: int) -> "Cuts":
+        """The same for so many empty windows."""
+        return Cuts(self.runs, num_rows, self.num_sinks, self.window, self.starts.device)
+
+    def put_rows(self, rows: slice, other: "Cuts", others: slice) -> None:
+        """Cut windows as others are, in place."""
+        self.starts[rows], self.opened[rows] = other.starts[others], other.opened[others]
+
+    def clear_rows(self, rows: slice) -> None:
+        """Begin with empty windows, in place."""
+        self.starts[rows], self.opened[rows] = -1, self.num_sinks
+
     def select_rows(self, index: Tensor) -> None:
         """Make row i a copy of the former row `index[i]`."""
         self.starts = self.starts.index_select(0, index)

@@ -14,10 +14,10 @@ from louiskv.bench.memory import Memory, fits_together
 from louiskv.bench.prefill import bench_prefill
 from louiskv.bench.runner import Bench, Entry, Record
 from louiskv.contestants import Contestant
+from louiskv.counters import PHASES
 from louiskv.errors import DeviceMemoryError
 from louiskv.provenance import provenance
 from louiskv.results import Results
-from louiskv.telemetry import PHASES
 from tests.families import tiny
 
 LITTLE = LouisKV(budget=64, sink=4, window=16, unit_size=8, dense_layers=1, tau=0.5)

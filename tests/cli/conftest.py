@@ -14,6 +14,7 @@ from louiskv import calibration, heads, models
 from louiskv.cache_layer import CacheLayer
 from louiskv.cli.commands import app
 from louiskv.evaluation.texts import Haystack
+from louiskv.ranks import Ranks
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 Run = Callable[..., Result]
@@ -66,7 +67,7 @@ def run(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, head_scores: Path, hays
     load, load_config = models.load, models.load_config
 
     def loading(name: str, **options: Any) -> Loaded:
-        own = name == models.DEFAULT_MODEL and options == {"dtype": "auto", "device": "auto"}
+        own = name == models.DEFAULT_MODEL and options == {"dtype": "auto", "device": "auto", "ranks": Ranks()}
         return loaded if own else load(name, **options)
 
     def loading_config(name: str = models.DEFAULT_MODEL) -> PretrainedConfig:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,8 @@ class Refuses(TorchDispatchMode):
 @contextmanager
 def no_waiting() -> Iterator[None]:
     if DEVICE.type == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings(action="ignore"):  # This mode is a prototype.
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:

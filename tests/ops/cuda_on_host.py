@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from louiskv.ops.candidates import UnitTable
 from louiskv.ops.compiling import SOURCES, Library, Unit
 from louiskv.ops.native import cpu_library
 
@@ -34,6 +35,16 @@ def kernels() -> Any:
         loaded = ctypes.CDLL(str(library.build(tell=False)))
     loaded.keys_of.argtypes = (_ADDRESS, _ADDRESS, _LONG)
     loaded.select_units.argtypes = (*(_ADDRESS, _LONG, _ADDRESS, _INT, _ADDRESS), *(_ADDRESS, _LONG, _LONG, _INT))
+    loaded.list_candidates.argtypes = (
+        *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG),
+        *(_ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _LONG, _LONG, _LONG, _INT),
+    )
+    rest = (_ADDRESS, _LONG, _ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, _LONG, _LONG, _INT)
+    loaded.count_rest.argtypes = rest
+    loaded.best_tokens.argtypes = (
+        *(_ADDRESS, _ADDRESS, _ADDRESS, _ADDRESS, ctypes.c_float),
+        *(_ADDRESS, _LONG, _LONG, _LONG, _INT),
+    )
     loaded.assign_slots.argtypes = (
         *(_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS),
         *(_ADDRESS, _LONG, _INT, _LONG, _ADDRESS, _LONG, _LONG, _LONG, _INT),
@@ -62,6 +73,41 @@ def select_units(scores: Tensor, sizes: Tensor, budgets: Tensor, *, threads: int
     where = (scores.data_ptr(), scores.stride(0), sizes.data_ptr(), sizes.itemsize, budgets.data_ptr())
     kernels().select_units(*where, take.data_ptr(), *sizes.shape, threads)
     return take
+
+
+def list_candidates(
+    take: Tensor, offsets: Tensor, slot_place: Tensor, units: UnitTable, width: int, *, threads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `louiskv.ops.candidates.list_candidates`, of int32."""
+    num_rows, num_slots = slot_place.shape
+    place, entry = (torch.full((num_rows, width + num_slots), -7, dtype=torch.int32) for _ in range(2))
+    resident = torch.ones(place.shape, dtype=torch.bool)
+    first_entry = 0 if units.first_entry is None else units.first_entry.data_ptr()
+    kernels().list_candidates(
+        *(take.data_ptr(), offsets.data_ptr(), slot_place.data_ptr(), units.offsets.data_ptr()),
+        *(units.counts.data_ptr(), first_entry, units.stretch),
+        *(place.data_ptr(), entry.data_ptr(), resident.data_ptr()),
+        *(*take.shape, num_slots, units.offsets.shape[1], width, threads),
+    )
+    return place, entry, resident
+
+
+def best_tokens(
+    scores: Tensor, place: Tensor, resident: Tensor, room: Tensor, num_wanted: int, *, hold: float, threads: int
+) -> Tensor:
+    """As `louiskv.ops.candidates.best_tokens`, of int32."""
+    wanted = torch.full((len(place), num_wanted), -7, dtype=torch.int32)
+    where = (scores.data_ptr(), place.data_ptr(), resident.data_ptr(), room.data_ptr(), hold, wanted.data_ptr())
+    kernels().best_tokens(*where, *place.shape, num_wanted, threads)
+    return wanted
+
+
+def count_rest(place: Tensor, sizes: Tensor, units: UnitTable, *, threads: int) -> Tensor:
+    """As `louiskv.ops.candidates.count_rest`, of int32."""
+    left = torch.full_like(sizes, -7)
+    where = (place.data_ptr(), place.shape[1], sizes.data_ptr(), units.offsets.data_ptr(), units.counts.data_ptr())
+    kernels().count_rest(*where, left.data_ptr(), *sizes.shape, threads)
+    return left
 
 
 def assign_slots(

@@ -54,8 +54,8 @@ class Case:
         self.pool = pool.masked_fill(unused[..., None], torch.nan)
         self.sinks = randn(num_rows, group_size).to(dtype)
         codes, steps = to_int8(randn(num_rows, size, value_dim))
-        counts = torch.randint(0, 4, (num_rows, 1, size), generator=generator)
-        self.rest = Rest(randn(num_rows, group_size, size), counts.log(), codes, steps[:, None])
+        counts = torch.randint(0, 4, (num_rows, size), generator=generator)
+        self.rest = Rest(randn(num_rows, group_size, size), counts, codes, steps)
 
     def slots(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return rows[..., : self.key_dim], rows[..., self.key_dim :]
@@ -114,6 +114,7 @@ def test_rows_are_shared_among_threads(isa: str, num_threads: int, num_rows: int
 def test_the_rest_in_every_dtype(isa: str, values: torch.dtype, steps: torch.dtype) -> None:
     case = Case((2, 3, 16, 20), 40, torch.float32)
     rest = case.rest._replace(values=case.rest.values.to(values), steps=case.rest.steps.to(steps))
+    rest = rest._replace(num_tokens=rest.num_tokens.to(torch.int32 if steps == torch.float32 else torch.int64))
     keys, safe = case.slots(case.safe)
     expected, got = (
         decode_attention(case.query, keys, safe, case.bias, scaling=0.2, rest=rest, impl=impl)

@@ -1,4 +1,4 @@
-"""The rest in `decode_attention`: an entry is as many equal tokens as its bias says, in one softmax with the slots."""
+"""The rest in `decode_attention`: an entry is as many equal tokens as it says, in one softmax with the slots."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ DIM, VALUE_DIM, SCALING = 8, 6, 0.3
 
 def repeated(rest: Rest, row: int) -> tuple[Tensor, Tensor]:
     """The tokens that the entries of a row stand for: logits [G, R] and values [R, Dv] in float64."""
-    counts = rest.bias[row, 0].exp().round().long()
-    values = rest.values[row].double() * rest.steps[row, 0, :, None].double()
+    counts = rest.num_tokens[row]
+    values = rest.values[row].double() * rest.steps[row, :, None].double()
     return rest.logits[row].double().repeat_interleave(counts, 1), values.repeat_interleave(counts, 0)
 
 
@@ -46,10 +46,10 @@ def dense(
 
 def some_rest(num_rows: int, group_size: int, num_entries: int, most: int, generator: torch.Generator) -> Rest:
     """Entries of 0 to `most` tokens, with values in codes."""
-    counts = torch.randint(0, most + 1, (num_rows, 1, num_entries), generator=generator)
+    counts = torch.randint(0, most + 1, (num_rows, num_entries), generator=generator)
     codes, steps = to_int8(torch.randn(num_rows, num_entries, VALUE_DIM, generator=generator))
     logits = torch.randn(num_rows, group_size, num_entries, generator=generator)
-    return Rest(logits, counts.log(), codes, steps[:, None])
+    return Rest(logits, counts, codes, steps)
 
 
 @each("decode_attention")
@@ -126,13 +126,13 @@ def test_closed_entries_are_nothing_whatever_they_would_say(impl: str) -> None:
     # What stands for a unit without tokens is finite, and may be any number.
     far = Rest(
         torch.cat([rest.logits, torch.full((2, 3, 4), 1e30)], dim=2),
-        torch.nn.functional.pad(rest.bias, (0, 4), value=-torch.inf),
+        torch.nn.functional.pad(rest.num_tokens, (0, 4)),
         torch.nn.functional.pad(rest.values, (0, 0, 0, 4), value=127),
         torch.nn.functional.pad(rest.steps, (0, 4), value=6e4),
     )
     got = decode_attention(query, keys, values, None, scaling=SCALING, impl=impl, rest=far)
     torch.testing.assert_close(got, expected)
-    closed = far._replace(bias=torch.full_like(far.bias, -torch.inf))
+    closed = far._replace(num_tokens=torch.zeros_like(far.num_tokens))
     alone = decode_attention(query, keys, values, None, scaling=SCALING, impl=impl)
     torch.testing.assert_close(
         decode_attention(query, keys, values, None, scaling=SCALING, impl=impl, rest=closed), alone
@@ -151,7 +151,7 @@ def many_entries_of_little_weight(dtype: torch.dtype, impl: str) -> None:
     query, keys = torch.zeros(1, 2, DIM, dtype=dtype), torch.zeros(1, 1, DIM, dtype=dtype)
     codes, steps = to_int8(torch.full((1, num_entries, VALUE_DIM), 0.5))
     logits = torch.full((1, 2, num_entries), -11.5)
-    rest = Rest(logits, torch.zeros(1, 1, num_entries), codes, steps[:, None])
+    rest = Rest(logits, torch.ones(1, num_entries, dtype=torch.int32), codes, steps)
     values = torch.zeros(1, 1, VALUE_DIM, dtype=dtype)
     got = decode_attention(query, keys, values, None, scaling=1.0, rest=rest, impl=impl)
     expected = dense(query, keys, values, torch.ones(1, 1, dtype=torch.bool), rest)

@@ -47,10 +47,10 @@ class Case:
             self.chosen = Chosen(pool, place.to(DEVICE))
         if num_entries:
             codes, steps = to_int8(self.normal(num_rows, num_entries, value_dim))
-            counts = torch.randint(0, 3, (num_rows, 1, num_entries), generator=self.generator).to(DEVICE)
+            counts = torch.randint(0, 3, (num_rows, num_entries), generator=self.generator).to(DEVICE)
             logits = self.normal(num_rows, group_size, num_entries)
             all_steps = torch.stack([steps, steps.clone().fill_(torch.nan)], dim=-1)
-            self.rest = Rest(logits, counts.log(), codes, all_steps[..., 0][:, None])
+            self.rest = Rest(logits, counts, codes, all_steps[..., 0])
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator).to(DEVICE)

@@ -35,6 +35,9 @@ class Scripted(TriggerState):
     def select_batch(self, index: Tensor) -> None:
         self.others.append(index.tolist())
 
+    def put(self, row: int, other: TriggerState | None, other_row: int, batch_size: int) -> None:
+        self.others.append((row, other, other_row, batch_size))
+
 
 def test_nothing_is_selected_ahead_where_a_correction_was_made_and_each_hears_of_the_other() -> None:
     correct, when = Scripted([True, False, True, False]), Scripted([True, True, False, False])

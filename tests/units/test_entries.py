@@ -40,7 +40,7 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
     assert entries.num_units == num_chosen * SIZE
     sizes, resident = entries.counted(index.sizes), entries.counted(of_units)
     assert sizes.shape == (len(rows), entries.num_units + num_bundles)
-    entry_of = entries.entry_of(torch.arange(num_units).expand(len(rows), -1))
+    entry_of, within = entries.table.find(index.offsets.where(index.sizes > 0, -1))
     for row in range(len(rows)):
         looked = [bundle * SIZE + each for bundle in chosen[row].tolist() for each in range(SIZE)]
         for entry, unit in enumerate(looked):
@@ -50,7 +50,8 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
             for part, held in zip(entries.summaries, index.summaries, strict=True):
                 assert torch.equal(part[row, entry], held[row, unit])
         for unit in range(num_units):
-            assert entry_of[row, unit] == (looked.index(unit) if unit in looked else -1)
+            found = looked.index(unit) if unit in looked and index.sizes[row, unit] else -1
+            assert entry_of[row, unit] == found and (found < 0 or within[row, unit] == 0)
         for bundle in range(num_bundles):
             entry, inside = entries.num_units + bundle, slice(bundle * SIZE, (bundle + 1) * SIZE)
             left = 0 if bundle in chosen[row].tolist() else 1
@@ -64,7 +65,10 @@ def test_units_of_the_best_bundles_and_other_bundles_whole(rows: list[list[int]]
 
 def test_without_bundles_each_unit_is_an_entry() -> None:
     index, _ = some_index([[3, 1, 2], [4]], 0)
-    entries, unit = AllUnits(index), torch.tensor([[2, 0], [0, 0]])
+    entries, place = AllUnits(index), torch.tensor([[5, 2, 3], [3, -1, 0]])
     assert entries.num_units == index.sizes.shape[1]
     assert entries.offsets is index.offsets and entries.summaries is index.summaries
-    assert entries.counted(index.sizes) is index.sizes and entries.entry_of(unit) is unit
+    assert entries.counted(index.sizes) is index.sizes
+    entry, within = entries.table.find(place)
+    assert entry.tolist() == [[2, 0, 1], [0, -1, 0]]
+    assert within[0].tolist() == [1, 2, 0] and within[1, ::2].tolist() == [3, 0]

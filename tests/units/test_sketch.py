@@ -148,13 +148,3 @@ def test_details_count_as_summaries() -> None:
     appended(index, torch.zeros(2, dtype=torch.int64), keys, values, torch.full((2, 4), 10))
     unit_bytes, token_bytes = Sketch().unit_bytes(DIM, VALUE_DIM, 4), Sketch().token_bytes(DIM)
     assert index.summary_bytes == 2 * (4 * unit_bytes + 40 * token_bytes)
-
-
-def test_a_place_is_of_the_unit_that_holds_it() -> None:
-    index = UnitIndex(2, (1, 1, 1), CPU)
-    keys, values, sizes = ragged_rows([[3, 1, 2], []], 0, 0)
-    appended(index, torch.zeros(2, dtype=torch.int64), keys, values, sizes)
-    units = index.unit_of(torch.arange(8).repeat(2, 1))
-    assert units[0, :6].tolist() == [0, 0, 0, 1, 2, 2]
-    # Behind the last token, and in a row that has none, it is still a unit that can be gathered with.
-    assert int(units.min()) >= 0 and int(units.max()) < index.sizes.shape[1]

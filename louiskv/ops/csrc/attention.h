@@ -200,10 +200,11 @@ inline void attend_rest(const DecodeAttention& p, const Running& running, int64_
   const int num_heads = static_cast<int>(p.query.size[1]);
   for (; first < last; first += kBlock) {
     const int64_t count = least(kBlock, last - first);
-    float bias[kBlock], steps[kBlock];
-    read_floats(p.rest_bias, row * p.rest_bias.stride[0] + first * p.rest_bias.stride[2], p.rest_bias.stride[2], count,
-                bias);
-    read_floats(p.steps, row * p.steps.stride[0] + first * p.steps.stride[2], p.steps.stride[2], count, steps);
+    float left[kBlock] = {}, bias[kBlock], steps[kBlock];
+    read_floats(p.num_left, row * p.num_left.stride[0] + first * p.num_left.stride[1], p.num_left.stride[1], count,
+                left);
+    for (int64_t i = 0; i < count; i += kWidth) put(log_of(load(left + i)), bias + i);
+    read_floats(p.steps, row * p.steps.stride[0] + first * p.steps.stride[1], p.steps.stride[1], count, steps);
     Entries<V> entries;
     for (int64_t i = 0; i < count; ++i) {
       // Written in any case, kept where it is open.

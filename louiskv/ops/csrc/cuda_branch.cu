@@ -87,12 +87,13 @@ LOUISKV_EXPORT int louiskv_branch_begin(const bool* flags, int64_t count, void* 
   });
   return error != cudaSuccess ? error : other;
 #else
+  (void)flags, (void)count, (void)inside, (void)device, (void)stream;
   return cudaErrorNotSupported;
 #endif
 }
 
 // Ends it.
-LOUISKV_EXPORT int louiskv_branch_end(void* inside, int device, void* stream) {
+LOUISKV_EXPORT int louiskv_branch_end(void* inside, int device, void*) {
   using namespace louiskv;
   cudaError_t error = cudaSuccess;
   const int other = OnDevice(device).run([&] {

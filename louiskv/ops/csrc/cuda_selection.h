@@ -31,14 +31,6 @@ struct WeightOf<int64_t> {
   using Type = unsigned long long;
 };
 
-template <typename Size>
-struct Row {
-  const float* scores;
-  const Size* sizes;
-  Size* take;
-  int64_t units;
-};
-
 // Units above `key` are taken, and `left` tokens of those at it.
 template <typename Weight>
 struct Threshold {
@@ -97,28 +89,52 @@ LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int64_t first, int64
   }
 }
 
+// Keys and sizes of four units.
+template <typename Size>
+struct Keyed {
+  uint32_t keys[4];
+  Size sizes[4];
+};
+
+template <typename Size>
+struct Row {
+  const float* scores;
+  const Size* sizes;
+  Size* take;
+  int64_t units;
+
+  LOUISKV_INLINE Keyed<Size> load(int64_t first) const {
+    const Four<float> four_scores = load_four(scores, first, units, is_aligned(scores));
+    const Four<Size> four_sizes = load_four(sizes, first, units, is_aligned(sizes));
+    Keyed<Size> four;
+    LOUISKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      four.keys[i] = key_of(four_scores.at[i]);
+      four.sizes[i] = four_sizes.at[i];
+    }
+    return four;
+  }
+};
+
 // Add the tokens of the units whose key is `prefix` above the digit to the bins of that digit.
-template <typename Size, typename Weight, typename Team>
-LOUISKV_INLINE void count_tokens(const Row<Size>& row, int digit, uint32_t prefix, Weight* bins, const Team& team) {
-  const bool scores_aligned = is_aligned(row.scores), sizes_aligned = is_aligned(row.sizes);
+template <typename Units, typename Weight, typename Team>
+LOUISKV_INLINE void count_tokens(const Units& row, int digit, uint32_t prefix, Weight* bins, const Team& team) {
   const uint32_t above = digit ? kGreatestKey << shift_of(digit - 1) : 0, mask = mask_of(digit);
   const int shift = shift_of(digit);
   for (int64_t first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
-    const Four<float> scores = load_four(row.scores, first, row.units, scores_aligned);
-    const Four<Size> sizes = load_four(row.sizes, first, row.units, sizes_aligned);
+    const auto four = row.load(first);
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const uint32_t key = key_of(scores.at[i]);
-      if ((key & above) == prefix && sizes.at[i] > 0)
-        team.add(bins + (key >> shift & mask), static_cast<Weight>(sizes.at[i]));
+      const uint32_t key = four.keys[i];
+      if ((key & above) == prefix && four.sizes[i] > 0)
+        team.add(bins + (key >> shift & mask), static_cast<Weight>(four.sizes[i]));
     }
   }
 }
 
 // Find where `budget` tokens, more than none, are reached.
-template <typename Size, typename Weight, typename Team>
-LOUISKV_INLINE Threshold<Weight> find_threshold(const Row<Size>& row, Weight budget, Scratch<Weight>& scratch,
-                                                const Team& team) {
+template <typename Units, typename Weight, typename Team>
+LOUISKV_INLINE Threshold<Weight> reach(const Units& row, Weight budget, Scratch<Weight>& scratch, const Team& team) {
   const int share = kBins / team.size(), highest = kBins - 1 - team.rank() * share;
   Threshold<Weight> threshold = {0, budget};
   for (int digit = 0; digit < kDigits; ++digit) {
@@ -142,25 +158,33 @@ LOUISKV_INLINE Threshold<Weight> find_threshold(const Row<Size>& row, Weight bud
   return threshold;
 }
 
+// The same for any budget.
+template <typename Units, typename Weight, typename Team>
+LOUISKV_INLINE Threshold<Weight> find_threshold(const Units& row, int64_t budget, Scratch<Weight>& scratch,
+                                                const Team& team) {
+  constexpr uint64_t kMost = static_cast<Weight>(-1);
+  // Nothing is above the greatest key, and no tokens of it are taken.
+  if (budget <= 0) return {kGreatestKey, 0};
+  const uint64_t wanted = budget;
+  return reach(row, static_cast<Weight>(wanted < kMost ? wanted : kMost), scratch, team);
+}
+
 template <typename Size, typename Weight, typename Team>
 LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold, const Team& team) {
-  const bool scores_aligned = is_aligned(row.scores), sizes_aligned = is_aligned(row.sizes);
   const bool take_aligned = is_aligned(row.take);
   // All threads go through all rounds: they have barriers.
   for (int64_t round = 0; round < row.units; round += 4 * team.size()) {
     const int64_t first = round + 4 * team.rank();
-    const Four<float> scores = load_four(row.scores, first, row.units, scores_aligned);
-    const Four<Size> sizes = load_four(row.sizes, first, row.units, sizes_aligned);
+    const Keyed<Size> four = row.load(first);
     Four<Size> take = {};
     Weight at_threshold = 0;
     uint32_t ties = 0;
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const uint32_t key = key_of(scores.at[i]);
-      if (key > threshold.key) take.at[i] = sizes.at[i];
-      if (key == threshold.key && sizes.at[i] > 0) {
+      if (four.keys[i] > threshold.key) take.at[i] = four.sizes[i];
+      if (four.keys[i] == threshold.key && four.sizes[i] > 0) {
         ties |= 1u << i;
-        at_threshold += sizes.at[i];
+        at_threshold += four.sizes[i];
       }
     }
     if (team.any(ties != 0)) {
@@ -169,7 +193,7 @@ LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold
       for (int i = 0; i < 4; ++i) {
         if (!(ties >> i & 1)) continue;
         const Weight left = threshold.left > before ? threshold.left - before : 0;
-        const Weight size = static_cast<Weight>(sizes.at[i]);
+        const Weight size = static_cast<Weight>(four.sizes[i]);
         take.at[i] = static_cast<Size>(size < left ? size : left);
         before += size;
       }
@@ -182,14 +206,7 @@ LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold
 // What the reference `select_units` says, for one row.
 template <typename Size, typename Weight, typename Team>
 LOUISKV_INLINE void select_row(const Row<Size>& row, int64_t budget, Scratch<Weight>& scratch, const Team& team) {
-  constexpr uint64_t kMost = static_cast<Weight>(-1);
-  // Nothing is above the greatest key, and no tokens of it are taken.
-  Threshold<Weight> threshold = {kGreatestKey, 0};
-  if (budget > 0) {
-    const uint64_t wanted = budget;
-    threshold = find_threshold(row, static_cast<Weight>(wanted < kMost ? wanted : kMost), scratch, team);
-  }
-  take_units(row, threshold, team);
+  take_units(row, find_threshold(row, budget, scratch, team), team);
 }
 
 }  // namespace louiskv

@@ -1,12 +1,14 @@
 // The kernels of one instruction set, LOUISKV_ISA: this file is compiled once for each.
 #include "kernels.h"
 
+#include "candidates.h"
 #include "decode.h"
 #include "kmeans.h"
 #include "moving.h"
 #include "recording.h"
 #include "scores.h"
 #include "selecting.h"
+#include "summing.h"
 #include "turning.h"
 #include "units.h"
 #include "windows.h"
@@ -21,6 +23,7 @@ extern const Kernels table;
 const Kernels table = {
     LOUISKV_TEXT(LOUISKV_ISA),
     decode_attention,
+    log_sums,
     dot_logits,
     bound_logits,
     one_bit_logits,
@@ -30,7 +33,9 @@ const Kernels table = {
     raise_newest,
     select_units,
     places_of,
-    count_in_units,
+    list_candidates,
+    best_tokens,
+    count_rest,
     assign_slots,
     append_token,
     fetch_rows,

@@ -30,10 +30,16 @@ struct DecodeAttention {
   // What is attended to in place.
   Array rows, place;
   // What is attended to by estimate.
-  Array logits, rest_bias, rest_values, steps;
+  Array logits, num_left, rest_values, steps;
   float scaling = 1.0f;
   // 0 for none.
   float softcap = 0.0f;
+  Array out;
+};
+
+struct LogSums {
+  Array query, keys, bias, attention_sinks;
+  float scaling = 1.0f;
   Array out;
 };
 
@@ -72,6 +78,25 @@ struct Agree {
 struct SelectUnits {
   Array scores, sizes, budgets, where;
   int64_t budget = 0;
+  Array out;
+};
+
+// Entries of which tokens are taken, and the table of all units: what is listed of them, and of the slots.
+struct ListCandidates {
+  Array take, offsets, slot_place;
+  Array unit_offsets, counts, first_entry;
+  int64_t stretch = 1, width = 0;
+  Array place, entry, resident;
+};
+
+struct BestTokens {
+  Array scores, place, resident, room;
+  float hold = 0.0f;
+  Array out;
+};
+
+struct CountRest {
+  Array place, sizes, unit_offsets, counts;
   Array out;
 };
 
@@ -153,6 +178,7 @@ struct AppendToken {
 struct Kernels {
   const char* name;
   void (*decode_attention)(const DecodeAttention& problem, int num_threads);
+  void (*log_sums)(const LogSums& problem, int num_threads);
   void (*dot_logits)(const UnitLogits& problem, int num_threads);
   void (*bound_logits)(const UnitLogits& problem, int num_threads);
   void (*one_bit_logits)(const UnitLogits& problem, int num_threads);
@@ -162,7 +188,9 @@ struct Kernels {
   void (*raise_newest)(const Array& scores, const Array& counts, int64_t num, const Array& out);
   void (*select_units)(const SelectUnits& problem, int num_threads);
   void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
-  void (*count_in_units)(const Array& place, const Array& sizes, const Array& out);
+  void (*list_candidates)(const ListCandidates& problem);
+  void (*best_tokens)(const BestTokens& problem, int num_threads);
+  void (*count_rest)(const CountRest& problem);
   void (*assign_slots)(const AssignSlots& problem);
   void (*append_token)(const AppendToken& problem);
   void (*fetch_rows)(const Array& source, const Array& place, const Array& missing, const Array& target,

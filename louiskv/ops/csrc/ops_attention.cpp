@@ -1,4 +1,4 @@
-// Shim of attention.
+// Shims of attention, and of how much there is of it.
 #include "shim.h"
 
 namespace louiskv {
@@ -31,18 +31,19 @@ void check(const DecodeAttention& p) {
     STD_TORCH_CHECK(p.logits.type == Type::f32, "louiskv: logits of the rest in float32");
     STD_TORCH_CHECK(is_real(p.rest_values) || p.rest_values.type == Type::i8, "louiskv: values of the rest in a dtype "
                     "that there is no kernel for");
+    check_number(p.num_left, "number of tokens");
     const int64_t num_entries = p.logits.size[2];
     STD_TORCH_CHECK(p.logits.size[0] == num_rows && p.logits.size[1] == num_heads &&
                         p.rest_values.size[0] == num_rows && p.rest_values.size[1] == num_entries &&
-                        p.rest_values.size[2] == value_dim && p.rest_bias.size[2] == num_entries &&
-                        p.steps.size[2] == num_entries,
+                        p.rest_values.size[2] == value_dim && p.num_left.size[1] == num_entries &&
+                        p.steps.size[1] == num_entries,
                     "louiskv: the rest does not fit the query");
   }
 }
 
 Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& values, const Optional& bias,
                         double scaling, std::optional<double> softcap, const Optional& attention_sinks,
-                        const Optional& rows, const Optional& place, const Optional& logits, const Optional& rest_bias,
+                        const Optional& rows, const Optional& place, const Optional& logits, const Optional& num_left,
                         const Optional& rest_values, const Optional& steps) {
   DecodeAttention p;
   p.query = array_of(query);
@@ -53,7 +54,7 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   p.rows = array_of(rows);
   p.place = array_of(place);
   p.logits = array_of(logits);
-  p.rest_bias = spread(array_of(rest_bias));
+  p.num_left = spread(array_of(num_left));
   p.rest_values = array_of(rest_values);
   p.steps = spread(array_of(steps));
   p.scaling = static_cast<float>(scaling);
@@ -67,15 +68,45 @@ Tensor decode_attention(const Tensor& query, const Tensor& keys, const Tensor& v
   return out;
 }
 
+Tensor log_sums(const Tensor& query, const Tensor& keys, const Tensor& bias, double scaling,
+                const Optional& attention_sinks) {
+  LogSums p;
+  p.query = array_of(query);
+  p.keys = array_of(keys);
+  p.bias = spread(array_of(bias));
+  p.attention_sinks = array_of(attention_sinks);
+  p.scaling = static_cast<float>(scaling);
+  const int64_t num_rows = p.query.size[0], num_heads = p.query.size[1];
+  STD_TORCH_CHECK(is_real(p.query) && p.query.type == p.keys.type && p.keys.size[0] == num_rows &&
+                      p.keys.size[2] == p.query.size[2],
+                  "louiskv: keys do not fit the query");
+  check_dense(p.keys, 2, "keys");
+  check_number(p.bias, "bias");
+  STD_TORCH_CHECK(p.bias.size[2] == p.keys.size[1] && (p.bias.stride[0] == 0 || p.bias.size[0] == num_rows),
+                  "louiskv: a bias for each key");
+  if (p.attention_sinks)
+    STD_TORCH_CHECK(p.attention_sinks.size[0] == num_rows && p.attention_sinks.size[1] == num_heads,
+                    "louiskv: attention sinks [N, G]");
+  const Tensor out = empty({num_rows, num_heads}, aoti_torch_dtype_float32());
+  p.out = array_of(out);
+  kernels().log_sums(p, num_threads());
+  return out;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def(
       "decode_attention(Tensor query, Tensor keys, Tensor values, Tensor? bias, float scaling, float? softcap, "
-      "Tensor? attention_sinks, Tensor? rows, Tensor? place, Tensor? logits, Tensor? rest_bias, Tensor? rest_values, "
+      "Tensor? attention_sinks, Tensor? rows, Tensor? place, Tensor? logits, Tensor? num_left, Tensor? rest_values, "
       "Tensor? steps) -> Tensor");
+  library.def(
+      "log_sums(Tensor query, Tensor keys, Tensor bias, float scaling, Tensor? attention_sinks) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) { library.impl("decode_attention", TORCH_BOX(&decode_attention)); }
+STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
+  library.impl("decode_attention", TORCH_BOX(&decode_attention));
+  library.impl("log_sums", TORCH_BOX(&log_sums));
+}
 
 }  // namespace louiskv

@@ -53,16 +53,6 @@ std::tuple<Tensor, Tensor> places_of(const Tensor& take, const Tensor& offsets, 
   return {place, unit};
 }
 
-Tensor count_in_units(const Tensor& place, const Tensor& sizes) {
-  const Array places = array_of(place), size = array_of(sizes);
-  check_index(places, "place");
-  check_index(size, "sizes");
-  STD_TORCH_CHECK(places.size[0] == size.size[0], "louiskv: sizes do not fit the places");
-  const Tensor out = empty({size.size[0], size.size[1]}, dtype_of(size));
-  kernels().count_in_units(places, size, array_of(out));
-  return out;
-}
-
 Tensor assign_slots(const Tensor& slot_place, const Tensor& wanted, const Optional& where, const Tensor& place,
                     const Optional& counts, const Optional& bias) {
   AssignSlots p;
@@ -95,7 +85,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("select_units(Tensor scores, Tensor sizes, Tensor? budgets, int budget, Tensor? where) -> Tensor");
   library.def("raise_newest(Tensor scores, Tensor counts, int num) -> Tensor");
   library.def("places_of(Tensor take, Tensor offsets, int width) -> (Tensor, Tensor)");
-  library.def("count_in_units(Tensor place, Tensor sizes) -> Tensor");
   library.def(
       "assign_slots(Tensor slot_place, Tensor wanted, Tensor? where, Tensor(a!) place, Tensor(b!)? counts, "
       "Tensor(c!)? bias) -> Tensor");
@@ -105,7 +94,6 @@ STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
   library.impl("select_units", TORCH_BOX(&select_units));
   library.impl("raise_newest", TORCH_BOX(&raise_newest));
   library.impl("places_of", TORCH_BOX(&places_of));
-  library.impl("count_in_units", TORCH_BOX(&count_in_units));
   library.impl("assign_slots", TORCH_BOX(&assign_slots));
 }
 

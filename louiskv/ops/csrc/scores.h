@@ -205,7 +205,7 @@ inline void score_tokens(const ScoreTokens& p, int num_threads) {
         units[i] = index_at(p.unit, row * p.unit.stride[0] + token * p.unit.stride[1]);
         steps[i] = number_at(p.steps, row * p.steps.stride[0] + units[i] * p.steps.stride[1]);
         const int64_t place = index_at(p.place, row * p.place.stride[0] + token * p.place.stride[1]);
-        tokens[i] = bits + place * p.bits.stride[1];
+        tokens[i] = bits + most(place, 0) * p.bits.stride[1];
       }
       by_heads(static_cast<int>(num_heads), [&](auto tile, int head) {
         const float* mine = query + (row * num_heads + head) * padded;

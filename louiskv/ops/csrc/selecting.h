@@ -125,40 +125,6 @@ inline void places_of(const Array& take, const Array& offsets, const Array& plac
   }
 }
 
-// Units of places: a table says at which unit to begin to look for the places of each of some hundred stretches.
-inline void count_in_units(const Array& place, const Array& sizes, const Array& out) {
-  constexpr int64_t kStretches = 512;
-  const int64_t num_units = sizes.size[1], num_places = place.size[1];
-  Scratch<int64_t> through(num_units), first_unit(kStretches + 1);
-  Scratch<int64_t> counts(num_units);
-  for (int64_t row = 0; row < sizes.size[0]; ++row) {
-    int64_t total = 0;
-    for (int64_t i = 0; i < num_units; ++i) {
-      through[i] = total += index_at(sizes, row * sizes.stride[0] + i * sizes.stride[1]);
-      counts[i] = 0;
-    }
-    int shift = 0;
-    while (total >> shift >= kStretches) ++shift;
-    for (int64_t stretch = 0, unit = 0; stretch <= total >> shift; ++stretch) {
-      while (unit < num_units - 1 && through[unit] <= stretch << shift) ++unit;
-      first_unit[stretch] = unit;
-    }
-    for (int64_t i = 0; i < num_places; ++i) {
-      const int64_t at = index_at(place, row * place.stride[0] + i * place.stride[1]);
-      if (at < 0) continue;
-      int64_t unit = at < total ? first_unit[at >> shift] : num_units - 1;
-      while (unit < num_units - 1 && through[unit] <= at) ++unit;
-      ++counts[unit];
-    }
-    for (int64_t i = 0; i < num_units; ++i) {
-      if (sizes.type == Type::i32)
-        static_cast<int32_t*>(out.data)[row * num_units + i] = static_cast<int32_t>(counts[i]);
-      else
-        static_cast<int64_t*>(out.data)[row * num_units + i] = counts[i];
-    }
-  }
-}
-
 inline void write_slots_of_row(const AssignSlots& p, int64_t row, uint64_t* missing, int64_t num_words,
                                const bool* kept, bool* filled, int64_t* counts) {
   int64_t word = 0;

@@ -4,8 +4,8 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_candidates.h"
 #include "cuda_moving.h"
-#include "cuda_selection.h"
 #include "cuda_slots.h"
 
 namespace louiskv {
@@ -132,6 +132,51 @@ void select_units(const float* scores, int64_t stride, const void* sizes, int si
   else
     louiskv::select(scores, stride, static_cast<const int32_t*>(sizes), budgets, static_cast<int32_t*>(take), rows,
                     units, threads);
+}
+
+void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t* slot_place,
+                     const int32_t* unit_offsets, const int64_t* counts, const int32_t* first_entry, int64_t stretch,
+                     int32_t* place, int32_t* entry, bool* resident, int64_t rows, int64_t entries, int64_t slots,
+                     int64_t units, int64_t width, int threads) {
+  std::vector<int32_t> scratch(entries);
+  louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
+    const int64_t first = row * (width + slots);
+    const louiskv::Candidates of_row = {take + row * entries,
+                                        offsets + row * entries,
+                                        entries,
+                                        slot_place + row * slots,
+                                        slots,
+                                        unit_offsets + row * units,
+                                        counts[row],
+                                        first_entry ? first_entry + row * (units / stretch) : nullptr,
+                                        stretch,
+                                        place + first,
+                                        entry + first,
+                                        resident + first,
+                                        width};
+    louiskv::list_row(of_row, scratch.data(), team);
+  });
+}
+
+void count_rest(const int32_t* place, int64_t places, const int32_t* sizes, const int32_t* offsets,
+                const int64_t* counts, int32_t* left, int64_t rows, int64_t units, int threads) {
+  std::vector<uint32_t> scratch(units, 7);
+  louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
+    const int64_t first = row * units;
+    const louiskv::Left<int32_t> of_row = {place + row * places, places, sizes + first,  offsets + first,
+                                           counts[row],          units,  scratch.data(), left + first};
+    louiskv::take_out(of_row, team);
+  });
+}
+
+void best_tokens(const float* scores, const int32_t* place, const bool* resident, const int64_t* room, float hold,
+                 int32_t* wanted, int64_t rows, int64_t tokens, int64_t num_wanted, int threads) {
+  louiskv::Scratch<uint32_t> scratch;
+  louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
+    const int64_t first = row * tokens;
+    const louiskv::Scored of_row = {scores + first, place + first, resident + first, hold, tokens};
+    louiskv::choose_row(of_row, room[row], wanted + row * num_wanted, num_wanted, scratch, team);
+  });
 }
 
 void assign_slots(const int32_t* slot_place, const void* wanted, int wanted_bytes, const bool* where, int32_t* place,

@@ -1,0 +1,146 @@
+"""`louiskv bench large`: the shapes of large models, with random weights and recorded queries."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from louiskv.bench.large import Cell, LargeBench
+from louiskv.bench.large_models import MODELS, config_of, random_model
+from louiskv.bench.recording import Recording, record
+from louiskv.bench.runner import Entry, Known
+from louiskv.cli.large_tables import print_large
+from louiskv.cli.loading import load
+from louiskv.cli.options import ModelChoice, takes_model
+from louiskv.cli.progress import progress_bar
+from louiskv.cli.tables import print_records
+from louiskv.contestants import Contestant, contestants
+from louiskv.errors import SettingsError
+from louiskv.results import Results, key_of
+
+METHODS = [
+    *("full", "full_offloaded", "quest", "arkvale", "clusterkv", "freekv", "louiskv", "louiskv:tau=0.7", "louiskv_plus")
+]
+DECODE = [(1, 32768), (8, 32768), (1, 8192), (8, 8192), (1, 131072), (4, 32768), (4, 8192), (4, 131072), (8, 131072)]
+PREFILL = [1024, 8192, 32768, 65536, 131072]
+# Of the real text: tokens of a sequence before the first step, and steps; fewer of a model with fewer positions.
+RECORDED = (6000, 96)
+MOST_SEQUENCES = 8
+
+
+@takes_model
+def large(
+    model: ModelChoice,
+    shape: Annotated[str, typer.Option(help=f"Model whose sizes are taken: {', '.join(MODELS)}.")] = "llama-3.1-8b",
+    layers: Annotated[int | None, typer.Option(help="Layers; all unless given.", min=1, metavar="N")] = None,
+    context: Annotated[
+        list[int], typer.Option(help="Tokens before the first decoded one; repeatable.", min=1, show_default=False)
+    ] = [],  # noqa: B006
+    batch: Annotated[
+        list[int], typer.Option(help="Sequences at once; repeatable.", min=1, max=MOST_SEQUENCES, show_default=False)
+    ] = [],  # noqa: B006
+    prefill: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1, show_default=False)] = [],  # noqa: B006
+    grow: Annotated[int | None, typer.Option(help="Instead: tokens of one long output.", min=8, metavar="N")] = None,
+    method: Annotated[
+        list[str], typer.Option(help="Method, such as quest or louiskv:tau=0.7; repeatable.", metavar="NAME")
+    ] = METHODS,
+    sdpa: Annotated[
+        bool, typer.Option("--sdpa/--no-sdpa", help="Whether transformers' own cache is among them.")
+    ] = True,
+    budget: Annotated[int, typer.Option(help="Budget of a KV head.", min=1, metavar="N")] = 1024,
+    steps: Annotated[int, typer.Option(help="Tokens to decode.", min=1, metavar="N")] = 64,
+    phases: Annotated[
+        bool, typer.Option("--phases/--no-phases", help="Whether to tell what a step is made of.")
+    ] = True,
+    rounds: Annotated[int, typer.Option(help="Measurements of each prompt.", min=1, metavar="N")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no measurement after so many; what is left out is said.", min=0)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="File of results; what is in it is not measured again.")] = Path(
+        "results/large.jsonl"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records of this call as one JSON list.")] = False,
+) -> None:
+    """Time decoding and first tokens at the shapes of large models.
+
+    The model has random weights, made on the device. What its layers keep and ask for while it decodes was recorded
+    from the real --model, which reads technical prose: each head wears several recorded ones, and contexts are the text
+    repeated with noise. So the trigger fires, and selections follow each other, as they do in the real model. The text
+    that would come out means nothing.
+
+    Unless contexts, batches or prompts are named, all of them are measured, the most telling first: contexts of 8192,
+    32768 and 131072 tokens, 1, 4 and 8 sequences, prompts of 1024 to 131072. What does not fit is said.
+
+    louiskv bench large --minutes 8
+
+    louiskv bench large --shape qwen3-8b --context 32768 --batch 8 --method arkvale --method louiskv:tau=0.7
+    """
+    started, console = time.monotonic(), Console(stderr=True)
+    cells = _cells(context, batch, prefill, grow, steps, rounds)
+    config, field = config_of(shape, layers), _field(method, budget)
+    results = Results(output)
+    results.check_writable()
+    real, tokenizer = load(model, console)
+    device, dtype = real.device, real.dtype
+    recording = None
+    if any(cell.kind != "prefill" for cell in cells):
+        with progress_bar(console) as advance:
+            advance("recording", 0, 1)
+            recording = _recorded(real, tokenizer, max(cell.batch for cell in cells if cell.kind != "prefill"))
+            advance("recording", 1, 1)
+    del real
+    deadline = None if minutes is None else started + 60 * minutes
+    entries = [*([Entry(impl=model.impl)] if sdpa else []), *(Entry(each, model.impl) for each in field)]
+    with progress_bar(console) as advance:
+        advance(f"random weights of {shape}", 0, 1)
+        name = shape if layers is None else f"{shape}, {layers} layers"
+        origin = {"model": name, "model_hash": key_of(config.to_dict()), "dtype": str(dtype).removeprefix("torch.")}
+        bench = LargeBench(
+            Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance, phases
+        )
+        found = list(bench.run(cells, entries))
+    print_records(found, print_large, output, as_json)
+
+
+def _cells(
+    contexts: list[int], batches: list[int], prompts: list[int], grow: int | None, steps: int, rounds: int
+) -> list[Cell]:
+    if grow is not None:
+        return [Cell("growth", each, rows, grow) for each in contexts or [1024] for rows in batches or [1]]
+    if not contexts and not batches and not prompts:
+        decode = [Cell("decode", each, rows, steps) for rows, each in DECODE]
+        first = [Cell("prefill", each, 1, rounds) for each in PREFILL]
+        # The scenarios of two batches, then the rest.
+        return [*decode[:2], *first[:3], *decode[2:5], first[3], *decode[5:], first[4]]
+    decode = [Cell("decode", each, rows, steps) for each in contexts or [32768] for rows in batches or [1]]
+    return [*(decode if contexts or batches else []), *(Cell("prefill", each, 1, rounds) for each in prompts)]
+
+
+def _field(names: list[str], budget: int) -> list[Contestant]:
+    """Methods by name, some with settings of their own: `louiskv:tau=0.7,window=128`."""
+    field = []
+    for name in dict.fromkeys(names):
+        kind, _, given = name.partition(":")
+        parts = [each.partition("=") for each in given.split(",") if each]
+        own = {setting: _value(value, f"--method {name}") for setting, _, value in parts}
+        (found,) = contestants([kind], [budget], own)
+        field.append(replace(found, name=name))
+    return field
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {text!r} is no number; write a setting as name=number.") from error
+
+
+def _recorded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int) -> Recording:
+    context, steps = RECORDED
+    positions = model.config.get_text_config(decoder=True).max_position_embeddings
+    return record(model, tokenizer, batch, min(context, positions - steps), steps)

@@ -1,0 +1,107 @@
+"""How the shapes of large models look in a terminal."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from louiskv.bench.runner import Record
+from louiskv.bench.scenarios import end_to_end, speed_ups
+from louiskv.cli.bench_tables import print_origin
+from louiskv.cli.tables import number, percent, table
+from louiskv.telemetry import format_bytes
+
+# What a step of retrieval methods is made of beside the model and attention.
+RETRIEVAL = ("selection", "fetch")
+
+
+def print_large(console: Console, records: list[Record]) -> None:
+    """Print a table of each shape, and what tasks take from end to end."""
+    for (model, kind, context, batch), group in groupby(records, key=_place):
+        found = list(group)
+        console.print(f"{model}: {kind} of {batch} x {context} tokens", style="bold", highlight=False)
+        console.print(_TABLES[kind]([each for each in found if "left_out" not in each]), highlight=False)
+        for each in found:
+            if "left_out" in each:
+                console.print(f"{each['method']} is left out: {each['left_out']}.", highlight=False, markup=False)
+        console.print()
+    tasks = speed_ups(end_to_end(records))
+    if tasks:
+        console.print("from end to end: the first token, and so many steps", style="bold")
+        console.print(_tasks(tasks), highlight=False)
+        console.print()
+    print_origin(console, [each for each in records if "left_out" not in each])
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    return record["model"], record["kind"].removeprefix("large "), record["context"], record["batch"]
+
+
+def _decode(records: list[Record]) -> Table:
+    shown = table("", "ms/step", "tokens/s", "steps", "retrieval", "fires", "hits", "MiB/token", "peak device", "how")
+    for each in records:
+        phases = each["phases"]
+        share = sum(phases.get(phase, 0.0) for phase in RETRIEVAL) / sum(phases.values()) if phases else None
+        shown.add_row(
+            each["method"],
+            f"{each['ms_per_token']:.2f}",
+            f"{each['tokens_per_second']:.0f}",
+            str(each["timed_steps"]),
+            percent(share),
+            number(each.get("retrieval_rate")),
+            number(each.get("hit_rate")),
+            number(each["fetched_per_token"] / 2**20 if "fetched_per_token" in each else None),
+            format_bytes(each["cuda_peak_bytes"]) if each["cuda_peak_bytes"] is not None else "-",
+            "graph" if each["eager"] is None else "step by step",
+        )
+    return shown
+
+
+def _prefill(records: list[Record]) -> Table:
+    shown = table("", "seconds", "against full", "all in place", "clustering", "offload", "peak device")
+    base = {each["method"]: each["first_token_seconds"] for each in records}.get("full")
+    for each in records:
+        seconds = each["first_token_seconds"]
+        shown.add_row(
+            each["method"],
+            f"{seconds:.3f}",
+            "-" if base is None else f"{seconds / base - 1:+.1%}",
+            f"{each['ready_seconds']:.3f}",
+            f"{each['clustering_seconds']:.3f}",
+            f"{each['offload_seconds']:.3f}",
+            format_bytes(each["cuda_peak_bytes"]) if each["cuda_peak_bytes"] is not None else "-",
+        )
+    return shown
+
+
+def _growth(records: list[Record]) -> Table:
+    shown = table("", "tokens", "ms/step", "device", "host", "peak device")
+    for each in records:
+        part = each["steps"] // len(each["held"])
+        for place, held in enumerate(each["held"], 1):
+            peak, device, host = (held[name] for name in ("cuda_peak_bytes", "device_bytes", "host_bytes"))
+            sizes = ("-" if size is None else format_bytes(size) for size in (device, host, peak))
+            shown.add_row(each["method"], str(place * part), f"{held['ms_per_token']:.2f}", *sizes)
+    return shown
+
+
+def _tasks(tasks: Iterable[Record]) -> Table:
+    shown = table("", "batch", "method", "first token", "decoding", "seconds", "over full", "over rival")
+    for each in sorted(tasks, key=lambda each: (each["scenario"], each["batch"])):
+        rival = "-" if each["over_rival"] is None else f"{each['over_rival']:.2f}x {each['rival']}"
+        shown.add_row(
+            f"{each['scenario']} ({each['prompt']} + {each['output']})",
+            str(each["batch"]),
+            each["method"],
+            f"{each['first_token_seconds']:.2f}",
+            f"{each['decode_seconds']:.2f}",
+            f"{each['seconds']:.2f}",
+            "-" if each["over_full"] is None else f"{each['over_full']:.2f}x",
+            rival,
+        )
+    return shown
+
+
+_TABLES = {"decode": _decode, "prefill": _prefill, "growth": _growth}

@@ -1,0 +1,92 @@
+"""What the engine is doing, and what an answer attends to."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from louiskv.cache import LouisKVCache
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The engine between two of its turns; counts are since it was made.
+
+    Attributes:
+        running: Answers that are being decoded.
+        taking_in: Requests whose prompt is being taken in.
+        waiting: Requests behind them.
+        kept: Conversations that can be gone on with.
+        kept_bytes: Bytes of theirs, wherever they are.
+        rows: Rows that the batch has, idle ones included.
+        resident_bytes: Bytes of the resident sets on the device, of the batch and of prompts on their way.
+        index_bytes: Bytes of their indices.
+        host_bytes: Bytes of their pools.
+        fetched_bytes: Bytes copied from the host.
+        prompt_tokens: Tokens of prompts that were computed.
+        cached_tokens: Tokens of prompts that were there from earlier turns.
+        output_tokens: Tokens of answers.
+        retrieval_rate: Share of (step, answer, layer, KV head) that retrieved.
+        captured: How often a step was captured as a graph.
+    """
+
+    running: int
+    taking_in: int
+    waiting: int
+    kept: int
+    kept_bytes: int
+    rows: int
+    resident_bytes: int
+    index_bytes: int
+    host_bytes: int
+    fetched_bytes: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    retrieval_rate: float
+    captured: int
+
+
+@dataclass
+class Counters:
+    """What is counted over all requests."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    steps: int = 0
+    fired: float = 0.0
+
+    @property
+    def retrieval_rate(self) -> float:
+        """Share of (step, answer, layer, KV head) that retrieved."""
+        return self.fired / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What an answer attends to exactly.
+
+    Attributes:
+        layers: Index of each managed layer.
+        heads: KV heads of each.
+        now: [L, T] KV heads of each layer that attend to each position.
+        since: [L, T] the same summed over all steps of the answer; None unless the request is watched.
+        fired: For each step, the share of the KV heads of all layers that retrieved.
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    now: Tensor
+    since: Tensor | None
+    fired: tuple[float, ...]
+
+
+def attended_by(kv_cache: LouisKVCache, row: int) -> Tensor:
+    """[L, T] how many KV heads of each layer attend to each position of a row of T tokens; waits for the device."""
+    length = kv_cache.lengths[row]
+    counts = []
+    for layer in kv_cache.managed:
+        positions = layer.state.attended_positions().unflatten(0, (layer.state.batch_size, -1))[row].flatten()
+        counts.append(torch.bincount(positions[positions >= 0].cpu(), minlength=length)[:length])
+    return torch.stack(counts)

@@ -1,0 +1,290 @@
+"""What the engine does in each turn: a chunk of one prompt, then a step of all answers."""
+
+from collections import deque
+from collections.abc import Callable
+from threading import Condition
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from louiskv.cache import LouisKVCache
+from louiskv.engine.answer import Answer
+from louiskv.engine.batch import Batch, fetched_bytes
+from louiskv.engine.figures import Attended, Counters, Figures, attended_by
+from louiskv.engine.kept import Kept, usable
+from louiskv.engine.memory import Memory
+from louiskv.engine.request import Conversation, Logprob, Piece, Usage
+from louiskv.engine.sequences import Prompt, Running
+from louiskv.engine.text import Text
+from louiskv.errors import RequestError
+
+# Prompts that are taken in by turns: a short one need not wait until a long one before it is in.
+MAX_PROMPTS = 2
+
+
+class Turns:
+    """The requests of one engine, and all that its thread owns.
+
+    Attributes:
+        waiting: Answers whose prompt is not begun, in order of arrival; guarded by `changed`.
+        changed: Told of what comes.
+        number: Turns so far.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch: Batch,
+        memory: Memory,
+        kept: Kept,
+        new_cache: Callable[[], LouisKVCache],
+        *,
+        max_length: int,
+        prefill_chunk: int,
+        end_tokens: frozenset[int],
+    ) -> None:
+        self.model, self.tokenizer, self.batch, self.memory, self.kept = model, tokenizer, batch, memory, kept
+        self.new_cache, self.max_length, self.prefill_chunk = new_cache, max_length, prefill_chunk
+        self.end_tokens = end_tokens
+        self.waiting: deque[Answer] = deque()
+        self.changed = Condition()
+        self.prompts: list[Prompt] = []
+        self.running: list[Running] = []
+        self.counters = Counters()
+        self.number = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.waiting or self.prompts or self.running)
+
+    def turn(self) -> None:
+        """Drop what is no longer wanted, begin what fits, take in one chunk, and decode one step."""
+        self.number += 1
+        self._drop_cancelled()
+        self._admit()
+        if self.prompts:
+            self._take_in()
+        if self.running:
+            self._step()
+
+    def end_all(self, finish_reason: str, error: BaseException | None = None) -> None:
+        """End all requests, whatever they have come to."""
+        with self.changed:
+            waiting, self.waiting = list(self.waiting), deque()
+        for answer in (*waiting, *(prompt.answer for prompt in self.prompts)):
+            self._give_up(answer, finish_reason, error)
+        self.prompts = []
+        self._end_running(finish_reason, error)
+
+    def _end_running(self, finish_reason: str, error: BaseException | None) -> None:
+        running, self.running = self.running, []
+        self.batch.reset()
+        for each in running:
+            each.answer.give(each.piece("", finish_reason, error=error))
+
+    @staticmethod
+    def _give_up(answer: Answer, finish_reason: str, error: BaseException | None = None) -> None:
+        usage = Usage(len(answer.request.prompt), 0, 0)
+        answer.give(Piece(finish_reason=finish_reason, usage=usage, error=error))
+
+    def _fail(self, running: Running, error: BaseException) -> None:
+        """End one answer with an error, and no other."""
+        if running in self.running:
+            self.running.remove(running)
+            self.batch.leave(running.number)
+        if not running.answer.ended:
+            running.answer.give(running.piece("", "error", error=error))
+
+    def _drop_cancelled(self) -> None:
+        with self.changed:
+            gone = [answer for answer in self.waiting if answer.cancelled]
+            self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
+        gone += [prompt.answer for prompt in self.prompts if prompt.answer.cancelled]
+        self.prompts = [prompt for prompt in self.prompts if not prompt.answer.cancelled]
+        for answer in gone:
+            self._give_up(answer, "cancelled")
+        for each in [each for each in self.running if each.answer.cancelled]:
+            self._finish(each, "", "cancelled")
+
+    def _admit(self) -> None:
+        """Begin the oldest requests, as far as there are rows and memory."""
+        while len(self.prompts) < MAX_PROMPTS:
+            with self.changed:
+                if not self.waiting or not self._fits(self.waiting[0]):
+                    return
+                answer = self.waiting.popleft()
+            try:
+                self.prompts.append(self._begin(answer))
+            except Exception as error:
+                self._give_up(answer, "error", error)
+
+    def _fits(self, answer: Answer) -> bool:
+        """Whether a request can begin; kept conversations make room for it."""
+        sequences = len(self.running) + len(self.prompts) + 1
+        if sequences > self.batch.max_rows:
+            return False
+        length = answer.request.longest(self.max_length)
+        prompts = [prompt.longest for prompt in self.prompts] + [length]
+        longest = max(*prompts, *(each.longest for each in self.running), self.batch.longest)
+        rows = max(self.batch.rows_for(sequences), self.batch.num_rows)
+        need = self.memory.needed(rows, longest, prompts)
+        wanted = self.kept.find(answer.request.prompt)
+        while not self.memory.fits(need, self.kept.sizes):
+            # Its own conversation only where nothing that runs will make room.
+            if not self.kept.drop_oldest(but=wanted) and (sequences > 1 or not self.kept.drop_oldest()):
+                return False
+        return True
+
+    def _begin(self, answer: Answer) -> Prompt:
+        """Go on from an earlier turn if there is one, else from nothing."""
+        token_ids, length = list(answer.request.prompt), answer.request.longest(self.max_length)
+        conversation, known = answer.request.conversation, 0
+        if conversation is None:
+            conversation = self.kept.take(token_ids)
+        if conversation is not None:
+            known = usable(conversation, token_ids)
+        if not known or conversation is None:
+            return Prompt(answer, self.new_cache(), token_ids, 0, 0, length)
+        kv_cache = conversation.cache
+        if kv_cache.get_seq_length() != len(conversation.token_ids):
+            raise RequestError(
+                f"The conversation has {len(conversation.token_ids)} token ids, but its cache holds "
+                f"{kv_cache.get_seq_length()} tokens. Give those that it holds."
+            )
+        if known < len(conversation.token_ids):
+            kv_cache.crop(known - len(conversation.token_ids))
+        self.counters.cached_tokens += known
+        return Prompt(answer, kv_cache, token_ids, known, known, length)
+
+    def _take_in(self) -> None:
+        """Take in a chunk of the prompt whose turn it is; one that is whole joins the others."""
+        prompt = self.prompts.pop(0)
+        try:
+            self.counters.prompt_tokens += prompt.take_in(self.model, self.prefill_chunk)
+            if prompt.logits is None:
+                self.prompts.append(prompt)
+            else:
+                self._join(prompt, prompt.logits)
+        except Exception as error:
+            self._give_up(prompt.answer, "error", error)
+            if self.running and self.batch.cache is None:
+                # There was no memory for more rows, and those that there were are lost.
+                self._end_running("error", error)
+
+    def _join(self, prompt: Prompt, logits: Tensor) -> None:
+        request = prompt.answer.request
+        number = self.batch.join(prompt.cache, request.sampling, prompt.token_ids)
+        try:
+            text = Text(self.tokenizer, prompt.token_ids, request.sampling.stop)
+            known = len(prompt.token_ids)
+            running = Running(prompt.answer, number, prompt.token_ids, known, prompt.cached, prompt.longest, text)
+            chosen = self.batch.first(logits, number)
+        except Exception:
+            self.batch.leave(number)
+            raise
+        self.running.append(running)
+        prompt.answer.turns = self.number
+        self._hear(running, chosen.tokens[0], chosen.logprobs[0])
+
+    def _step(self) -> None:
+        """Decode one token of each answer."""
+        stepping = list(self.running)
+        try:
+            step = self.batch.run({each.number: each.token_ids[-1] for each in stepping})
+            self._watch(stepping)
+        except Exception as error:
+            self._end_running("error", error)
+            return
+        for each, token, logprob, fired in zip(stepping, step.tokens, step.logprobs, step.fired, strict=True):
+            each.fired.append(fired)
+            self.counters.steps += 1
+            self.counters.fired += fired
+            self._hear(each, token, logprob)
+
+    def _watch(self, stepping: list[Running]) -> None:
+        assert self.batch.cache is not None
+        for each in stepping:
+            if each.answer.request.watched:
+                each.watch(attended_by(self.batch.cache, self.batch.row(each.number)))
+
+    def _hear(self, running: Running, token: int, logprob: Logprob | None) -> None:
+        """Pass a token on; what goes wrong with it concerns this answer alone."""
+        try:
+            self._pass_on(running, token, logprob)
+        except Exception as error:
+            self._fail(running, error)
+
+    def _pass_on(self, running: Running, token: int, logprob: Logprob | None) -> None:
+        """Pass a token on, and end the answer where it ends."""
+        settings = running.answer.request.sampling
+        running.token_ids.append(token)
+        self.counters.output_tokens += 1
+        ends = token in settings.stop_token_ids or (token in self.end_tokens and not settings.ignore_eos)
+        full = len(running.token_ids) >= running.longest
+        text = "" if ends else running.text.push(token)
+        if ends or full:
+            text += running.text.finish()
+        reason = "stop" if ends or running.text.stopped else "length" if full else None
+        more: dict[str, Any] = {"token_ids": (token,), "logprobs": () if logprob is None else (logprob,)}
+        if reason is None:
+            running.answer.give(running.piece(text, None, **more))
+        else:
+            self._finish(running, text, reason, **more)
+
+    def _finish(self, running: Running, text: str, reason: str, **more: Any) -> None:
+        """Free the row of an answer, and keep its conversation."""
+        error = None
+        try:
+            self._put_away(running)
+        except Exception as failed:
+            reason, error = "error", failed
+        self.running.remove(running)
+        self.batch.leave(running.number)
+        running.answer.give(running.piece(text, reason, error=error, **more))
+
+    def _put_away(self, running: Running) -> None:
+        """Keep the conversation, or hand it back, if there is room for it."""
+        token_ids, request = tuple(running.token_ids[:-1]), running.answer.request
+        if request.hand_back:
+            running.answer.conversation = Conversation(token_ids, self.batch.take(running.number))
+        elif self.memory.of_sequence(len(token_ids)) <= self.kept.limit:
+            self.kept.keep(Conversation(token_ids, self.batch.take(running.number)))
+
+    def figures(self) -> Figures:
+        """The figures; this waits for the device."""
+        caches = [prompt.cache for prompt in self.prompts]
+        if self.batch.cache is not None:
+            caches.append(self.batch.cache)
+        tiers = [layer.state.tiers() for each in caches for layer in each.managed if layer.state.batch_size]
+        counters = self.counters
+        return Figures(
+            running=len(self.running),
+            taking_in=len(self.prompts),
+            waiting=len(self.waiting),
+            kept=len(self.kept),
+            kept_bytes=sum(self.kept.sizes),
+            rows=self.batch.num_rows,
+            resident_bytes=sum(each.resident.bytes for each in tiers),
+            index_bytes=sum(each.index.bytes for each in tiers),
+            host_bytes=sum(each.host.bytes for each in tiers),
+            fetched_bytes=self.batch.fetched_bytes + sum(map(fetched_bytes, caches)),
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            output_tokens=counters.output_tokens,
+            retrieval_rate=counters.retrieval_rate,
+            captured=self.batch.num_captured,
+        )
+
+    def attended(self, answer: Answer) -> Attended | None:
+        """What an answer attends to now; None if it is not being decoded."""
+        running = next((each for each in self.running if each.answer is answer), None)
+        if running is None or self.batch.cache is None:
+            return None
+        managed = self.batch.cache.managed
+        layers, heads = zip(*((layer.index, layer.state.num_kv_heads) for layer in managed), strict=True)
+        now = attended_by(self.batch.cache, self.batch.row(running.number))
+        since = None if running.attended is None else running.attended.clone()
+        return Attended(layers, heads, now, since, tuple(running.fired))

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks every kernel on a GPU against the reference, then measures: scripts/gpu_run.sh [FOLDER] [MINUTES]
+#
+# Leaves in FOLDER (results/gpu): checks.txt, sanitizer.txt, ops.jsonl, large.jsonl and growth.jsonl. What it has no time
+# for in MINUTES (9.5) is said; the files of results go on where they were when it is called again.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+folder=${1:-results/gpu} minutes=${2:-9.5}
+python=${PYTHON:-python3}
+began=$(date +%s)
+mkdir -p "$folder"
+
+left() { # seconds, as many as SHARE of what is left
+  awk -v b="$began" -v m="$minutes" -v now="$(date +%s)" -v s="$1" 'BEGIN { t = (b + 60 * m - now) * s; print (t > 1 ? int(t) : 1) }'
+}
+louiskv=("$python" -m louiskv.cli)
+stage() { echo; echo "== $1, after $(( $(date +%s) - began )) s"; }
+
+failed=0
+parallel=$("$python" -c 'import importlib.util as u; print("-n 8" if u.find_spec("xdist") else "")')
+
+stage "every operation against its reference"
+# shellcheck disable=SC2086
+timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "cuda and not compile" \
+  tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
+grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
+
+stage "the small sizes again, every access to memory watched"
+if command -v compute-sanitizer > /dev/null; then
+  # Once without, which compiles.
+  timeout "$(left 0.12)" "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left 0.12)" compute-sanitizer --tool memcheck --error-exitcode 9 \
+    "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
+  grep -E "ERROR SUMMARY|passed|Error|Invalid" "$folder/sanitizer.txt" | tail -5
+else
+  echo "there is no compute-sanitizer here" | tee "$folder/sanitizer.txt"
+  failed=1
+fi
+
+stage "each operation beside what the machine can do"
+timeout "$(left 0.2)" "${louiskv[@]}" bench ops --shape llama8b --device cuda --context 32768 --budget 1024 --quick \
+  --output "$folder/ops.jsonl" > "$folder/ops.txt" 2>&1 || failed=1
+tail -60 "$folder/ops.txt"
+
+stage "decoding and first tokens of large shapes"
+for each in "llama-3.1-8b 0.62" "qwen3-8b 0.6"; do
+  read -r shape share <<< "$each"
+  "${louiskv[@]}" bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
+    --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$shape.txt" || failed=1
+  grep -v "left out" "$folder/$shape.txt"
+done
+
+stage "what the device holds along an output of 16384 tokens"
+"${louiskv[@]}" bench large --layers 4 --grow 16384 --method louiskv:tau=0.7 --method louiskv_plus --no-sdpa --dtype bfloat16 \
+  --device cuda --output "$folder/growth.jsonl" --minutes "$(awk -v s="$(left 0.5)" 'BEGIN { print s / 60 }')" || failed=1
+
+stage "done"
+exit $failed
