@@ -126,6 +126,11 @@ def _listed(inputs: Inputs) -> tuple[Tensor | int, ...]:
     return scores, place.to(INT), scores > 1, room, sizes.num_retrieved
 
 
+def _turning(inputs: Inputs) -> tuple[Tensor, ...]:
+    query, previous = (inputs.query().unflatten(0, (inputs.sizes.batch, -1)).flatten(1, 2) for _ in range(2))
+    return query, previous, torch.empty(len(query), dtype=FLOAT, device=inputs.device)
+
+
 def _append(inputs: Inputs) -> tuple[Tensor, ...]:
     sizes = inputs.sizes
     keys, values = inputs.numbers(sizes.shape.dim), inputs.numbers(sizes.shape.dim)
@@ -208,8 +213,8 @@ CASES = (
     Case("query_cosines", lambda i: (i.query(), i.query()), query_cosines, flops=lambda s: 3 * _products(s, 1)),
     Case(
         "turned",
-        lambda i: tuple(i.query().unflatten(0, (i.sizes.batch, -1)).flatten(1, 2) for _ in range(2)),
-        lambda query, previous, *, impl: turned(query, previous, tau=0.9, num_groups=1, by_group=False, impl=impl),
+        _turning,
+        lambda query, *others, impl: turned(query, *others, tau=0.9, num_groups=1, by_group=False, impl=impl),
         moved=lambda s: (2 * _query_bytes(s), _query_bytes(s) + 5 * s.batch),
         flops=lambda s: 3 * _products(s, 1),
     ),
