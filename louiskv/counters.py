@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from louiskv.ops.recording import record_step
+
 PHASES = ("prefill", "clustering", "offload", "selection", "fetch", "estimate", "attention", "ahead")
 
 
@@ -21,6 +23,7 @@ class Series:
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
         self._before: list[Tensor] = []
+        # Those that are appended to together count their steps together.
         self._next: Tensor
         self._most = 0
 
@@ -35,14 +38,28 @@ class Series:
 
     def append(self, value: Tensor) -> None:
         """Add the value of one step, for which room was reserved."""
-        if self._buffer is None or self._buffer.shape[1:] != value.shape:
-            if self._buffer is not None:
-                self._before.append(self._buffer[: self.length].flatten())
-            self._most = max(1, self._most)
-            self._buffer = value.new_empty(max(256, self._most), *value.shape)
-            self._next = torch.zeros(1, dtype=torch.int64, device=value.device)
-        self._buffer.index_copy_(0, self._next, value[None])
-        self._next += 1
+        self.append_beside(value, [])
+
+    def append_beside(self, value: Tensor, others: "list[tuple[Series, Tensor]]", impl: str | None = None) -> None:
+        """Add the value of one step, and to other series theirs; to none of them is added otherwise."""
+        values = [(self, value), *others]
+        if not all(series._is_like(each) for series, each in values):
+            count = torch.zeros(1, dtype=torch.int64, device=value.device)
+            for series, each in values:
+                series._begin_anew(each, count)
+        buffers = tuple(series._buffer for series, _ in values if series._buffer is not None)
+        record_step(self._next, buffers, tuple(each for _, each in values), impl=impl)
+
+    def _is_like(self, value: Tensor) -> bool:
+        return self._buffer is not None and self._buffer.shape[1:] == value.shape
+
+    def _begin_anew(self, value: Tensor, count: Tensor) -> None:
+        """Go on with values of that shape, which are counted there."""
+        if self._buffer is not None:
+            self._before.append(self._buffer[: self.length].flatten())
+        self._most = max(1, self._most)
+        self._buffer = value.new_empty(max(256, self._most), *value.shape)
+        self._next = count
 
     @property
     def length(self) -> int:
@@ -108,6 +125,12 @@ class Tally(Series):
         self._sum += value.where(counted, 0).sum(dtype=torch.float64)
         self._number += counted.sum()
 
+    def append_beside(self, value: Tensor, others: list[tuple[Series, Tensor]], impl: str | None = None) -> None:
+        """Add the value of one step, and to other series theirs."""
+        self.append(value)
+        for series, each in others:
+            series.append(each)
+
     def take_over(self, other: Series) -> None:
         """Count also what another has counted."""
         if isinstance(other, Tally):
@@ -158,13 +181,16 @@ class Histogram:
 
     def __init__(self) -> None:
         self._numbers: Tensor | None = None
+        self._ones: Tensor | None = None
 
     def add(self, sizes: Tensor, most: int) -> None:
         """Count sizes [...] from 1 to `most`; 0 counts for none."""
         if self._numbers is None:
             self._numbers = torch.zeros(most + 1, dtype=torch.int64, device=sizes.device)
         flat = sizes.flatten().long()
-        self._numbers.scatter_add_(0, flat, (flat > 0).long())
+        if self._ones is None or self._ones.shape != flat.shape:
+            self._ones = torch.ones_like(flat)
+        self._numbers.scatter_add_(0, flat, self._ones)
 
     def take_over(self, other: "Histogram") -> None:
         """Count also what another has counted."""
@@ -176,7 +202,7 @@ class Histogram:
     def read(self) -> dict[int, int]:
         """The number of each size that occurred, the least first."""
         numbers = [] if self._numbers is None else self._numbers.tolist()
-        return {size: number for size, number in enumerate(numbers) if number}
+        return {size: number for size, number in enumerate(numbers) if size and number}
 
 
 class CodingError:

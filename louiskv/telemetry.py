@@ -52,6 +52,13 @@ class LayerTelemetry:
         for series in (self.fired, self.ahead, self.similarity):
             series.reserve(num_steps)
 
+    def record(
+        self, fired: Tensor, ahead: Tensor | None = None, similarity: Tensor | None = None, impl: str | None = None
+    ) -> None:
+        """Add a step to the series; what is None is so at all steps."""
+        others = ((self.ahead, ahead), (self.similarity, similarity))
+        self.fired.append_beside(fired, [(series, value) for series, value in others if value is not None], impl)
+
 
 @dataclass(frozen=True)
 class Tier:

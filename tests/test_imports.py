@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "importance": {"ops"},
     "merging": {"ops"},
     "store": {"store", "ops"},
-    "counters": set(),
+    "counters": {"ops"},
     "telemetry": {"counters"},
     "folders": set(),
     "state": set(),

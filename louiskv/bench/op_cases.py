@@ -1,14 +1,13 @@
 """The operations as a decode step calls them: what each is given, and what it must move and multiply at the least."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from louiskv.bench.case import Case
 from louiskv.bench.shapes import BIT_GROUP, NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
+from louiskv.bench.window_cases import WINDOW_CASES
 from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_attention, partial_attention
 from louiskv.ops.candidates import UnitTable, best_tokens, count_rest, list_candidates
 from louiskv.ops.eviction import choose_victims, merge_similar
@@ -19,13 +18,15 @@ from louiskv.ops.selection import (
     agree,
     assign_slots,
     places_of,
+    raise_newest,
     score_tokens,
     select_units,
     unit_logits,
     unit_shares,
 )
 from louiskv.ops.turning import query_cosines, turned
-from louiskv.ops.windows import cut_runs, oldest_runs
+
+__all__ = ["CASES", "Case"]
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
@@ -39,36 +40,6 @@ DROPPED = 16
 ALIKE = 0.5
 
 FLOAT, INT, LONG = torch.float32, torch.int32, torch.int64
-
-
-@dataclass(frozen=True)
-class Case:
-    """An operation with inputs.
-
-    Attributes:
-        op: Key of OPS.
-        make: Makes the arguments; the first is a tensor and decides which implementations can run.
-        call: Calls the operation with them, and `impl`.
-        variant: Tells apart several of one operation.
-        dtype: Type of the first tensor; None for the model's.
-        moved: Bytes that must be read, and bytes that must be written; None for all of the inputs and of the outputs.
-        flops: Multiplications and additions of the products of vectors.
-        bus: On a GPU, where what is written comes over the bus.
-    """
-
-    op: str
-    make: Callable[[Inputs], tuple[Tensor | int, ...]]
-    call: Callable[..., Any]
-    variant: str = ""
-    dtype: torch.dtype | None = None
-    moved: Callable[[Sizes], tuple[int, int]] | None = None
-    flops: Callable[[Sizes], int] = lambda _: 0
-    bus: Literal["to_device", "to_host"] | None = None
-
-    @property
-    def name(self) -> str:
-        """The operation, and which of several."""
-        return f"{self.op} {self.variant}".strip()
 
 
 def _clustered(sizes: Sizes) -> int:
@@ -155,6 +126,11 @@ def _listed(inputs: Inputs) -> tuple[Tensor | int, ...]:
     return scores, place.to(INT), scores > 1, room, sizes.num_retrieved
 
 
+def _turning(inputs: Inputs) -> tuple[Tensor, ...]:
+    query, previous = (inputs.query().unflatten(0, (inputs.sizes.batch, -1)).flatten(1, 2) for _ in range(2))
+    return query, previous, torch.empty(len(query), dtype=FLOAT, device=inputs.device)
+
+
 def _append(inputs: Inputs) -> tuple[Tensor, ...]:
     sizes = inputs.sizes
     keys, values = inputs.numbers(sizes.shape.dim), inputs.numbers(sizes.shape.dim)
@@ -171,18 +147,6 @@ def _store(inputs: Inputs) -> tuple[Tensor, ...]:
     lengths = inputs.whole(0, inputs.sizes.num_tokens - RUN)
     rows = inputs.numbers(RUN, 2 * inputs.sizes.shape.dim)
     return rows, inputs.pool("host"), lengths, inputs.filled(RUN, dtype=LONG)
-
-
-def _window(inputs: Inputs) -> tuple[Tensor, ...]:
-    """Starts of runs, about a quarter of a run apart, and the window's first position and end."""
-    position = torch.arange(WINDOW, 2 * WINDOW, device=inputs.device, dtype=INT)
-    starts = position.where(inputs.whole(0, RUN // 4, WINDOW) == 0, -1)
-    return starts, inputs.filled(WINDOW, dtype=LONG), inputs.filled(2 * WINDOW, dtype=LONG)
-
-
-def _cut(inputs: Inputs) -> tuple[Tensor, ...]:
-    starts, opened, lengths = _window(inputs)
-    return starts, opened, lengths, inputs.filled(1, dtype=torch.bool)
 
 
 def _fetch(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -249,8 +213,8 @@ CASES = (
     Case("query_cosines", lambda i: (i.query(), i.query()), query_cosines, flops=lambda s: 3 * _products(s, 1)),
     Case(
         "turned",
-        lambda i: tuple(i.query().unflatten(0, (i.sizes.batch, -1)).flatten(1, 2) for _ in range(2)),
-        lambda query, previous, *, impl: turned(query, previous, tau=0.9, num_groups=1, by_group=False, impl=impl),
+        _turning,
+        lambda query, *others, impl: turned(query, *others, tau=0.9, num_groups=1, by_group=False, impl=impl),
         moved=lambda s: (2 * _query_bytes(s), _query_bytes(s) + 5 * s.batch),
         flops=lambda s: 3 * _products(s, 1),
     ),
@@ -261,20 +225,6 @@ CASES = (
         lambda rows, target, lengths, counts, *, impl: store_rows(target, lengths, rows, counts, impl=impl),
         moved=lambda s: (s.token_bytes(RUN) + 16 * s.num_rows, s.token_bytes(RUN)),
         bus="to_host",
-    ),
-    Case(
-        "cut_runs",
-        _cut,
-        partial(cut_runs, shortest=1, longest=RUN),
-        dtype=INT,
-        moved=lambda s: (21 * s.num_rows, 12 * s.num_rows),
-    ),
-    Case(
-        "oldest_runs",
-        _window,
-        partial(oldest_runs, shortest=1, longest=RUN),
-        dtype=INT,
-        moved=lambda s: ((4 * (RUN // 4) + 16) * s.num_rows, 8 * s.num_rows),
     ),
     Case(
         "unit_logits",
@@ -337,6 +287,12 @@ CASES = (
         partial(score_tokens, scaling=SCALING),
         moved=_tokens_moved,
         flops=lambda s: _products(s, s.num_looked),
+    ),
+    Case(
+        "raise_newest",
+        lambda i: (i.numbers(i.sizes.num_units, dtype=FLOAT), i.filled(i.sizes.num_units, dtype=LONG)),
+        partial(raise_newest, num=WINDOW // UNIT_SIZE),
+        dtype=FLOAT,
     ),
     Case(
         "select_units",
@@ -429,4 +385,5 @@ CASES = (
         partial(merge_similar, threshold=ALIKE),
         flops=lambda s: 2 * s.num_rows * DROPPED * (s.budget + DROPPED) * s.shape.dim,
     ),
+    *WINDOW_CASES,
 )

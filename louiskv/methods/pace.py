@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from louiskv.methods.parts import Parts
-from louiskv.ops.ragged import is_readable
 
 
 @dataclass
@@ -98,9 +97,7 @@ class Paces:
                 pace.leave()
 
     def left(self, full: list[bool], room: Tensor, units: Tensor) -> None:
-        """Learn what room [N] there is and what units [N] when they have, where that is readable."""
-        if not is_readable(room):
-            return
+        """Learn what room [N] there is and what units [N] when they have; only where that is readable."""
         least, most = room.view(len(full), -1).amin(1).tolist(), units.view(len(full), -1).amax(1).tolist()
         for pace, was_full, room_now, units_now in zip(self.each, full, least, most, strict=True):
             if pace is not None and was_full:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from louiskv.methods.look import Look
 from louiskv.methods.selecting import select_inside, select_whole
+from louiskv.ops.windows import room_beside
 from louiskv.store.coding import Coding, Exact, FewBits
 from louiskv.store.device import ResidentSet
 from louiskv.triggers import Trigger
@@ -97,20 +98,32 @@ class Parts:
             impl=impl,
         )
 
-    def room(self, resident: ResidentSet) -> Tensor:
-        """[N] tokens that may be retrieved: what the window leaves of the budget until the trigger fires again."""
+    def room(self, resident: ResidentSet, impl: str | None = None) -> Tensor | int:
+        """Tokens that may be retrieved: what the window leaves of the budget until the trigger fires again.
+
+        Of each row [N], or one number for all.
+        """
         gap = self.trigger.gap
         if gap is None:
-            return torch.full_like(resident.lengths, self.num_retrieved)
-        free = self.budget - self.num_sinks
-        least, most = free - self.window, min(free - min(gap - 1, self.window), self.num_retrieved)
-        # Before the first token in the window there are fewer than none in it.
-        room = (resident.window_start - resident.lengths + (free - gap + 1)).clamp(least, most)
-        return room if self.taken_by == 1 else room // self.taken_by * self.taken_by
+            return self.num_retrieved
+        return room_beside(
+            resident.window_start,
+            resident.lengths,
+            budget=self.budget - self.num_sinks,
+            window=self.window,
+            coming=gap - 1,
+            taken_by=self.taken_by,
+            most=self.num_retrieved,
+            impl=impl,
+        )
 
     def select(self, look: Look) -> Tensor:
-        """[N, S] places in the pool of the tokens that the queries choose, -1 for none."""
-        room, slot_place = self.room(look.resident), look.resident.slot_place
+        """[N, S] places in the pool of the tokens that the queries choose, -1 for none.
+
+        They may be anything in rows for which the look is not asked.
+        """
+        room, slot_place = self.room(look.resident, look.impl), look.resident.slot_place
         if self.oversample:
+            room = room if isinstance(room, Tensor) else torch.full_like(look.resident.lengths, room)
             return select_inside(look, room, slot_place, self.hold, self.oversample)
         return select_whole(look, room, slot_place, self.hold, self.recent_units)

@@ -13,7 +13,6 @@ from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
 from louiskv.ops.branching import makes_branches, only_if
-from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.shard import Shard
 from louiskv.state import Held
@@ -120,22 +119,18 @@ class RetrievalLayer(RetrievalState):
 
     def _move_out(self, counts: Tensor) -> None:
         """Move the oldest `counts` [N] tokens of the windows to the pool."""
-        resident, parts, start, impl = self.resident, self.parts, self.resident.window_start, self.impl
-        token = torch.arange(width_of(counts, self.paces.longest_run), device=start.device)
-        positions = start[:, None] + token
-        rows = take_rows(resident.rows, resident.slots_of(positions))
-        order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-        rows, positions = take_rows(rows, order), positions.gather(1, order)
+        resident, parts, impl = self.resident, self.parts, self.impl
+        rows, positions = resident.take(width_of(counts, self.paces.longest_run), impl)
+        sizes = parts.output.sizes_in_order(counts, rows.shape[1])
+        if sizes is None:
+            order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
+            rows, positions = take_rows(rows, order), positions.gather(1, order)
         begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
         self._note_coding(rows, held, counts)
         self.index.append_few(*self._units(begin, sizes, held), impl=impl)
         self.telemetry.segments.add(sizes, self.paces.longest_run)
-        resident.advance(resident.lengths, start + counts)
-        room = parts.room(resident) + parts.num_spare - (resident.slot_place >= 0).sum(1)
-        stays = (begin[:, None] + token).where(token < counts.minimum(room)[:, None], -1)
-        change = resident.change(torch.cat([resident.slot_place.long(), stays], dim=1), impl)
-        if not resident.in_place:
-            fetch_rows(held, change.place - begin[:, None], change.missing, resident.retrieved, impl=impl)
+        resident.release(counts, impl)
+        resident.keep(begin, counts, held, parts.room(resident, impl), parts.num_spare, impl)
 
     def _note_coding(self, rows: Tensor, held: Tensor, counts: Tensor) -> None:
         if self.parts.pool_bits is not None:
@@ -147,7 +142,9 @@ class RetrievalLayer(RetrievalState):
         """What the index is told of units of sizes [N, U], whose tokens [N, T, Dk + Dv] begin in the pool at [N]."""
         keys, values = rows.tensor_split([self.resident.key_dim], dim=-1)
         summaries, details = self.parts.summarise(keys, values, sizes)
-        return begin[:, None] + sizes.cumsum(1) - sizes, sizes, summaries, details
+        # Where there is one, it begins where they all do.
+        offsets = begin[:, None] if sizes.shape[1] == 1 else begin[:, None] + sizes.cumsum(1) - sizes
+        return offsets, sizes, summaries, details
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""
@@ -158,7 +155,7 @@ class RetrievalLayer(RetrievalState):
             fired = self.trigger.fire(query[:, :, 0], self.num_kv_heads, look if self._has_units else None)
             if self.in_use is not None:
                 fired = fired & self.in_use[:, None]
-            self._record(fired)
+            self.telemetry.record(fired, self.trigger.ahead, self.trigger.similarity, self.impl)
             fire = fired.flatten()
             if not parts.estimate and self.trigger.ahead is None:
                 look.where = fire
@@ -250,13 +247,6 @@ class RetrievalLayer(RetrievalState):
                 self.transfer.fetch(self.pool, change, rows, self.impl)
 
         self.ahead.start(self.resident, select, fetch)
-
-    def _record(self, fired: Tensor) -> None:
-        self.telemetry.fired.append(fired)
-        if self.trigger.ahead is not None:
-            self.telemetry.ahead.append(self.trigger.ahead)
-        if self.trigger.similarity is not None:
-            self.telemetry.similarity.append(self.trigger.similarity)
 
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend to every token: sinks and window where they lie, the pool brought over in chunks."""

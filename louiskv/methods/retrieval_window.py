@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.ops.units import unit_of_place
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Transfer
 from louiskv.units.base import Units
-from louiskv.units.summaries import unit_of_place
 
 
 class Leaving(NamedTuple):

@@ -1,19 +1,18 @@
 """What a decode step retrieves: the best units, or the best tokens of the best units."""
 
-import torch
 from torch import Tensor
 
 from louiskv.methods.look import Look
 from louiskv.ops.candidates import best_tokens, list_candidates
-from louiskv.ops.selection import places_of, select_units
+from louiskv.ops.selection import places_of, raise_newest, select_units
 
 
-def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, recent_units: int) -> Tensor:
+def select_whole(look: Look, room: Tensor | int, slot_place: Tensor, hold: float, recent_units: int) -> Tensor:
     """Take units by descending score; the one that crosses the budget is cut.
 
     Args:
         look: What the index says.
-        room: [N] tokens to take.
+        room: Tokens to take, of each row [N] or of all.
         slot_place: [N, S] places of the resident tokens, -1 for none.
         hold: By how many nats the score of a unit that has resident tokens is raised.
         recent_units: Newest units that are taken in any case.
@@ -25,8 +24,7 @@ def select_whole(look: Look, room: Tensor, slot_place: Tensor, hold: float, rece
     if hold:
         scores = scores + hold * (look.num_resident[:, : scores.shape[1]] > 0)
     if recent_units:
-        age = index.counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
-        scores = scores.masked_fill((age > 0) & (age <= recent_units), torch.inf)
+        scores = raise_newest(scores, index.counts, recent_units, impl=look.impl)
     # In rows for which it is not asked, what is taken may be anything, and so may the places.
     take = select_units(scores, look.unit_sizes, room, where=look.where, impl=look.impl)
     return places_of(take, look.entries.offsets, slot_place.shape[1], impl=look.impl)[0]

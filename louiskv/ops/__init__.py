@@ -7,17 +7,20 @@ from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
 from louiskv.ops.kmeans import KMEANS
 from louiskv.ops.log_sums import LOG_SUMS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
+from louiskv.ops.recording import RECORD_STEP
 from louiskv.ops.selection import (
     AGREE,
     ASSIGN_SLOTS,
     PLACES_OF,
+    RAISE_NEWEST,
     SCORE_TOKENS,
     SELECT_UNITS,
     UNIT_LOGITS,
     UNIT_SHARES,
 )
 from louiskv.ops.turning import QUERY_COSINES, TURNED
-from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS
+from louiskv.ops.units import APPEND_UNITS, KEEP_RUNS, SUMMARISE_UNITS
+from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, RELEASE_RUNS, ROOM_BESIDE, TAKE_RUNS
 
 OPS: dict[str, tuple[Implementation, ...]] = {
     "kmeans": KMEANS,
@@ -28,9 +31,16 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "log_sums": LOG_SUMS,
     "cut_runs": CUT_RUNS,
     "oldest_runs": OLDEST_RUNS,
+    "room_beside": ROOM_BESIDE,
+    "take_runs": TAKE_RUNS,
+    "release_runs": RELEASE_RUNS,
+    "summarise_units": SUMMARISE_UNITS,
+    "append_units": APPEND_UNITS,
+    "keep_runs": KEEP_RUNS,
     "unit_logits": UNIT_LOGITS,
     "unit_shares": UNIT_SHARES,
     "agree": AGREE,
+    "raise_newest": RAISE_NEWEST,
     "select_units": SELECT_UNITS,
     "places_of": PLACES_OF,
     "list_candidates": LIST_CANDIDATES,
@@ -42,6 +52,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "decode_attention": DECODE_ATTENTION,
     "partial_attention": PARTIAL_ATTENTION,
     "attention_with_weights": ATTENTION_WITH_WEIGHTS,
+    "record_step": RECORD_STEP,
     "choose_victims": CHOOSE_VICTIMS,
     "merge_similar": MERGE_SIMILAR,
 }

@@ -221,6 +221,31 @@ def _sketch(query: Tensor, codes: Tensor, _values: Tensor, steps: Tensor) -> Ten
 _LOGITS: dict[str, Callable[..., Tensor]] = {"dot": _dot, "bound": _bound, "one_bit": _one_bit, "sketch": _sketch}
 
 
+def raise_newest(scores: Tensor, counts: Tensor, num: int, *, impl: str | None = None) -> Tensor:
+    """Raise the scores of the newest units above all others.
+
+    Args:
+        scores: [N, U].
+        counts: [N] int64, units of each row.
+        num: How many of them are raised, the last ones.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, U] float32, infinite for the raised.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("raise_newest", RAISE_NEWEST, impl, scores)
+    raised: Tensor = function(scores, counts, num)
+    return raised
+
+
+def _raise_newest(scores: Tensor, counts: Tensor, num: int) -> Tensor:
+    age = counts[:, None] - torch.arange(scores.shape[1], device=scores.device)
+    return scores.float().masked_fill((age > 0) & (age <= num), torch.inf)
+
+
 def select_units(
     scores: Tensor,
     sizes: Tensor,
@@ -360,5 +385,6 @@ UNIT_SHARES = implementations("selection", _unit_shares, ("triton", "cpu"))
 AGREE = implementations("selection", _agree, ("triton", "cpu"))
 SCORE_TOKENS = implementations("selection", _score_tokens, ("triton", "cpu"))
 PLACES_OF = implementations("selection", _places_of, ("triton", "cpu"))
+RAISE_NEWEST = implementations("selection", _raise_newest, ("triton", "cpu"))
 SELECT_UNITS = implementations("selection", _select_units, ("cuda", "triton", "cpu"))
 ASSIGN_SLOTS = implementations("selection", _assign_slots, ("cuda", "triton", "cpu"))

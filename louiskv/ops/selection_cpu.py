@@ -16,6 +16,7 @@ _one_bit = _OPS.one_bit_logits.default
 _unit_shares = _OPS.unit_shares.default
 _agree = _OPS.agree.default
 _score_tokens = _OPS.score_tokens.default
+_raise_newest = _OPS.raise_newest.default
 _select_units = _OPS.select_units.default
 _places_of = _OPS.places_of.default
 _assign_slots = _OPS.assign_slots.default
@@ -74,6 +75,12 @@ def score_tokens(
     return scores
 
 
+def raise_newest(scores: Tensor, counts: Tensor, num: int) -> Tensor:
+    """As `louiskv.ops.selection.raise_newest`."""
+    raised: Tensor = _raise_newest(scores, counts, num)
+    return raised
+
+
 def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, where: Tensor | None) -> Tensor:
     """As `louiskv.ops.selection.select_units`."""
     of_rows, of_all = (budget, 0) if isinstance(budget, Tensor) else (None, budget)
@@ -123,6 +130,11 @@ def _like_score_tokens(
     query: Tensor, _shares: Tensor, _bits: Tensor, _steps: Tensor, _unit: Tensor, place: Tensor, _scaling: float
 ) -> Tensor:
     return query.new_empty(place.shape, dtype=torch.float32)
+
+
+@native.fake("raise_newest")
+def _like_raise_newest(scores: Tensor, _counts: Tensor, _num: int) -> Tensor:
+    return scores.new_empty(scores.shape, dtype=torch.float32)
 
 
 @native.fake("select_units")

@@ -15,6 +15,7 @@ __all__ = [
     "agree",
     "assign_slots",
     "places_of",
+    "raise_newest",
     "score_tokens",
     "select_units",
     "unit_logits",
@@ -139,6 +140,42 @@ def select_units(scores: Tensor, sizes: Tensor, budget: Tensor | int, where: Ten
         block,
     )
     return take
+
+
+@kernel(
+    checks=(
+        {"scores": "*fp32", "counts": "*i64", "raised": "*fp32"}
+        | dict.fromkeys(("scores_row", "num_units", "num"), "i32"),
+    ),
+    configs=({"block": 1024, "num_warps": 4, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["scores_row", "num_units", "num"])
+def _raise(
+    scores: tl.tensor,
+    counts: tl.tensor,
+    raised: tl.tensor,
+    scores_row: tl.tensor,
+    num_units: tl.tensor,
+    num: tl.tensor,
+    block: tl.constexpr,
+) -> None:
+    """Raise some units of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    unit = tl.program_id(1) * block + tl.arange(0, block)
+    age = tl.load(counts + row) - unit
+    score = tl.load(scores + row * scores_row + unit, mask=unit < num_units, other=0.0).to(tl.float32)
+    score = tl.where((age > 0) & (age <= num), float("inf"), score)
+    tl.store(raised + row * num_units + unit, score, mask=unit < num_units)
+
+
+def raise_newest(scores: Tensor, counts: Tensor, num: int) -> Tensor:
+    """Twin of the reference."""
+    num_rows, num_units = scores.shape
+    scores = dense(scores)
+    raised = scores.new_empty(scores.shape, dtype=torch.float32)
+    grid = (num_rows, triton.cdiv(num_units, 1024))
+    _raise[grid](scores, dense(counts), raised, scores.stride(0), num_units, num)
+    return raised
 
 
 @kernel(

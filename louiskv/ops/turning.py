@@ -35,36 +35,43 @@ def _query_cosines(query: Tensor, other: Tensor) -> Tensor:
 
 
 def turned(
-    query: Tensor, previous: Tensor, *, tau: float, num_groups: int, by_group: bool, impl: str | None = None
-) -> tuple[Tensor, Tensor]:
+    query: Tensor,
+    previous: Tensor,
+    similarity: Tensor,
+    *,
+    tau: float,
+    num_groups: int,
+    by_group: bool,
+    impl: str | None = None,
+) -> Tensor:
     """Compare queries with the ones before, which they take the place of.
 
     Args:
         query: [B, H, D].
         previous: [B, H, D] in the same dtype, contiguous; NaN where there is none. Changed: the query afterwards.
+        similarity: [B] float32, changed: the mean cosine over the heads, NaN where there was no query before.
         tau: Least cosine that is no turn.
         num_groups: Groups of H / num_groups consecutive heads.
         by_group: Whether each group turns by the mean over its own heads, and not by the mean over all.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [B] float32, the mean cosine over the heads, NaN where there was no query before; and [B, num_groups] True where
-        the mean is not at least `tau`, also where it is NaN.
+        [B, num_groups] True where the mean is not at least `tau`, also where it is NaN.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("turned", TURNED, impl, query)
-    similarity, fired = function(query, previous, tau, num_groups, by_group)
-    return similarity, fired
+    fired: Tensor = function(query, previous, similarity, tau, num_groups, by_group)
+    return fired
 
 
-def _turned(query: Tensor, previous: Tensor, tau: float, num_groups: int, by_group: bool) -> tuple[Tensor, Tensor]:
+def _turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
     cosine = _query_cosines(query, previous).clamp_(-1, 1)
     previous.copy_(query)
-    similarity = cosine.mean(1)
+    similarity.copy_(cosine.mean(1))
     mean = cosine.unflatten(1, (num_groups, -1)).mean(2) if by_group else similarity[:, None].expand(-1, num_groups)
-    return similarity, ~(mean >= tau)
+    return ~(mean >= tau)
 
 
 QUERY_COSINES = implementations("turning", _query_cosines, ("triton", "cpu"))

@@ -16,18 +16,17 @@ def query_cosines(query: Tensor, other: Tensor) -> Tensor:
     return cosines
 
 
-def turned(query: Tensor, previous: Tensor, tau: float, num_groups: int, by_group: bool) -> tuple[Tensor, Tensor]:
+def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
     """As `louiskv.ops.turning.turned`."""
-    similarity, fired = _turned(query, previous, tau, num_groups, by_group)
-    return similarity, fired
+    fired: Tensor = _turned(query, previous, similarity, tau, num_groups, by_group)
+    return fired
 
 
 @native.fake("turned")
 def _like_turned(
-    query: Tensor, _previous: Tensor, _tau: float, num_groups: int, _by_group: bool
-) -> tuple[Tensor, Tensor]:
-    fired = query.new_empty(len(query), num_groups, dtype=torch.bool)
-    return query.new_empty(len(query), dtype=torch.float32), fired
+    query: Tensor, _previous: Tensor, _similarity: Tensor, _tau: float, num_groups: int, _by_group: bool
+) -> Tensor:
+    return query.new_empty(len(query), num_groups, dtype=torch.bool)
 
 
 @native.fake("query_cosines")

@@ -114,11 +114,10 @@ def _turns(
     tl.store(fired + row * num_groups + group, turns.to(tl.uint8), mask=group < num_groups)
 
 
-def turned(query: Tensor, previous: Tensor, tau: float, num_groups: int, by_group: bool) -> tuple[Tensor, Tensor]:
+def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
     """Twin of the reference."""
     num_rows, num_heads, dim = query.shape
     query = dense(query)
-    similarity = query.new_empty(num_rows, dtype=torch.float32)
     fired = query.new_empty(num_rows, num_groups, dtype=torch.uint8)
     dim_block = triton.next_power_of_2(dim)
     blocks = (max(1, min(triton.next_power_of_2(num_heads), HELD // dim_block)), triton.next_power_of_2(num_groups))
@@ -127,4 +126,4 @@ def turned(query: Tensor, previous: Tensor, tau: float, num_groups: int, by_grou
         *(query, previous, similarity, fired, *strides, tau, num_heads, num_groups),
         *(by_group, dim, dim_block, *blocks),
     )
-    return similarity, fired.view(torch.bool)
+    return fired.view(torch.bool)

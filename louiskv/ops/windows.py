@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import choose, implementations
+from louiskv.ops.ragged import take_rows
 
 
 def cut_runs(
@@ -90,5 +91,103 @@ def _oldest_runs(starts: Tensor, first: Tensor, end: Tensor, shortest: int, long
     return (closes.to(torch.uint8).argmax(dim=1) + 1).masked_fill(end - first <= most, 0)
 
 
+def room_beside(
+    first: Tensor,
+    end: Tensor,
+    *,
+    budget: int,
+    window: int,
+    coming: int = 0,
+    taken_by: int = 1,
+    most: int,
+    impl: str | None = None,
+) -> Tensor:
+    """Count what windows leave of a budget when they have taken in some tokens more.
+
+    Args:
+        first: [N] int64, position of the oldest token.
+        end: [N] int64, one more than the position of the newest; less than `first` where the window is empty.
+        budget: Tokens of a window and beside it.
+        window: Tokens that a window has at the most.
+        coming: Tokens that are to come.
+        taken_by: What is left is taken in multiples of this.
+        most: Tokens beside a window at the most.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N] int64.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("room_beside", ROOM_BESIDE, impl, first)
+    room: Tensor = function(first, end, budget, window, coming, taken_by, most)
+    return room
+
+
+def _room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: int, taken_by: int, most: int) -> Tensor:
+    room = budget - ((end - first).clamp(min=0) + coming).clamp(max=window)
+    return (room // taken_by * taken_by).clamp(max=most)
+
+
+def take_runs(
+    rows: Tensor, first: Tensor, width: int, *, num_sinks: int, window: int, impl: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Read the oldest tokens of windows.
+
+    Args:
+        rows: [N, L, R], of which the slots from `num_sinks` on are a ring of `window`, contiguous.
+        first: [N] int64, position of the oldest token.
+        width: Tokens to read, `window` at the most.
+        num_sinks: Slots before the ring, and position of its first slot.
+        window: Slots of the ring.
+        impl: Implementation; None takes the best that can run.
+
+    Returns:
+        [N, width, R] the tokens by position, anything behind the newest; and [N, width] int32 their positions.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("take_runs", TAKE_RUNS, impl, first)
+    taken, positions = function(rows, first, width, num_sinks, window)
+    return taken, positions
+
+
+def _take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor]:
+    positions = first[:, None] + torch.arange(width, device=first.device)
+    return take_rows(rows, num_sinks + (positions - num_sinks) % window), positions.int()
+
+
+def release_runs(
+    bias: Tensor, first: Tensor, counts: Tensor, *, num_sinks: int, window: int, impl: str | None = None
+) -> None:
+    """Close the slots of the oldest tokens of windows, which then begin behind them; in place.
+
+    Args:
+        bias: [N, L], -inf afterwards where a slot was closed; see `take_runs` for the slots. Changed.
+        first: [N] int64, position of the oldest token; changed.
+        counts: [N] int64, tokens to release, `window` at the most.
+        num_sinks: Slots before the ring.
+        window: Slots of the ring.
+        impl: Implementation; None takes the best that can run.
+
+    Raises:
+        ImplementationError: `impl` cannot run on this device.
+    """
+    function = choose("release_runs", RELEASE_RUNS, impl, first)
+    function(bias, first, counts, num_sinks, window)
+
+
+def _release_runs(bias: Tensor, first: Tensor, counts: Tensor, num_sinks: int, window: int) -> None:
+    ring = bias[:, num_sinks : num_sinks + window]
+    age = (torch.arange(window, device=first.device) - (first[:, None] - num_sinks)) % window
+    ring.masked_fill_(age < counts[:, None], -torch.inf)
+    first += counts
+
+
 CUT_RUNS = implementations("windows", _cut_runs, ("triton", "cpu"))
 OLDEST_RUNS = implementations("windows", _oldest_runs, ("triton", "cpu"))
+ROOM_BESIDE = implementations("windows", _room_beside, ("triton", "cpu"))
+TAKE_RUNS = implementations("windows", _take_runs, ("triton", "cpu"))
+RELEASE_RUNS = implementations("windows", _release_runs, ("triton", "cpu"))

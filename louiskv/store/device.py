@@ -7,6 +7,8 @@ from torch import Tensor
 
 from louiskv.ops.moving import append_token, fetch_rows
 from louiskv.ops.selection import assign_slots
+from louiskv.ops.units import keep_runs
+from louiskv.ops.windows import release_runs, take_runs
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,34 @@ class ResidentSet:
         """The same, and it is written down: from now on the slots are to hold these tokens."""
         bias, slots = None if self.in_place else self._retrieved_bias, self.slot_place
         return Change(*assign_slots(slots, wanted, where=where, counts=counts, bias=bias, out=slots, impl=impl))
+
+    def take(self, width: int, impl: str | None = None) -> tuple[Tensor, Tensor]:
+        """The oldest tokens of the window [N, width, Dk + Dv], anything behind the newest, and their positions."""
+        ring = {"num_sinks": self.num_sinks, "window": self.window}
+        return take_runs(self.rows, self.window_start, width, **ring, impl=impl)
+
+    def release(self, counts: Tensor, impl: str | None = None) -> None:
+        """Let the `counts` [N] oldest tokens of the window go."""
+        ring = {"num_sinks": self.num_sinks, "window": self.window}
+        release_runs(self.bias[:, 0], self.window_start, counts, **ring, impl=impl)
+
+    def keep(
+        self, begin: Tensor, counts: Tensor, rows: Tensor, room: Tensor | int, spare: int, impl: str | None = None
+    ) -> None:
+        """Retrieve what has just come into the pool as far as slots are empty, and a row holds no more than its room.
+
+        Args:
+            begin: [N] where it begins in the pool.
+            counts: [N] how many tokens it has.
+            rows: [N, T, Dk + Dv] the tokens.
+            room: Tokens that the slots of a row may hold, [N] or one number for all.
+            spare: So many more.
+            impl: Implementation of the operations.
+        """
+        bias = None if self.in_place else self._retrieved_bias
+        comes, token = keep_runs(self.slot_place, begin, counts, room, spare=spare, bias=bias, impl=impl)
+        if not self.in_place:
+            fetch_rows(rows, token, comes, self.retrieved, impl=impl)
 
     def fill(self, change: Change, rows: Tensor, place: Tensor, impl: str | None = None) -> None:
         """Make a change, the missing token of each slot being that of `rows` [N, T, Dk + Dv] at `place` [N, S]."""

@@ -54,9 +54,17 @@ class CosineState(TriggerState):
         """Fire for the sequences, or the KV heads of them, whose query has turned."""
         if self.previous is None:
             self.previous = torch.full(query.shape, torch.nan, dtype=query.dtype, device=query.device)
+        if self.similarity is None or len(self.similarity) != len(query):
+            self.similarity = torch.empty(len(query), dtype=torch.float32, device=query.device)
         # Without a query before, the cosine is NaN, and that fires.
-        self.similarity, fired = turned(
-            query, self.previous, tau=self.tau, num_groups=num_kv_heads, by_group=self.per_head, impl=self.impl
+        fired = turned(
+            query,
+            self.previous,
+            self.similarity,
+            tau=self.tau,
+            num_groups=num_kv_heads,
+            by_group=self.per_head,
+            impl=self.impl,
         )
         if self.shard.splits_heads and not self.per_head:
             self.similarity = self.shard.mean(self.similarity)

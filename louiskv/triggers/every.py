@@ -31,18 +31,24 @@ class Every(Trigger):
 
 
 class EveryState(TriggerState):
-    """[B, 1] the number of steps that each sequence has seen, counted on the device."""
+    """[B, 1] the number of steps that each sequence has seen, counted on the device; not if each step fires."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.seen: Tensor | None = None
+        self._always: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire for all KV heads of a sequence or for none."""
+        shape = (len(query), num_kv_heads)
+        if self.steps == 1:
+            if self._always is None or self._always.shape != shape:
+                self._always = torch.ones(shape, dtype=torch.bool, device=query.device)
+            return self._always
         if self.seen is None:
             self.seen = torch.zeros(len(query), 1, dtype=torch.int64, device=query.device)
-        fires = (self.seen % self.steps == 0).expand(-1, num_kv_heads)
-        self.seen = self.seen + 1
+        fires = (self.seen % self.steps == 0).expand(shape)
+        self.seen += 1
         return fires
 
     def chosen(self, where: Tensor) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from louiskv.errors import SettingsError, check_part
@@ -68,7 +69,11 @@ class LateState(TriggerState):
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire where a correction is needed; where one is, nothing need be selected ahead."""
         fired = self.correct.fire(query, num_kv_heads, estimate)
-        self.ahead = self.when.fire(query, num_kv_heads, estimate) & ~fired
+        # True is more than False: where one fires, and not the other.
+        when = self.when.fire(query, num_kv_heads, estimate)
+        if self.ahead is None or self.ahead.shape != fired.shape:
+            self.ahead = torch.empty(fired.shape, dtype=torch.bool, device=fired.device)
+        torch.gt(when, fired, out=self.ahead)
         self.correct.chosen(self.ahead)
         self.when.chosen(fired)
         self.similarity = self.correct.similarity

@@ -56,6 +56,15 @@ class Units(ABC):
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
         """Group the first `counts[n]` of the keys [N, T, D] of each row, which leave the window together."""
 
+    def sizes_in_order(self, counts: Tensor, num_tokens: int) -> Tensor | None:
+        """Sizes [N, U] of units that are runs of consecutive tokens; None where it is for `group` to say.
+
+        Args:
+            counts: [N] tokens that leave the window together.
+            num_tokens: The most of them.
+        """
+        return None
+
     @abstractmethod
     def num_units(self, num_tokens: int) -> int:
         """Units that a prompt of this many tokens gets."""

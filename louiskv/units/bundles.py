@@ -5,8 +5,9 @@ from torch import Tensor
 
 from louiskv.ops.bisection import bisect
 from louiskv.ops.ragged import take_rows
+from louiskv.ops.units import unit_of_place
 from louiskv.units.base import Grouping
-from louiskv.units.summaries import means, unit_of_place
+from louiskv.units.summaries import means
 
 
 def in_bundles(keys: Tensor, grouping: Grouping, bundle_size: int) -> Grouping:

@@ -1,14 +1,14 @@
 """The index: what the device keeps of every unit of one layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
 from louiskv.ops.ragged import append_rows, grown, put_rows, take_rows, width_of
+from louiskv.ops.units import append_units
 from louiskv.units.summaries import Summary
 
 # Bytes of the table's entry for one unit: offset and size.
@@ -86,7 +86,18 @@ class UnitIndex:
         new, tokens = (sizes > 0).sum(1), sizes.sum(1)
         self._shape_like(summaries, details)
         self.reserve(int((self.counts + new).max()), int((self.num_tokens + tokens).max()))
-        return self._write(offsets, sizes, summaries, details, append_rows)
+        begin = self.counts
+        append_rows(self.offsets, begin, offsets.to(torch.int32), new)
+        append_rows(self.sizes, begin, sizes.to(torch.int32), new)
+        for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
+            append_rows(held, begin // stride, part, new // stride)
+        if details is not None:
+            assert self.details is not None
+            append_rows(self.details, self.num_tokens, details, tokens)
+        self.counts, self.num_tokens = begin + new, self.num_tokens + tokens
+        if self.bundles is not None:
+            self._bundle(self.bundles, begin, sizes.shape[1])
+        return begin
 
     def append_few(
         self,
@@ -98,7 +109,17 @@ class UnitIndex:
     ) -> Tensor:
         """The same for the units of one run, for which room was reserved; waits for nothing."""
         self._shape_like(summaries, details)
-        return self._write(offsets, sizes, summaries, details, partial(store_rows, impl=impl))
+        table = (self.offsets, self.sizes, self.counts, self.num_tokens)
+        begin, new, first_token, tokens = append_units(*table, offsets, sizes, impl=impl)
+        for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
+            whole = (begin, new) if stride == 1 else (begin // stride, new // stride)
+            store_rows(held, whole[0], part, whole[1], impl=impl)
+        if details is not None:
+            assert self.details is not None
+            store_rows(self.details, first_token, details, tokens, impl=impl)
+        if self.bundles is not None:
+            self._bundle(self.bundles, begin, sizes.shape[1])
+        return begin
 
     def reserve(self, num_units: int, num_tokens: int) -> bool:
         """Make room for so many units of each row, and the details of so many tokens; whether there was too little."""
@@ -133,28 +154,6 @@ class UnitIndex:
             self.details = grown(self.details, self._token_room)
         if self.bundles is not None and self.bundled and self.bundled[0].shape[1] < capacity // self.bundles.size:
             self.bundled = tuple(grown(held, capacity // self.bundles.size) for held in self.bundled)
-
-    def _write(
-        self,
-        offsets: Tensor,
-        sizes: Tensor,
-        summaries: tuple[Tensor, ...],
-        details: Tensor | None,
-        write: Callable[[Tensor, Tensor, Tensor, Tensor], None],
-    ) -> Tensor:
-        new, tokens, begin = (sizes > 0).sum(1), sizes.sum(1), self.counts
-        write(self.offsets, begin, offsets.to(torch.int32), new)
-        write(self.sizes, begin, sizes.to(torch.int32), new)
-        for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
-            write(held, begin // stride, part, new // stride)
-        if details is not None:
-            assert self.details is not None
-            write(self.details, self.num_tokens, details, tokens)
-        self.counts = begin + new
-        if self.bundles is not None:
-            self._bundle(self.bundles, begin, sizes.shape[1])
-        self.num_tokens = self.num_tokens + tokens
-        return begin
 
     def _bundle(self, bundles: Bundles, begin: Tensor, most: int) -> None:
         """Summarise anew, in each row, the bundles of the units from `begin` [N] on, `most` units at the most."""

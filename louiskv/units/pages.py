@@ -46,6 +46,10 @@ class Pages(Units):
         """One page after the other; the last may be shorter."""
         return consecutive(keys, counts, self.page_size)
 
+    def sizes_in_order(self, counts: Tensor, num_tokens: int) -> Tensor | None:
+        """One page after the other."""
+        return consecutive_sizes(counts, num_tokens, self.page_size)
+
     def num_units(self, num_tokens: int) -> int:
         """Pages, the last one perhaps shorter."""
         return -(-num_tokens // self.page_size)
@@ -54,6 +58,13 @@ class Pages(Units):
 def consecutive(keys: Tensor, counts: Tensor, size: int) -> Grouping:
     """Group the first `counts[n]` tokens of each row of [N, T, D] into runs of `size`, the last perhaps shorter."""
     num_rows, num_tokens = keys.shape[:2]
-    first = torch.arange(0, num_tokens, size, device=keys.device)
-    sizes = (counts[:, None] - first).clamp(min=0, max=size)
+    sizes = consecutive_sizes(counts, num_tokens, size)
     return Grouping(torch.arange(num_tokens, device=keys.device).expand(num_rows, -1), sizes)
+
+
+def consecutive_sizes(counts: Tensor, num_tokens: int, size: int) -> Tensor:
+    """Sizes [N, U] of runs of `size`, the last perhaps shorter, of `counts` [N] tokens, `num_tokens` at the most."""
+    if 0 < num_tokens <= size:
+        return counts[:, None]
+    first = torch.arange(0, num_tokens, size, device=counts.device)
+    return (counts[:, None] - first).clamp(min=0, max=size)

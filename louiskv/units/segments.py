@@ -8,7 +8,7 @@ from torch import Tensor
 from louiskv.errors import check_count
 from louiskv.ops.windows import cut_runs, oldest_runs
 from louiskv.units.base import Grouping, Runs, Units
-from louiskv.units.pages import consecutive
+from louiskv.units.pages import consecutive, consecutive_sizes
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Segments(Units):
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
         """Even runs; what leaves the window as one run of the output is one segment."""
         return consecutive(keys, counts, self.max_segment)
+
+    def sizes_in_order(self, counts: Tensor, num_tokens: int) -> Tensor | None:
+        """Even runs, mostly one."""
+        return consecutive_sizes(counts, num_tokens, self.max_segment)
 
     def num_units(self, num_tokens: int) -> int:
         """Even runs."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from louiskv.errors import check_count
 from louiskv.ops.quantize import pack_bits, to_int8
 from louiskv.ops.ragged import sum_by_label, take_rows
+from louiskv.ops.units import summarise_units, unit_of_place
 
 
 class Summary(ABC):
@@ -83,7 +84,7 @@ class MinMax(Summary):
 
     def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """[N, U, 2 D]: the greatest, then the least."""
-        return (torch.cat(_extremes(keys, sizes), dim=-1),)
+        return (summarise_units(keys, sizes, "extremes"),)
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
@@ -101,14 +102,7 @@ class BoundingVolume(Summary):
 
     def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """[N, U, 2 D]: `c + r`, then `c - r`."""
-        high, low = _extremes(keys, sizes)
-        centre = (high.float() + low.float()) / 2
-        unit = unit_of_place(sizes, keys.shape[1])
-        padded = torch.nn.functional.pad(centre, (0, 0, 0, 1))
-        distance = (keys.float() - padded.gather(1, unit[..., None].expand_as(keys))).abs()
-        sums, _ = sum_by_label(distance, unit, sizes.shape[1] + 1)
-        radius = sums[:, :-1] / sizes.clamp(min=1)[..., None]
-        return (torch.cat([centre + radius, centre - radius], dim=-1).to(keys.dtype),)
+        return (summarise_units(keys, sizes, "volume"),)
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
@@ -228,19 +222,4 @@ def means(rows: Tensor, sizes: Tensor) -> Tensor:
     Returns:
         [N, U, D]; 0 for a unit without tokens.
     """
-    sums, _ = sum_by_label(rows.float(), unit_of_place(sizes, rows.shape[1]), sizes.shape[1] + 1)
-    return (sums[:, :-1] / sizes.clamp(min=1)[..., None]).to(rows.dtype)
-
-
-def unit_of_place(sizes: Tensor, num_places: int) -> Tensor:
-    """Unit [N, T] of each place when units of these sizes [N, U] lie side by side; U past the last one."""
-    place = torch.arange(num_places, device=sizes.device).expand(len(sizes), -1).contiguous()
-    return torch.searchsorted(sizes.cumsum(1), place, right=True)
-
-
-def _extremes(keys: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The greatest and the least of each channel of each unit, [N, U, D] each; 0 for a unit without tokens."""
-    index = unit_of_place(sizes, keys.shape[1])[..., None].expand_as(keys)
-    empty = keys.new_zeros(len(keys), sizes.shape[1] + 1, keys.shape[2])
-    high, low = (empty.scatter_reduce(1, index, keys, kind, include_self=False) for kind in ("amax", "amin"))
-    return high[:, :-1], low[:, :-1]
+    return summarise_units(rows, sizes, "mean")

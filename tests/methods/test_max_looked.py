@@ -89,7 +89,8 @@ def check_selected(
     layer: RetrievalLayer, row: int, queries: Tensor, entries: list[Entry], before: set[int], resident: set[int]
 ) -> None:
     """What is resident the flat algorithm selects among the entries that are units, when those `before` were."""
-    parts, room = layer.parts, int(layer.parts.room(layer.resident)[row])
+    parts, rooms = layer.parts, layer.parts.room(layer.resident)
+    room = int(rooms[row]) if isinstance(rooms, Tensor) else rooms
     total = total_of(entries, always_of(layer, row, queries))
     units = [entry for entry in entries if entry.is_unit and entry.places]
 

@@ -196,6 +196,7 @@ def cases() -> dict[str, tuple[Any, ...]]:
         "unit_shares": (logits, sizes, torch.randn(2, 3)),
         "agree": (logits, sizes, True, True, False, None),
         "select_units": (scores, sizes, torch.tensor([5, 6]), 0, where),
+        "raise_newest": (scores, torch.tensor([3, 7]), 2),
         "places_of": (sizes, sizes, 9),
         "assign_slots": (
             *(torch.full((2, 4), -1, dtype=torch.int32), place, where, torch.empty(2, 4, dtype=torch.int32)),

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from louiskv.ops.quantize import pack_bits
-from louiskv.ops.selection import assign_slots, places_of, score_tokens, score_units, select_units
+from louiskv.ops.selection import assign_slots, places_of, raise_newest, score_tokens, score_units, select_units
 from tests.ops.implementations import each, here
 
 sizes_of_units = st.lists(st.integers(0, 9), min_size=1, max_size=20)
@@ -41,6 +41,23 @@ def test_takes_the_best_units_and_exactly_the_budget(impl: str, sizes: list[int]
         assert take[unit] == min(left, sizes[unit])
         left -= take[unit]
     assert sum(take) == min(budget, sum(sizes))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("raise_newest")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_units", [1, 15, 17, 63, 1100])
+def test_the_newest_units_are_raised(impl: str, dtype: torch.dtype, num_units: int) -> None:
+    room = torch.full((5, num_units + 3), torch.nan, dtype=dtype)
+    scores = room[:, :num_units]
+    scores.copy_(torch.randn(5, num_units))
+    counts = torch.tensor([0, 1, num_units // 2, num_units - 1, num_units])
+    for num in (1, 3, num_units):
+        raised = raise_newest(scores, counts, num, impl=impl)
+        for row, count in enumerate(counts.tolist()):
+            expected = scores[row].float()
+            expected[max(0, count - num) : count] = torch.inf
+            assert torch.equal(raised[row], expected)
 
 
 @each("assign_slots")

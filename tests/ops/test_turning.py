@@ -59,10 +59,10 @@ def queries(num_rows: int, num_heads: int, dim: int, dtype: torch.dtype) -> tupl
 
 
 def turned_by(impl: str, query: Tensor, previous: Tensor, groups: int, by_group: bool, tau: float) -> list[Tensor]:
-    previous = previous.clone()
-    told = turned(query, previous, tau=tau, num_groups=groups, by_group=by_group, impl=impl)
+    previous, similarity = previous.clone(), torch.empty(len(query), device=query.device)
+    fired = turned(query, previous, similarity, tau=tau, num_groups=groups, by_group=by_group, impl=impl)
     assert torch.equal(previous, query)
-    return [each.cpu() for each in told]
+    return [similarity.cpu(), fired.cpu()]
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -111,7 +111,7 @@ def test_turns_on_each_instruction_set(isa: str, dtype: torch.dtype) -> None:
     with on(isa):
         got = turned_by("cpu", query, previous, 2, True, 0.8)
         given = torch.randn(2, 2, 6, 80).to(dtype)
-        torch.library.opcheck(torch.ops.louiskv.turned.default, (*given, 0.8, 2, True))
+        torch.library.opcheck(torch.ops.louiskv.turned.default, (*given, torch.zeros(2), 0.8, 2, True))
     expected = turned_by("torch", query, previous, 2, True, 0.8)
     torch.testing.assert_close(got[0], expected[0], atol=1e-6, rtol=1e-5, equal_nan=True)
     assert torch.equal(got[1], expected[1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from louiskv.ops.windows import cut_runs, oldest_runs
+from louiskv.ops.windows import cut_runs, oldest_runs, release_runs, room_beside, take_runs
 from tests.ops.devices import on_each_device
 from tests.ops.implementations import DEVICE, each, on, on_each_instruction_set
 
@@ -98,6 +98,87 @@ def test_on_each_instruction_set(isa: str) -> None:
     torch.library.opcheck(torch.ops.louiskv.oldest_runs.default, (starts, given["first"], end, 2, 7, 0))
     cutting = (starts, given["opened"], end.clamp(min=1), given["boundary"], 2, 7)
     torch.library.opcheck(torch.ops.louiskv.cut_runs.default, cutting)
+    rows, bias, first = ring(torch.float32, 8, 2, 5)
+    with on(isa):
+        taken, _ = take_runs(rows, first, 4, num_sinks=2, window=5, impl="cpu")
+    assert torch.equal(taken, take_runs(rows, first, 4, num_sinks=2, window=5, impl="torch")[0])
+    torch.library.opcheck(torch.ops.louiskv.take_runs.default, (rows, first, taken, 2, 5))
+    torch.library.opcheck(torch.ops.louiskv.release_runs.default, (bias[:, 0], first, torch.full((5,), 2), 2, 5))
+    torch.library.opcheck(torch.ops.louiskv.room_beside.default, (given["first"], end, 9, 4, 1, 2, 5))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("room_beside")
+@pytest.mark.parametrize("num_rows", [1, 15, 17, 63, 65])
+def test_room_beside_windows(impl: str, num_rows: int) -> None:
+    first = torch.arange(3, 3 + num_rows)
+    end = first + torch.arange(num_rows).flip(0) - 4
+    for budget, window, coming, taken_by, most in ((40, 30, 0, 1, 20), (50, 60, 7, 4, 33), (9, 70, 3, 16, 100)):
+        sizes = {"budget": budget, "window": window, "coming": coming, "taken_by": taken_by, "most": most}
+        expected = []
+        for oldest, behind in zip(first.tolist(), end.tolist(), strict=True):
+            room = budget - min(max(behind - oldest, 0) + coming, window)
+            expected.append(min(room // taken_by * taken_by, most))
+        assert room_beside(first, end, **sizes, impl=impl).tolist() == expected
+        wide = torch.stack([first, end], dim=1)
+        assert room_beside(wide[:, 0], wide[:, 1], **sizes, impl=impl).tolist() == expected
+
+
+def ring(dtype: torch.dtype, size: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and bias of slots, sinks first, and the first position of each window."""
+    generator = torch.Generator().manual_seed(size)
+    rows = torch.randn(5, num_sinks + window + 2, size, generator=generator)
+    first = num_sinks + torch.tensor([0, 1, window - 1, window, 5 * window + 3])
+    return (10 * rows).to(dtype), torch.zeros(5, 1, num_sinks + window + 2, dtype=dtype), first
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@each("take_runs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("size", "num_sinks", "window"), [(1, 0, 1), (15, 4, 7), (160, 3, 63), (600, 0, 17)])
+def test_takes_the_oldest_tokens(impl: str, dtype: torch.dtype, size: int, num_sinks: int, window: int) -> None:
+    rows, _, first = ring(dtype, size, num_sinks, window)
+    for width in {1, window // 2 + 1, window}:
+        taken, positions = take_runs(rows, first, width, num_sinks=num_sinks, window=window, impl=impl)
+        assert positions.dtype == torch.int32 and taken.dtype == dtype
+        for row, start in enumerate(first.tolist()):
+            assert positions[row].tolist() == [*range(start, start + width)]
+            slots = [num_sinks + (position - num_sinks) % window for position in range(start, start + width)]
+            assert torch.equal(taken[row], rows[row, slots])
+
+
+@each("release_runs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("num_sinks", "window"), [(0, 1), (4, 7), (3, 63), (0, 200)])
+def test_releases_the_oldest_tokens(impl: str, dtype: torch.dtype, num_sinks: int, window: int) -> None:
+    for counts in (torch.zeros(5), torch.arange(5).clamp(max=window), torch.full((5,), window)):
+        _, bias, first = ring(dtype, 1, num_sinks, window)
+        before = first.tolist()
+        release_runs(bias[:, 0], first, counts.long(), num_sinks=num_sinks, window=window, impl=impl)
+        assert first.tolist() == [start + int(count) for start, count in zip(before, counts, strict=True)]
+        for row, start in enumerate(before):
+            expected = torch.zeros(bias.shape[2], dtype=dtype)
+            for position in range(start, start + int(counts[row])):
+                expected[num_sinks + (position - num_sinks) % window] = -torch.inf
+            assert torch.equal(bias[row, 0], expected)
+
+
+@on_each_device("take_runs", torch.float32, torch.bfloat16, torch.float16, torch.int64)
+def test_runs_move_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
+    rows, bias, first = (each.to(device) for each in ring(dtype, 160, 4, 63))
+    sizes = {"num_sinks": 4, "window": 63}
+    for got, expected in zip(
+        take_runs(rows, first, 20, **sizes, impl=impl),
+        take_runs(rows.cpu(), first.cpu(), 20, **sizes, impl="torch"),
+        strict=True,
+    ):
+        assert torch.equal(got.cpu(), expected)
+    if dtype.is_floating_point:
+        other, start = bias.cpu(), first.cpu()
+        counts = torch.tensor([3, 0, 63, 1, 20])
+        release_runs(bias[:, 0], first, counts.to(device), **sizes, impl=impl)
+        release_runs(other[:, 0], start, counts, **sizes, impl="torch")
+        assert torch.equal(bias.cpu(), other) and torch.equal(first.cpu(), start)
 
 
 def test_what_does_not_fit_is_refused() -> None:

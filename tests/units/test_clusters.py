@@ -4,9 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from louiskv.ops.units import unit_of_place
 from louiskv.units.clusters import Clusters
 from louiskv.units.index import UnitIndex
-from louiskv.units.summaries import means, unit_of_place
+from louiskv.units.summaries import means
 
 
 @settings(deadline=None, max_examples=30)

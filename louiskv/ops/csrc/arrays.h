@@ -30,6 +30,27 @@ inline int64_t index_at(const Array& array, int64_t at) {
                                  : static_cast<const int64_t*>(array.data)[at];
 }
 
+inline int64_t entry_at(const Array& array, int64_t row, int64_t i) {
+  return index_at(array, row * array.stride[0] + i * array.stride[1]);
+}
+
+inline void set_index(const Array& array, int64_t row, int64_t i, int64_t value) {
+  const int64_t at = row * array.stride[0] + i * array.stride[1];
+  if (array.type == Type::i32)
+    static_cast<int32_t*>(array.data)[at] = static_cast<int32_t>(value);
+  else
+    static_cast<int64_t*>(array.data)[at] = value;
+}
+
+// A bias of 0 or of -inf.
+inline void set_bias(const Array& bias, int64_t at, bool open) {
+  switch (bias.type) {
+    case Type::f32: static_cast<uint32_t*>(bias.data)[at] = open ? 0 : 0xff800000u; return;
+    case Type::bf16: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xff80; return;
+    default: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xfc00;
+  }
+}
+
 // Calls `work` with a null pointer of the type that the indices of an array have.
 template <typename Work>
 inline void with_index(const Array& array, const Work& work) {

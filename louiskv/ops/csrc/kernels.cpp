@@ -5,10 +5,12 @@
 #include "decode.h"
 #include "kmeans.h"
 #include "moving.h"
+#include "recording.h"
 #include "scores.h"
 #include "selecting.h"
 #include "summing.h"
 #include "turning.h"
+#include "units.h"
 #include "windows.h"
 
 #define LOUISKV_TEXT_OF(name) #name
@@ -28,6 +30,7 @@ const Kernels table = {
     score_tokens,
     unit_shares,
     agree,
+    raise_newest,
     select_units,
     places_of,
     list_candidates,
@@ -40,8 +43,15 @@ const Kernels table = {
     clustering::kmeans,
     query_cosines,
     turned,
+    record_step,
     cut_runs,
     oldest_runs,
+    room_beside,
+    take_runs,
+    release_runs,
+    summarise_units,
+    append_units,
+    keep_runs,
 };
 
 }  // namespace LOUISKV_ISA

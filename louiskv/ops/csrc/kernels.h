@@ -125,6 +125,51 @@ struct OldestRuns {
   Array out;
 };
 
+constexpr int kMostSeries = 3;
+
+// What there is no series for is null.
+struct RecordStep {
+  Array step;
+  Array series[kMostSeries], values[kMostSeries];
+};
+
+// Of a budget for sinks aside, what a window that takes in `coming` tokens more leaves.
+struct RoomBeside {
+  Array first, end;
+  int64_t budget = 0, window = 1, coming = 0, taken_by = 1, most = 0;
+  Array out;
+};
+
+struct TakeRuns {
+  Array rows, first;
+  int64_t num_sinks = 0, window = 1;
+  Array taken, positions;
+};
+
+struct ReleaseRuns {
+  Array bias, first, counts;
+  int64_t num_sinks = 0, window = 1;
+};
+
+// The mean, or the extremes, or the middle between them with the mean distance from it.
+struct SummariseUnits {
+  Array rows, sizes;
+  bool extremes = false, volume = false;
+  Array out;
+};
+
+struct AppendUnits {
+  Array offsets, sizes, counts, num_tokens, new_offsets, new_sizes;
+  Array first, new_units, first_token, new_tokens;
+};
+
+// Rooms of the rows, or none, and what is added to each.
+struct KeepRuns {
+  Array slot_place, begin, counts, rooms, bias;
+  int64_t room = 0;
+  Array comes, token;
+};
+
 struct AppendToken {
   Array rows, bias, lengths, keys, values;
   int64_t num_sinks = 0, window = 1;
@@ -140,6 +185,7 @@ struct Kernels {
   void (*score_tokens)(const ScoreTokens& problem, int num_threads);
   void (*unit_shares)(const Array& logits, const Array& sizes, const Array& beside, const Array& out, int num_threads);
   void (*agree)(const Agree& problem, int num_threads);
+  void (*raise_newest)(const Array& scores, const Array& counts, int64_t num, const Array& out);
   void (*select_units)(const SelectUnits& problem, int num_threads);
   void (*places_of)(const Array& take, const Array& offsets, const Array& place, const Array& unit);
   void (*list_candidates)(const ListCandidates& problem);
@@ -153,8 +199,15 @@ struct Kernels {
   void (*kmeans)(const KMeans& problem, int num_threads);
   void (*query_cosines)(const Array& query, const Array& other, const Array& out);
   void (*turned)(const Turned& problem);
+  void (*record_step)(const RecordStep& problem);
   void (*cut_runs)(const CutRuns& problem);
   void (*oldest_runs)(const OldestRuns& problem);
+  void (*room_beside)(const RoomBeside& problem);
+  void (*take_runs)(const TakeRuns& problem);
+  void (*release_runs)(const ReleaseRuns& problem);
+  void (*summarise_units)(const SummariseUnits& problem, int num_threads);
+  void (*append_units)(const AppendUnits& problem);
+  void (*keep_runs)(const KeepRuns& problem);
 };
 
 // Of the best instruction set that this CPU has, or the one that LOUISKV_CPU_ISA names.

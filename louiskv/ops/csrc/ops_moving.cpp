@@ -16,8 +16,8 @@ Tensor query_cosines(const Tensor& query, const Tensor& other) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> turned(const Tensor& query, const Tensor& previous, double tau, int64_t num_groups,
-                                  bool by_group) {
+Tensor turned(const Tensor& query, const Tensor& previous, const Tensor& similarity, double tau, int64_t num_groups,
+              bool by_group) {
   Turned p;
   p.query = array_of(query);
   p.previous = array_of(previous);
@@ -30,12 +30,13 @@ std::tuple<Tensor, Tensor> turned(const Tensor& query, const Tensor& previous, d
   STD_TORCH_CHECK(num_groups > 0 && a.size[1] % num_groups == 0, "louiskv: heads in whole groups");
   check_dense(a, 2, "query");
   check_dense(b, 2, "previous");
-  const Tensor similarity = empty({a.size[0]}, aoti_torch_dtype_float32());
   const Tensor fired = empty({a.size[0], num_groups}, aoti_torch_dtype_bool());
   p.similarity = array_of(similarity);
   p.fired = array_of(fired);
+  STD_TORCH_CHECK(p.similarity.type == Type::f32 && p.similarity.size[0] == a.size[0] && p.similarity.stride[0] == 1,
+                  "louiskv: similarity must be float32 [B]");
   kernels().turned(p);
-  return {similarity, fired};
+  return fired;
 }
 
 void append_token(const Tensor& rows, const Tensor& bias, const Tensor& lengths, const Tensor& keys,
@@ -88,7 +89,8 @@ void store_rows(const Tensor& target, const Tensor& lengths, const Tensor& rows,
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("query_cosines(Tensor query, Tensor other) -> Tensor");
   library.def(
-      "turned(Tensor query, Tensor(a!) previous, float tau, int num_groups, bool by_group) -> (Tensor, Tensor)");
+      "turned(Tensor query, Tensor(a!) previous, Tensor(b!) similarity, float tau, int num_groups, bool by_group) -> "
+      "Tensor");
   library.def(
       "append_token(Tensor(a!) rows, Tensor(b!) bias, Tensor(c!) lengths, Tensor keys, Tensor values, int num_sinks, "
       "int window) -> ()");

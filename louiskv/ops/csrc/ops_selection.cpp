@@ -31,6 +31,16 @@ Tensor select_units(const Tensor& scores, const Tensor& sizes, const Optional& b
   return out;
 }
 
+Tensor raise_newest(const Tensor& scores, const Tensor& counts, int64_t num) {
+  const Array scored = array_of(scores), count = array_of(counts);
+  check_number(scored, "scores");
+  check_index(count, "counts");
+  STD_TORCH_CHECK(count.size[0] == scored.size[0], "louiskv: counts do not fit the scores");
+  const Tensor out = empty({scored.size[0], scored.size[1]}, aoti_torch_dtype_float32());
+  kernels().raise_newest(scored, count, num, array_of(out));
+  return out;
+}
+
 std::tuple<Tensor, Tensor> places_of(const Tensor& take, const Tensor& offsets, int64_t width) {
   const Array taken = array_of(take), begin = array_of(offsets);
   check_index(taken, "take");
@@ -73,6 +83,7 @@ Tensor assign_slots(const Tensor& slot_place, const Tensor& wanted, const Option
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("select_units(Tensor scores, Tensor sizes, Tensor? budgets, int budget, Tensor? where) -> Tensor");
+  library.def("raise_newest(Tensor scores, Tensor counts, int num) -> Tensor");
   library.def("places_of(Tensor take, Tensor offsets, int width) -> (Tensor, Tensor)");
   library.def(
       "assign_slots(Tensor slot_place, Tensor wanted, Tensor? where, Tensor(a!) place, Tensor(b!)? counts, "
@@ -81,6 +92,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
   library.impl("select_units", TORCH_BOX(&select_units));
+  library.impl("raise_newest", TORCH_BOX(&raise_newest));
   library.impl("places_of", TORCH_BOX(&places_of));
   library.impl("assign_slots", TORCH_BOX(&assign_slots));
 }

@@ -50,6 +50,62 @@ Tensor oldest_runs(const Tensor& starts, const Tensor& first, const Tensor& end,
   return out;
 }
 
+Tensor room_beside(const Tensor& first, const Tensor& end, int64_t budget, int64_t window, int64_t coming,
+                   int64_t taken_by, int64_t most) {
+  RoomBeside p;
+  p.first = array_of(first);
+  p.end = array_of(end);
+  p.budget = budget;
+  p.window = window;
+  p.coming = coming;
+  p.taken_by = taken_by;
+  p.most = most;
+  const int64_t num_rows = p.first.size[0];
+  check_long(p.first, num_rows, "first");
+  check_long(p.end, num_rows, "end");
+  STD_TORCH_CHECK(taken_by > 0, "louiskv: tokens are taken in multiples of something");
+  const Tensor out = empty({num_rows}, aoti_torch_dtype_int64());
+  p.out = array_of(out);
+  kernels().room_beside(p);
+  return out;
+}
+
+void check_ring(const Array& first, int64_t num_rows, int64_t num_slots, int64_t num_sinks, int64_t window) {
+  check_long(first, num_rows, "first");
+  STD_TORCH_CHECK(window > 0 && num_sinks >= 0 && num_sinks + window <= num_slots,
+                  "louiskv: a window that does not fit the slots");
+}
+
+Tensor take_runs(const Tensor& rows, const Tensor& first, const Tensor& taken, int64_t num_sinks, int64_t window) {
+  TakeRuns p;
+  p.rows = array_of(rows);
+  p.first = array_of(first);
+  p.taken = array_of(taken);
+  p.num_sinks = num_sinks;
+  p.window = window;
+  check_dense(p.rows, 2, "rows");
+  check_dense(p.taken, 2, "taken");
+  check_ring(p.first, p.rows.size[0], p.rows.size[1], num_sinks, window);
+  STD_TORCH_CHECK(p.taken.type == p.rows.type && p.taken.size[0] == p.rows.size[0] && p.taken.size[2] == p.rows.size[2],
+                  "louiskv: what is taken does not fit the rows");
+  const Tensor positions = empty({p.taken.size[0], p.taken.size[1]}, aoti_torch_dtype_int32());
+  p.positions = array_of(positions);
+  kernels().take_runs(p);
+  return positions;
+}
+
+void release_runs(const Tensor& bias, const Tensor& first, const Tensor& counts, int64_t num_sinks, int64_t window) {
+  ReleaseRuns p;
+  p.bias = array_of(bias);
+  p.first = array_of(first);
+  p.counts = array_of(counts);
+  p.num_sinks = num_sinks;
+  p.window = window;
+  check_ring(p.first, p.bias.size[0], p.bias.size[1], num_sinks, window);
+  check_long(p.counts, p.bias.size[0], "counts");
+  kernels().release_runs(p);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
@@ -58,9 +114,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
       "()");
   library.def(
       "oldest_runs(Tensor starts, Tensor first, Tensor end, int shortest, int longest, int most) -> Tensor");
+  library.def(
+      "room_beside(Tensor first, Tensor end, int budget, int window, int coming, int taken_by, int most) -> Tensor");
+  library.def("take_runs(Tensor rows, Tensor first, Tensor(a!) taken, int num_sinks, int window) -> Tensor");
+  library.def(
+      "release_runs(Tensor(a!) bias, Tensor(b!) first, Tensor counts, int num_sinks, int window) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(louiskv, CPU, library) {
+  library.impl("take_runs", TORCH_BOX(&take_runs));
+  library.impl("release_runs", TORCH_BOX(&release_runs));
+  library.impl("room_beside", TORCH_BOX(&room_beside));
   library.impl("cut_runs", TORCH_BOX(&cut_runs));
   library.impl("oldest_runs", TORCH_BOX(&oldest_runs));
 }

@@ -1,6 +1,8 @@
 // Which units, which places, which slots: exact, in whole numbers.
 #pragma once
 
+#include <limits>
+
 #include "arrays.h"
 
 namespace louiskv {
@@ -10,6 +12,17 @@ namespace LOUISKV_ISA {
 inline uint32_t ordered(float score) {
   const uint32_t bits = float_to_bits(score + 0.0f);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+inline void raise_newest(const Array& scores, const Array& counts, int64_t num, const Array& out) {
+  constexpr float kRaised = std::numeric_limits<float>::infinity();
+  const int64_t num_units = scores.size[1];
+  for (int64_t row = 0; row < scores.size[0]; ++row) {
+    float* raised = static_cast<float*>(out.data) + row * num_units;
+    read_floats(scores, row * scores.stride[0], scores.stride[1], num_units, raised);
+    const int64_t count = index_at(counts, row * counts.stride[0]);
+    for (int64_t i = most(0, count - num); i < least(count, num_units); ++i) raised[i] = kRaised;
+  }
 }
 
 // The key at which the budget runs out, and what is left of it for units of that key.
@@ -109,27 +122,6 @@ inline void places_of(const Array& take, const Array& offsets, const Array& plac
       places[count] = -1;
       units[count] = num_units - 1;
     }
-  }
-}
-
-inline int64_t entry_at(const Array& array, int64_t row, int64_t i) {
-  return index_at(array, row * array.stride[0] + i * array.stride[1]);
-}
-
-inline void set_index(const Array& array, int64_t row, int64_t i, int64_t value) {
-  const int64_t at = row * array.stride[0] + i * array.stride[1];
-  if (array.type == Type::i32)
-    static_cast<int32_t*>(array.data)[at] = static_cast<int32_t>(value);
-  else
-    static_cast<int64_t*>(array.data)[at] = value;
-}
-
-// A bias of 0 or of -inf.
-inline void set_bias(const Array& bias, int64_t at, bool open) {
-  switch (bias.type) {
-    case Type::f32: static_cast<uint32_t*>(bias.data)[at] = open ? 0 : 0xff800000u; return;
-    case Type::bf16: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xff80; return;
-    default: static_cast<uint16_t*>(bias.data)[at] = open ? 0 : 0xfc00;
   }
 }
 

@@ -1,7 +1,7 @@
 // Rings of the newest tokens, and the runs into which they are cut.
 #pragma once
 
-#include "arrays.h"
+#include "moving.h"
 
 namespace louiskv {
 namespace LOUISKV_ISA {
@@ -28,6 +28,44 @@ inline void oldest_runs(const OldestRuns& p) {
     int64_t step = window ? p.shortest : size;
     while (step < size && starts[(first + step) % window] != first + step) ++step;
     static_cast<int64_t*>(p.out.data)[row] = held > p.most ? least(step, size) : 0;
+  }
+}
+
+inline void room_beside(const RoomBeside& p) {
+  for (int64_t row = 0; row < p.first.size[0]; ++row) {
+    const int64_t held = index_at(p.end, row * p.end.stride[0]) - index_at(p.first, row * p.first.stride[0]);
+    const int64_t room = p.budget - least(most(held, 0) + p.coming, p.window), rest = room % p.taken_by;
+    const int64_t whole = room - (rest < 0 ? rest + p.taken_by : rest);
+    static_cast<int64_t*>(p.out.data)[row] = least(whole, p.most);
+  }
+}
+
+// Where the token at a position lies, behind the sinks.
+inline int64_t slot_of(int64_t position, int64_t num_sinks, int64_t window) {
+  const int64_t place = (position - num_sinks) % window;
+  return num_sinks + (place < 0 ? place + window : place);
+}
+
+inline void take_runs(const TakeRuns& p) {
+  const int64_t width = p.taken.size[1], num_bytes = p.taken.size[2] * bytes_of(p.rows.type);
+  for (int64_t row = 0; row < p.rows.size[0]; ++row) {
+    const int64_t first = index_at(p.first, row * p.first.stride[0]);
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t slot = slot_of(first + i, p.num_sinks, p.window);
+      std::memcpy(at(p.taken, row * p.taken.stride[0] + i * p.taken.stride[1]),
+                  at(p.rows, row * p.rows.stride[0] + slot * p.rows.stride[1]), num_bytes);
+      static_cast<int32_t*>(p.positions.data)[row * width + i] = static_cast<int32_t>(first + i);
+    }
+  }
+}
+
+inline void release_runs(const ReleaseRuns& p) {
+  for (int64_t row = 0; row < p.bias.size[0]; ++row) {
+    int64_t& first = static_cast<int64_t*>(p.first.data)[row * p.first.stride[0]];
+    const int64_t count = index_at(p.counts, row * p.counts.stride[0]);
+    for (int64_t i = 0; i < count; ++i)
+      set_bias(p.bias, row * p.bias.stride[0] + slot_of(first + i, p.num_sinks, p.window) * p.bias.stride[1], false);
+    first += count;
   }
 }
 
