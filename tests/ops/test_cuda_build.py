@@ -17,7 +17,7 @@ from louiskv.ops.compiling import SOURCES, BuildError, Unit
 UNITS = nvcc.library_ahead().units
 # Of a kernel: more would leave a multiprocessor with fewer threads than it needs to hide how far the memory is.
 MOST_REGISTERS = {
-    "decide": 32,
+    "decide": 48,
     "select_units": 64,
     "assign_slots": 40,
     "list_candidates": 64,
