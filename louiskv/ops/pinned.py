@@ -1,50 +1,109 @@
-"""Host memory that a GPU reads and writes itself: locked in place, of just the size that is asked for."""
+"""Host memory that a GPU reads and writes itself: locked in place, no larger than needed, and used again."""
 
+import ctypes
 import math
 import mmap
+import weakref
+from threading import Lock
 
 import torch
 from torch import Tensor
 
+# What is used again may be larger than what is asked for by a quarter, and by a page of the large kind.
+SPARE = 1.25
+LARGE_PAGE = 2 * 1024 * 1024
 
-class _Locked(mmap.mmap):
-    """Memory of the system that CUDA knows until nothing refers to it any more."""
 
-    address: int | None = None
+class _Free:
+    """Blocks that are locked and that nobody uses, the smallest first."""
 
-    def lock(self, address: int) -> None:
-        """Make it known to CUDA.
-
-        Raises:
-            RuntimeError: The system does not lock so much.
-        """
-        torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, len(self), 0)))
-        self.address = address
-
-    def __del__(self) -> None:
-        if self.address is not None and not torch.cuda.is_current_stream_capturing():
-            # What was launched may still read it.
-            torch.cuda.synchronize()
-        if self.address is not None:
-            torch.cuda.cudart().cudaHostUnregister(self.address)
+    lock = Lock()
+    blocks: list[mmap.mmap] = []  # noqa: RUF012
 
 
 def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros in pinned host memory.
 
     torch's own pinned memory comes in powers of two, so that a pool of 33 GiB takes 64, and in small pages that are
-    locked one by one. This is mapped in large pages where the system has them, and touched by all threads before.
+    locked one by one. This is mapped in large pages where the system has them, and touched by all threads before. To
+    lock memory takes long and may wait for the GPU, so a block that is no longer used is kept for the next.
 
     Raises:
         OSError, RuntimeError: There is no such memory.
     """
     size = math.prod(shape) * dtype.itemsize
     if not size:
-        return torch.zeros(shape, dtype=dtype, pin_memory=True)
-    memory = _Locked(-1, size)
+        return torch.zeros(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
+    block = _used_again(size)
+    if block is not None:
+        # What was launched may still read it.
+        torch.cuda.synchronize()
+    else:
+        block = _locked(size)
+    held = (ctypes.c_char * len(block)).from_buffer(block)
+    weakref.finalize(held, _give_back, block)
+    made: Tensor = torch.frombuffer(held, dtype=torch.uint8)[:size].zero_().view(dtype).view(shape)
+    return made
+
+
+def free_bytes() -> int:
+    """Bytes that are locked and that nobody uses."""
+    with _Free.lock:
+        return sum(len(block) for block in _Free.blocks)
+
+
+def release_pinned() -> None:
+    """Give what nobody uses back to the system."""
+    with _Free.lock:
+        blocks, _Free.blocks = _Free.blocks, []
+    for block in blocks:
+        torch.cuda.synchronize()
+        _unregister(_address(block))
+
+
+def _used_again(size: int) -> mmap.mmap | None:
+    """The smallest free block that is large enough, if it is not too large."""
+    with _Free.lock:
+        for place, block in enumerate(_Free.blocks):
+            if len(block) >= size:
+                return _Free.blocks.pop(place) if len(block) <= SPARE * size + LARGE_PAGE else None
+    return None
+
+
+def _give_back(block: mmap.mmap) -> None:
+    with _Free.lock:
+        _Free.blocks.append(block)
+        _Free.blocks.sort(key=len)
+
+
+def _locked(size: int) -> mmap.mmap:
+    """A new block, in whole large pages; before there is too little memory, what is free is given back."""
+    size = -(-size // LARGE_PAGE) * LARGE_PAGE
+    try:
+        return _lock(size)
+    except (OSError, RuntimeError):
+        if not free_bytes():
+            raise
+    release_pinned()
+    return _lock(size)
+
+
+def _lock(size: int) -> mmap.mmap:
+    block = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    flat = torch.frombuffer(memory, dtype=dtype)
-    flat.zero_()
-    memory.lock(flat.data_ptr())
-    return flat.view(shape)
+        block.madvise(mmap.MADV_HUGEPAGE)
+    torch.frombuffer(block, dtype=torch.uint8).zero_()
+    _register(_address(block), size)
+    return block
+
+
+def _address(block: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(block))
+
+
+def _register(address: int, size: int) -> None:
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(address, size, 0)))
+
+
+def _unregister(address: int) -> None:
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))

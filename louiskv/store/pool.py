@@ -8,6 +8,7 @@ from torch import Tensor
 
 from louiskv.errors import HostMemoryError
 from louiskv.ops.moving import store_rows
+from louiskv.ops.pinned import free_bytes
 from louiskv.ops.ragged import append_rows, grown, left_aligned, take_rows
 from louiskv.store.coding import Coding
 
@@ -182,8 +183,13 @@ class Pool:
 def available_host_memory() -> int:
     """Bytes of memory that can still be taken: free or reclaimable, within the limit of the control group if any.
 
-    Where the system does not tell (no Linux), all physical memory.
+    What is locked for pools and not used at present counts, for it is used again or given back. Where the system does
+    not tell (no Linux), all physical memory.
     """
+    return _of_the_system() + free_bytes()
+
+
+def _of_the_system() -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
