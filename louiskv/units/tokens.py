@@ -6,7 +6,7 @@ from torch import Tensor
 
 from louiskv.errors import check_count
 from louiskv.units.base import Grouping, Runs, Units
-from louiskv.units.pages import consecutive
+from louiskv.units.pages import consecutive, consecutive_sizes
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Tokens(Units):
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
         """One unit a token."""
         return consecutive(keys, counts, 1)
+
+    def sizes_in_order(self, counts: Tensor, num_tokens: int) -> Tensor | None:
+        """One unit a token."""
+        return consecutive_sizes(counts, num_tokens, 1)
 
     def num_units(self, num_tokens: int) -> int:
         """One unit a token."""

@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from louiskv.units.base import Units
+from louiskv.units.clusters import Clusters
 from louiskv.units.pages import Pages
 from louiskv.units.segments import Cuts, Segments
+from louiskv.units.tokens import Tokens
 
 
 @settings(deadline=None, max_examples=60)
@@ -80,6 +83,17 @@ def test_fixed_runs_follow_from_where_the_window_starts(most: int) -> None:
     expected = [4 if most < 8 else 0, 3 if most < 3 else 0, 1 if most < 1 else 0, 0]
     assert cuts.oldest_size(first, end, most).tolist() == expected
     assert cuts.starts.numel() == 0
+
+
+@pytest.mark.parametrize("units", [Pages(4), Segments(2, 6), Tokens(3)], ids=str)
+def test_what_is_in_order_has_the_sizes_that_it_is_grouped_by(units: Units) -> None:
+    for num_tokens in (0, 1, 3, 4, 6, 17):
+        counts = torch.tensor([num_tokens, 0, num_tokens // 2])
+        order, sizes = units.group(torch.zeros(3, num_tokens, 2), counts)
+        known = units.sizes_in_order(counts, num_tokens)
+        assert known is not None and torch.equal(known, sizes)
+        assert order.tolist() == [[*range(num_tokens)]] * 3
+    assert Clusters().sizes_in_order(torch.tensor([3]), 3) is None
 
 
 def test_the_largest_segment_is_half_the_window() -> None:
