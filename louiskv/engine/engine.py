@@ -34,6 +34,7 @@ class Engine:
 
     Attributes:
         max_length: Tokens of prompt and answer at the most.
+        end_tokens: Tokens by which the model says that it has said all.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Engine:
         self.max_length = positions if max_length is None else min(max_length, positions)
         check_count("max_length", self.max_length, 2)
         self._vocabulary, self._queue = config.vocab_size, queue
+        self.end_tokens = _end_tokens(model, tokenizer)
         with ExitStack() as stack:
             kv_cache = stack.enter_context(attach(model, method, impl=impl))
             _check_model(model, kv_cache)
@@ -94,7 +96,7 @@ class Engine:
                 lambda: LouisKVCache(config, kv_cache.method, impl),
                 max_length=self.max_length,
                 prefill_chunk=prefill_chunk,
-                end_tokens=_end_tokens(model, tokenizer),
+                end_tokens=self.end_tokens,
             )
             # From here on the engine's thread gives the model back.
             self._stack = stack.pop_all()
