@@ -57,7 +57,7 @@ async def serve(
         bound: Where to listen; it is closed.
         life: Of the app.
         grace: Seconds.
-        on_ready: Called when requests are taken, with what ends the server as a signal does.
+        on_ready: Called when requests are taken, with what ends the server as a signal does, from any thread.
     """
     config = uvicorn.Config(
         app,
@@ -74,6 +74,9 @@ async def serve(
     def stop() -> None:
         (hurry if wanted.is_set() else wanted).set()
 
+    def stop_from_any_thread() -> None:
+        loop.call_soon_threadsafe(stop)
+
     async def end() -> None:
         await wanted.wait()
         await life.end(grace, hurry)
@@ -84,7 +87,7 @@ async def serve(
     with _signals(loop, stop):
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
-        on_ready(lambda: loop.call_soon_threadsafe(stop) and None)
+        on_ready(stop_from_any_thread)
         await running
     ending.cancel()
 
