@@ -132,6 +132,20 @@ class Engine:
             self._turns.changed.notify_all()
         return answer
 
+    def check_length(self, length: int) -> None:
+        """Raise `HostMemoryError` or `DeviceMemoryError` if there is no memory for so many tokens of one sequence."""
+        self._turns.memory.check(length)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of host memory for keys and values."""
+        return self._turns.memory.host
+
+    @property
+    def kept_memory(self) -> int:
+        """Bytes of them for conversations that may go on."""
+        return self._turns.kept.limit
+
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Ask, and iterate over the pieces in an event loop; who leaves early cancels. Raises as `submit` does."""
         return self.submit(request).arriving()
