@@ -19,6 +19,7 @@ class Figures:
         kept: Conversations that can be gone on with.
         kept_bytes: Bytes of theirs, wherever they are.
         rows: Rows that the batch has, idle ones included.
+        kv_heads: KV heads of all managed layers; 0 without any sequence.
         resident_tokens: Tokens of KV heads in the resident sets on the device, of the batch and of prompts on their way.
         host_tokens: Those in the pools on the host, where they stay when they are fetched.
         seen_tokens: All that were taken in.
@@ -40,6 +41,7 @@ class Figures:
     kept: int
     kept_bytes: int
     rows: int
+    kv_heads: int
     resident_tokens: int
     host_tokens: int
     seen_tokens: int

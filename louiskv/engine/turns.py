@@ -260,6 +260,7 @@ class Turns:
         if self.batch.cache is not None:
             caches.append(self.batch.cache)
         tiers = [layer.state.tiers() for each in caches for layer in each.managed if layer.state.batch_size]
+        heads = [layer.state.num_kv_heads for each in caches[-1:] for layer in each.managed if layer.state.batch_size]
         counters = self.counters
         return Figures(
             running=len(self.running),
@@ -268,6 +269,7 @@ class Turns:
             kept=len(self.kept),
             kept_bytes=sum(self.kept.sizes),
             rows=self.batch.num_rows,
+            kv_heads=sum(heads),
             resident_tokens=sum(each.resident.tokens for each in tiers),
             host_tokens=sum(each.host.tokens for each in tiers),
             seen_tokens=sum(each.seen.tokens for each in tiers),

@@ -282,6 +282,7 @@ def test_figures_and_what_an_answer_attends_to() -> None:
     assert figures.running == 2
     assert figures.rows == 2
     assert figures.resident_bytes > 0 < figures.host_bytes
+    assert figures.kv_heads == 6
     assert 0 < figures.resident_tokens < figures.seen_tokens >= figures.host_tokens > 0
     assert figures.seen_bytes == figures.seen_tokens * 2 * 8 * 4, "keys and values of 8 channels in float32"
     assert figures.fetched_bytes > 0
