@@ -123,7 +123,8 @@ class Engine:
         answer = Answer(request, self._wake)
         with self._turns.changed:
             self._check_alive()
-            if len(self._turns.waiting) >= self._queue:
+            # Those that were cancelled are there until the next turn.
+            if sum(not each.cancelled for each in self._turns.waiting) >= self._queue:
                 raise QueueFullError(
                     f"{self._queue} requests wait already. Ask again later, or make an engine with a longer queue or "
                     "more rows."

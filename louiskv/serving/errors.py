@@ -1,5 +1,6 @@
 """Errors as OpenAI's API tells them: a status, and an object that says what is wrong and where."""
 
+import logging
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ from louiskv.errors import (
 
 # Seconds after which a client that met a full queue, or a server on its way down, may ask again.
 RETRY_AFTER = 2
+log = logging.getLogger("louiskv.serving")
 
 
 class ApiError(LouisKVError):
@@ -73,7 +75,7 @@ def internal() -> ApiError:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an error of the engine; of errors that are not ours nothing but that they were."""
+    """What a client is told of an error of the engine; of one that is not ours nothing more, but the log is."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):
@@ -88,4 +90,5 @@ def as_api_error(error: BaseException) -> ApiError:
         return too_long(str(error), None)
     if isinstance(error, RequestError):
         return ApiError(400, str(error), code="invalid_value")
+    log.error("An error while answering", exc_info=error)
     return internal()

@@ -1,18 +1,16 @@
 """What stands before every endpoint: whether the server takes requests, the key, and that no error gets out raw."""
 
 import hmac
-import logging
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from louiskv.serving.errors import ApiError, internal
+from louiskv.serving.errors import ApiError, internal, log
 from louiskv.serving.life import Life
 from louiskv.serving.metrics import Metrics
 
 # What needs no key, and is answered while the server stops.
 OPEN = frozenset({"/", "/health", "/ready"})
-log = logging.getLogger("louiskv.serving")
 
 
 class Guard:

@@ -5,10 +5,10 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import openai
@@ -51,7 +51,6 @@ def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerBase:
     return made
 
 
-@cache
 def a_model() -> PreTrainedModel:
     return tiny("llama", num_hidden_layers=2, vocab_size=VOCABULARY, max_position_embeddings=4096)
 
@@ -147,3 +146,11 @@ def raw_post(path: str, body: Any, length: int | None = None) -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
     return f"{head}{len(raw) if length is None else length}\r\n\r\n".encode() + raw
+
+
+def until(true: Any, seconds: float = 20) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.01)
