@@ -15,6 +15,7 @@ from louiskv.cli.failures import ServerError, UsageError
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import MethodChoice, ModelChoice, takes_method, takes_model
 from louiskv.engine import Engine
+from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.methods import Method
 from louiskv.plan import plan
 from louiskv.telemetry import format_bytes
@@ -57,16 +58,12 @@ def serve(
     grace: Annotated[float, typer.Option(help=GRACE, min=0, metavar="S", rich_help_panel=SERVER)] = 30.0,
     model_name: Annotated[str | None, typer.Option(help=NAME, metavar="NAME", rich_help_panel=SERVER)] = None,
     rows: Annotated[int, typer.Option(help=ROWS, min=1, metavar="N", rich_help_panel=MEMORY)] = 8,
-    max_length: Annotated[
-        int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)
-    ] = None,
+    max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=2, metavar="N", rich_help_panel=MEMORY)] = 512,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
-    max_prompt: Annotated[
-        int | None, typer.Option(help=MAX_PROMPT, min=1, metavar="N", rich_help_panel=LIMITS)
-    ] = None,
+    max_prompt: Annotated[int | None, typer.Option(help=MAX_PROMPT, min=1, metavar="N", rich_help_panel=LIMITS)] = None,
     max_body: Annotated[str, typer.Option(help=MAX_BODY, metavar="SIZE", rich_help_panel=LIMITS)] = "16M",
 ) -> None:
     """Answer OpenAI's API at /v1, with a page at / that shows what the cache does.
@@ -185,7 +182,10 @@ def _name_of(model: str) -> str:
 
 def _tell_plan(console: Console, model: PreTrainedModel, method: Method, engine: Engine, rows: int) -> None:
     """Say what memory the longest sequences need, and refuse to begin where not even one fits."""
-    engine.check_length(engine.max_length)
+    try:
+        engine.check_length(engine.max_length)
+    except (HostMemoryError, DeviceMemoryError) as error:
+        raise type(error)(f"{error} A lower --max-length or a larger --host-memory lets the server begin.") from error
     config, dtype = model.config, model.dtype
     one = plan(config, method, engine.max_length, dtype=dtype)
     text = (

@@ -20,7 +20,7 @@ class Figures:
         kept_bytes: Bytes of theirs, wherever they are.
         rows: Rows that the batch has, idle ones included.
         kv_heads: KV heads of all managed layers; 0 without any sequence.
-        resident_tokens: Tokens of KV heads in the resident sets on the device, of the batch and of prompts on their way.
+        resident_tokens: Tokens of KV heads in the resident sets on the device, prompts on their way included.
         host_tokens: Those in the pools on the host, where they stay when they are fetched.
         seen_tokens: All that were taken in.
         resident_bytes: Bytes of the resident sets.

@@ -56,7 +56,7 @@ def make_app(
     _own(api, desk)
     _watching(api, desk)
     api.add_exception_handler(HTTPException, _no_such_place)
-    api.add_exception_handler(ApiError, lambda _, error: error.response)  # type: ignore[attr-defined]
+    api.add_exception_handler(ApiError, lambda _, error: error.response)
     api.add_exception_handler(Exception, lambda *_: internal().response)
     paths = frozenset(route.path for route in api.routes)  # type: ignore[attr-defined]
     guarded: ASGIApp = Guard(api, life, metrics, api_key, paths)

@@ -100,8 +100,8 @@ class Desk:
         if not given:
             raise ApiError(400, "Invalid value for 'prompt': it is empty.", param="prompt", code="invalid_value")
         if isinstance(given[0], int):
-            return [Prompt(given)]  # type: ignore[arg-type]
-        return [self.prompts.of_text(each) if isinstance(each, str) else Prompt(each) for each in given]  # type: ignore[arg-type]
+            return [Prompt(given)]
+        return [self.prompts.of_text(each) if isinstance(each, str) else Prompt(each) for each in given]
 
     def _ask(self, body: Common, prompts: Sequence[Prompt], shape: Shape, param: str, newer: bool) -> Reply:
         asked = []
@@ -124,19 +124,18 @@ class Desk:
             sampling: Sampling = body.sampling(place, body.answer_tokens)
         except SettingsError as error:
             raise as_api_error(error) from error
-        return Request(
-            prompt=prompt.token_ids, sampling=sampling, kept=body.louiskv.kept, watched=body.louiskv.watched
-        )
+        return Request(prompt=prompt.token_ids, sampling=sampling, kept=body.louiskv.kept, watched=body.louiskv.watched)
 
     def _check_length(self, length: int, wanted: int | None, param: str) -> None:
         most, limit = self.engine.max_length, self.limits.max_prompt
         if limit is not None and length > limit:
             raise too_long(f"This server takes prompts of {limit} tokens; yours has {length}. Shorten it.", param)
-        if length + (wanted or 1) > most:
+        answer = wanted or 1
+        if length + answer > most:
             raise too_long(
-                f"This model's maximum context length is {most} tokens. However, you requested {length + (wanted or 1)} "
-                f"tokens ({length} in the {param}, {wanted or 1} in the answer). Shorten the {param} or ask for less.",
-                param if length >= most else "max_tokens" if wanted else param,
+                f"This model's maximum context length is {most} tokens. However, you requested {length + answer} "
+                f"tokens ({length} in the {param}, {answer} in the answer). Shorten the {param} or ask for less.",
+                "max_tokens" if wanted and length < most else param,
             )
 
     def _remember(self, name: str, prompt: Prompt, answer: Answer) -> None:
@@ -158,5 +157,3 @@ def _check_own(own: Own, method: Method) -> None:
         raise ApiError(
             400, f"Invalid value for 'louiskv.{field[:100]}': {reason}.", param=f"louiskv.{field[:100]}", code=code
         )
-
-

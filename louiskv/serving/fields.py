@@ -81,7 +81,7 @@ class Common(BaseModel):
     repetition_penalty: Number | None = Field(1.0, ge=0.01, le=100)
     stop_token_ids: list[int] | None = Field(None, max_length=64)
     ignore_eos: bool | None = False
-    louiskv: Own = Field(default_factory=Own)
+    louiskv: Own = Own()
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -156,7 +156,7 @@ class CompletionBody(Common):
     @property
     def answer_tokens(self) -> int | None:
         """Tokens of the answer at the most: 16 unless said, as with OpenAI."""
-        return _or(self.max_tokens, 16)
+        return 16 if self.max_tokens is None else self.max_tokens
 
     @property
     def top_logprobs_wanted(self) -> int | None:
@@ -198,7 +198,8 @@ def _check_foreign(name: str, value: Any, kind: type[Body]) -> None:
     if name in KNOWN:
         owner = "/v1/completions" if kind is ChatBody and name in get_type_hints(CompletionParams) else None
         where = f"it belongs to {owner}" if owner else "this server does not support it"
-        raise ApiError(400, f"'{name}' cannot be used: {where}. Leave it out.", param=name, code="unsupported_parameter")
+        message = f"'{name}' cannot be used: {where}. Leave it out."
+        raise ApiError(400, message, param=name, code="unsupported_parameter")
     raise ApiError(400, f"Unknown parameter: '{name[:100]}'.", param=name[:100], code="unknown_parameter")
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -36,7 +37,7 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry, "namespace": "louiskv"}
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "louiskv"}
         self.requests = Counter("requests", "Requests by path and status", ["path", "status"], **own)
         self.answers = Counter("answers", "Answers by how they ended", ["finish_reason"], **own)
         self.first = Histogram("time_to_first_token_seconds", "From request to first token", buckets=SECONDS, **own)

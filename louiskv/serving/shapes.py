@@ -147,8 +147,8 @@ class ChatShape(Shape):
         choice = ChunkChoice.model_construct(
             index=index,
             delta=delta,
-            logprobs=logprobs,  # type: ignore[arg-type]
-            finish_reason=finish_reason,  # type: ignore[arg-type]
+            logprobs=logprobs,
+            finish_reason=finish_reason,
         )
         return ChatCompletionChunk.model_construct(**self._head("chat.completion.chunk", choices=[choice], **more))
 
@@ -202,7 +202,7 @@ class CompletionShape(Shape):
             index=index,
             text=text,
             logprobs=logprobs,
-            finish_reason=finish_reason,  # type: ignore[arg-type]
+            finish_reason=finish_reason,
         )
 
     def _logprobs(self, logprobs: Sequence[Logprob], offset: int) -> Logprobs | None:
@@ -218,4 +218,3 @@ class CompletionShape(Shape):
             top_logprobs=[{self.token(token): value for token, value in each.best} for each in logprobs],
             text_offset=offsets,
         )
-

@@ -82,7 +82,10 @@ class Served:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-            head = {"Content-Type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
+            head = {
+                "Content-Type": "application/json",
+                **{name.replace("_", "-"): text for name, text in headers.items()},
+            }
             connection.request(method or ("GET" if body is None else "POST"), path, raw, head)
             response = connection.getresponse()
             text = response.read().decode()

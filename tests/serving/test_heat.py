@@ -12,7 +12,7 @@ from louiskv.serving.heat import LEVELS, heat_of
 from tests.serving.serving import MODEL, served, tokenizer, until
 
 METHOD = LouisKV(budget=40, sink=3, window=12, unit_size=4, max_segment=8, dense_layers=1, tau=0.3)
-TEXT = "Grüße an die Bäcker \N{CROISSANT} aus den Bergen, und an alle anderen, die früh aufstehen. "
+TEXT = "Caf\xe9s \N{CROISSANT} of the old town open before the sun, and bakers rise earlier than that. "
 ASKED: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": TEXT}], "max_tokens": 20}
 
 

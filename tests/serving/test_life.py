@@ -1,15 +1,8 @@
 """Clients that go away, servers that stop, figures, and five hundred requests of all kinds."""
 
 import asyncio
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -46,7 +39,7 @@ def test_who_goes_away_frees_the_row(stream: bool) -> None:
         until(lambda: empty(server.engine))
         assert server.engine.figures().output_tokens < 2000
         assert not server.life.open
-        assert "louiskv_answers_total{finish_reason=\"cancelled\"} 2.0" in server.ask("/metrics")[1]
+        assert 'louiskv_answers_total{finish_reason="cancelled"} 2.0' in server.ask("/metrics")[1]
 
 
 def test_who_goes_away_while_waiting_or_in_the_prompt() -> None:
@@ -175,7 +168,7 @@ def test_five_hundred_requests_of_all_kinds_and_nothing_is_left() -> None:
         assert threading.active_count() <= before + 45, "those of one thread pool"
     for (kind, _, wanted, _), outcome in zip(plans, got, strict=True):
         if kind < 3:
-            assert outcome in (("length", wanted), ("stop", outcome[1]))
+            assert outcome[0] == "stop" or outcome == ("length", wanted)
         elif kind in (3, 4):
             assert outcome == (400, 0)
         else:

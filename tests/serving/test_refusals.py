@@ -37,7 +37,9 @@ def refused(server: Served, path: str, body: Any, status: int = 400, **expected:
     return str(error["message"])
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"model": NaN}', b"[" * 5000, b'{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"3", b"\xff\xfe", b'{"model": NaN}', b"[" * 5000, b'{"a": "\\ud800"}']
+)
 @pytest.mark.parametrize("path", [CHAT, TEXT])
 def test_what_is_no_json_object(server: Served, path: str, raw: bytes) -> None:
     refused(server, path, raw, code="invalid_json", type="invalid_request_error")
@@ -118,13 +120,15 @@ def test_fields_of_the_other_kind_and_fields_that_ask_for_nothing(server: Served
     refused(server, TEXT, {"model": MODEL}, param="prompt", code="missing_required_parameter")
     refused(server, CHAT, {"messages": []}, param="model", code="missing_required_parameter")
     refused(server, CHAT, {**ASKED, "top_logprobs": 3}, param="top_logprobs")
-    for prompt in ([], [[]], "", [10**6], [-1], {}, [["a"]]):
+    wrong: list[Any] = [[], [[]], "", [10**6], [-1], {}, [["a"]]]
+    for prompt in wrong:
         refused(server, TEXT, {**CONTINUED, "prompt": prompt})
-    idle = {"user": "me", "metadata": {}, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    idle: dict[str, Any] = {"user": "me", "metadata": {}, "tools": [], "tool_choice": "none"}
+    idle |= {"response_format": {"type": "text"}}
     idle |= {"store": False, "stop": None, "temperature": None, "n": None, "logit_bias": None, "audio": None}
     own = {"louiskv": {"budget": SMALL.budget, "method": "louiskv", "watched": False}}
     assert server.ask(CHAT, {**ASKED, **idle, **own})[0] == 200
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]
     assert server.ask(CHAT, {**ASKED, "messages": [{"role": "developer", "content": parts}]})[0] == 200
 
 
@@ -158,7 +162,8 @@ def test_too_long_prompts_are_refused_with_numbers(server: Served) -> None:
 def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
     refused(server, CHAT, b" " * 20_001, 413, code="request_too_large")
     with connect(server.port) as plain:
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += "Transfer-Encoding: chunked\r\n\r\n"
         plain.sendall(head.encode() + b"3000\r\n" + b" " * 0x3000 + b"\r\n" + b"3000\r\n" + b" " * 0x3000 + b"\r\n")
         assert b"413" in plain.recv(1000).split(b"\r\n")[0]
     with connect(server.port) as plain:

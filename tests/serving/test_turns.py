@@ -1,5 +1,6 @@
 """Chats of several turns: what was generated is gone on from, by whatever template."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,7 +47,8 @@ def test_three_turns_of_a_chat_take_in_only_what_is_new(name: str, stream: bool)
             asked: Any = {"model": MODEL, "messages": messages, "max_tokens": 20, "seed": seed}
             asked |= {"extra_body": {"ignore_eos": True}}
             if stream:
-                parts = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+                asked |= {"stream": True, "stream_options": {"include_usage": True}}
+                parts = list(client.chat.completions.create(**asked))
                 text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
                 usage = parts[-1].usage
             else:
@@ -79,9 +81,9 @@ def test_three_turns_with_the_real_model(loaded: Loaded) -> None:  # noqa: F811
             messages.append({"role": "assistant", "content": text})
             rendered = str(words.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             ids = server.prompts.of_chat(messages).token_ids
-            assert words.decode(ids) == rendered
+            assert words.decode(list(ids)) == rendered
         assert cached[0][0] == 0
-        for (_, before), (held, _) in zip(cached, cached[1:], strict=False):
+        for (_, before), (held, _) in pairwise(cached):
             # All of the last prompt, and of its answer all but the token that ended it.
             assert held > before
         assert "Paris" in messages[1]["content"]
@@ -94,7 +96,7 @@ def test_an_answer_is_told_from_one_that_was_changed() -> None:
     prompt = prompts.of_chat(asked)
     # The same text in other tokens: each letter by itself, and a token that ended it.
     text = "the other"
-    letters = [prompts.tokenizer.convert_tokens_to_ids(letter) for letter in text.replace(" ", "Ġ")]
+    letters: list[Any] = [prompts.tokenizer.convert_tokens_to_ids(letter) for letter in text.replace(" ", "Ġ")]
     prompts.keep(prompt, text, [*letters, 2])
     own = [*prompt.token_ids, *letters]
 
