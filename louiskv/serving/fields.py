@@ -56,8 +56,10 @@ class Own(BaseModel):
     """What this server knows and OpenAI's does not; settings of the method may stand here as they are."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    watched: bool = Field(False, description="Whether to count what the answer attends to; see /louiskv/v1/answers.")
-    kept: bool = Field(True, description="Whether to go on from a kept conversation, and to keep this one.")
+    # Whether to count what the answer attends to, for /louiskv/v1/answers.
+    watched: bool = False
+    # Whether to go on from a kept conversation, and to keep this one.
+    kept: bool = True
 
 
 class Common(BaseModel):
