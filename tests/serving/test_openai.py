@@ -180,3 +180,13 @@ def test_many_at_once_and_asynchronously(server: Served) -> None:
     assert whole == streamed
     assert whole == [answer_of(server, [{"role": "user", "content": f"Number {place}"}], 10) for place in range(6)]
     assert len(set(whole)) > 1
+
+
+def test_the_endpoints_are_described(server: Served) -> None:
+    told = server.ask("/openapi.json")[1]
+    assert told["info"]["title"] == "louiskv"
+    paths = {"/v1/chat/completions", "/v1/completions", "/louiskv/v1/figures", "/louiskv/v1/answers/{name}", "/metrics"}
+    assert paths <= set(told["paths"])
+    body = told["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"messages", "model", "louiskv", "top_k"} <= set(body["properties"])
+    assert all(each["summary"] for path in told["paths"].values() for each in path.values())
