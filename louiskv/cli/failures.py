@@ -7,6 +7,10 @@ class UsageError(LouisKVError):
     """What the user gave cannot be used, or something is missing."""
 
 
+class ServerError(LouisKVError):
+    """A server cannot begin."""
+
+
 class AnswersDifferError(LouisKVError):
     """The method did not answer what full attention answers."""
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from threading import Condition
 
+from louiskv.engine.figures import Attended
 from louiskv.engine.request import Conversation, Piece, Request
 
 
@@ -15,6 +16,7 @@ class Answer:
         request: What was asked.
         cancelled: Whether it is no longer wanted.
         conversation: What the caller can go on from when the answer has ended, if asked for by `hand_back`.
+        attended: What it has attended to when it has ended after at least one step, if the request is watched.
         turns: Turns of the engine's loop until its first token came; None before.
     """
 
@@ -22,6 +24,7 @@ class Answer:
         self.request = request
         self.cancelled = False
         self.conversation: Conversation | None = None
+        self.attended: Attended | None = None
         self.turns: int | None = None
         self._wake_engine = wake_engine
         self._pieces: deque[Piece] = deque()

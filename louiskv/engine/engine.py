@@ -34,6 +34,7 @@ class Engine:
 
     Attributes:
         max_length: Tokens of prompt and answer at the most.
+        end_tokens: Tokens by which the model says that it has said all.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Engine:
         self.max_length = positions if max_length is None else min(max_length, positions)
         check_count("max_length", self.max_length, 2)
         self._vocabulary, self._queue = config.vocab_size, queue
+        self.end_tokens = _end_tokens(model, tokenizer)
         with ExitStack() as stack:
             kv_cache = stack.enter_context(attach(model, method, impl=impl))
             _check_model(model, kv_cache)
@@ -94,7 +96,7 @@ class Engine:
                 lambda: LouisKVCache(config, kv_cache.method, impl),
                 max_length=self.max_length,
                 prefill_chunk=prefill_chunk,
-                end_tokens=_end_tokens(model, tokenizer),
+                end_tokens=self.end_tokens,
             )
             # From here on the engine's thread gives the model back.
             self._stack = stack.pop_all()
@@ -121,7 +123,8 @@ class Engine:
         answer = Answer(request, self._wake)
         with self._turns.changed:
             self._check_alive()
-            if len(self._turns.waiting) >= self._queue:
+            # Those that were cancelled are there until the next turn.
+            if sum(not each.cancelled for each in self._turns.waiting) >= self._queue:
                 raise QueueFullError(
                     f"{self._queue} requests wait already. Ask again later, or make an engine with a longer queue or "
                     "more rows."
@@ -129,6 +132,20 @@ class Engine:
             self._turns.waiting.append(answer)
             self._turns.changed.notify_all()
         return answer
+
+    def check_length(self, length: int) -> None:
+        """Raise `HostMemoryError` or `DeviceMemoryError` if there is no memory for so many tokens of one sequence."""
+        self._turns.memory.check(length)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of host memory for keys and values."""
+        return self._turns.memory.host
+
+    @property
+    def kept_memory(self) -> int:
+        """Bytes of them for conversations that may go on."""
+        return self._turns.kept.limit
 
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Ask, and iterate over the pieces in an event loop; who leaves early cancels. Raises as `submit` does."""

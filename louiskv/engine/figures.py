@@ -19,9 +19,14 @@ class Figures:
         kept: Conversations that can be gone on with.
         kept_bytes: Bytes of theirs, wherever they are.
         rows: Rows that the batch has, idle ones included.
-        resident_bytes: Bytes of the resident sets on the device, of the batch and of prompts on their way.
+        kv_heads: KV heads of all managed layers; 0 without any sequence.
+        resident_tokens: Tokens of KV heads in the resident sets on the device, prompts on their way included.
+        host_tokens: Those in the pools on the host, where they stay when they are fetched.
+        seen_tokens: All that were taken in.
+        resident_bytes: Bytes of the resident sets.
         index_bytes: Bytes of their indices.
         host_bytes: Bytes of their pools.
+        seen_bytes: Bytes that full attention would hold on the device.
         fetched_bytes: Bytes copied from the host.
         prompt_tokens: Tokens of prompts that were computed.
         cached_tokens: Tokens of prompts that were there from earlier turns.
@@ -36,9 +41,14 @@ class Figures:
     kept: int
     kept_bytes: int
     rows: int
+    kv_heads: int
+    resident_tokens: int
+    host_tokens: int
+    seen_tokens: int
     resident_bytes: int
     index_bytes: int
     host_bytes: int
+    seen_bytes: int
     fetched_bytes: int
     prompt_tokens: int
     cached_tokens: int

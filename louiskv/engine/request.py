@@ -104,13 +104,16 @@ class Request:
         conversation: An earlier turn to go on from, as far as its tokens are those of the prompt; None lets the engine
             look whether it has kept one.
         hand_back: Whether the conversation is the caller's afterwards (`Answer.conversation`), and not kept.
-        watched: Whether it is counted at each step what the answer attends to, which costs time; see `Engine.attended`.
+        kept: Whether a kept conversation may be gone on from, and this one may be kept.
+        watched: Whether it is counted at each step what the answer attends to, which costs time; see `Engine.attended`
+            and `Answer.attended`.
     """
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     conversation: Conversation | None = None
     hand_back: bool = False
+    kept: bool = True
     watched: bool = False
 
     def check(self, vocabulary: int, max_length: int) -> None:
@@ -174,6 +177,7 @@ class Piece:
         token_ids: The tokens that came with it.
         finish_reason: "stop", "length", "cancelled" or "error" with the last piece, else None.
         logprobs: Of each token, if asked for.
+        fired: Share of the KV heads of all layers that retrieved at the step that gave the tokens.
         usage: With the last piece.
         error: What has gone wrong, with "error".
     """
@@ -182,5 +186,6 @@ class Piece:
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
     logprobs: tuple[Logprob, ...] = ()
+    fired: float = 0.0
     usage: Usage | None = None
     error: BaseException | None = None

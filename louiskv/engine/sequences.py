@@ -94,4 +94,5 @@ class Running:
     def piece(self, text: str, finish_reason: str | None, **more: object) -> Piece:
         """A piece of the answer; the last one with its usage."""
         usage = None if finish_reason is None else self.usage
-        return Piece(text=text, finish_reason=finish_reason, usage=usage, **more)  # type: ignore[arg-type]
+        fired = self.fired[-1] if self.fired else 0.0
+        return Piece(text=text, finish_reason=finish_reason, fired=fired, usage=usage, **more)  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ class Turns:
         longest = max(*prompts, *(each.longest for each in self.running), self.batch.longest)
         rows = max(self.batch.rows_for(sequences), self.batch.num_rows)
         need = self.memory.needed(rows, longest, prompts)
-        wanted = self.kept.find(answer.request.prompt)
+        wanted = self.kept.find(answer.request.prompt) if answer.request.kept else None
         while not self.memory.fits(need, self.kept.sizes):
             # Its own conversation only where nothing that runs will make room.
             if not self.kept.drop_oldest(but=wanted) and (sequences > 1 or not self.kept.drop_oldest()):
@@ -142,7 +142,7 @@ class Turns:
         """Go on from an earlier turn if there is one, else from nothing."""
         token_ids, length = list(answer.request.prompt), answer.request.longest(self.max_length)
         conversation, known = answer.request.conversation, 0
-        if conversation is None:
+        if conversation is None and answer.request.kept:
             conversation = self.kept.take(token_ids)
         if conversation is not None:
             known = usable(conversation, token_ids)
@@ -238,6 +238,7 @@ class Turns:
         """Free the row of an answer, and keep its conversation."""
         error = None
         try:
+            running.answer.attended = self._attended(running) if running.attended is not None else None
             self._put_away(running)
         except Exception as failed:
             reason, error = "error", failed
@@ -250,7 +251,7 @@ class Turns:
         token_ids, request = tuple(running.token_ids[:-1]), running.answer.request
         if request.hand_back:
             running.answer.conversation = Conversation(token_ids, self.batch.take(running.number))
-        elif self.memory.of_sequence(len(token_ids)) <= self.kept.limit:
+        elif request.kept and self.memory.of_sequence(len(token_ids)) <= self.kept.limit:
             self.kept.keep(Conversation(token_ids, self.batch.take(running.number)))
 
     def figures(self) -> Figures:
@@ -259,6 +260,7 @@ class Turns:
         if self.batch.cache is not None:
             caches.append(self.batch.cache)
         tiers = [layer.state.tiers() for each in caches for layer in each.managed if layer.state.batch_size]
+        heads = [layer.state.num_kv_heads for each in caches[-1:] for layer in each.managed if layer.state.batch_size]
         counters = self.counters
         return Figures(
             running=len(self.running),
@@ -267,9 +269,14 @@ class Turns:
             kept=len(self.kept),
             kept_bytes=sum(self.kept.sizes),
             rows=self.batch.num_rows,
+            kv_heads=sum(heads),
+            resident_tokens=sum(each.resident.tokens for each in tiers),
+            host_tokens=sum(each.host.tokens for each in tiers),
+            seen_tokens=sum(each.seen.tokens for each in tiers),
             resident_bytes=sum(each.resident.bytes for each in tiers),
             index_bytes=sum(each.index.bytes for each in tiers),
             host_bytes=sum(each.host.bytes for each in tiers),
+            seen_bytes=sum(each.seen.bytes for each in tiers),
             fetched_bytes=self.batch.fetched_bytes + sum(map(fetched_bytes, caches)),
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
@@ -281,8 +288,10 @@ class Turns:
     def attended(self, answer: Answer) -> Attended | None:
         """What an answer attends to now; None if it is not being decoded."""
         running = next((each for each in self.running if each.answer is answer), None)
-        if running is None or self.batch.cache is None:
-            return None
+        return None if running is None else self._attended(running)
+
+    def _attended(self, running: Running) -> Attended:
+        assert self.batch.cache is not None
         managed = self.batch.cache.managed
         layers, heads = zip(*((layer.index, layer.state.num_kv_heads) for layer in managed), strict=True)
         now = attended_by(self.batch.cache, self.batch.row(running.number))

@@ -97,8 +97,10 @@ def test_a_full_queue_is_refused_at_once() -> None:
         answers = [running.submit(greedily(ids(20), 5)) for _ in range(2)]
         with pytest.raises(QueueFullError, match="2 requests wait already"):
             running.submit(greedily(ids(20), 5))
+        answers[0].cancel()
+        answers.append(running.submit(greedily(ids(20), 5)))
         first.cancel()
-        assert all(ended(answer)[1].finish_reason == "length" for answer in answers)
+        assert [ended(answer)[1].finish_reason for answer in answers] == ["cancelled", "length", "length"]
 
 
 def test_an_error_of_one_request_disturbs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,19 @@ def test_a_conversation_is_handed_back_and_gone_on_from() -> None:
     assert last.usage.cached_tokens == 61
 
 
+def test_a_request_of_its_own_finds_nothing_kept_and_leaves_nothing() -> None:
+    prompt = ids(60)
+    with engine(WHOLE, kept_memory=2**30) as running:
+        first = ended(running.submit(greedily(prompt, 10, kept=False)))[0]
+        assert running.figures().kept == 0
+        ended(running.submit(greedily(prompt, 10)))
+        again, last = ended(running.submit(greedily(prompt, 10, kept=False)))
+        assert again == first
+        assert last.usage is not None
+        assert last.usage.cached_tokens == 0
+        assert running.figures().kept == 1
+
+
 def test_the_kept_stay_within_their_limit() -> None:
     with engine(kept_memory=2**30) as running:
         ended(running.submit(greedily(ids(40), 10)))
@@ -269,8 +282,27 @@ def test_figures_and_what_an_answer_attends_to() -> None:
     assert figures.running == 2
     assert figures.rows == 2
     assert figures.resident_bytes > 0 < figures.host_bytes
+    assert figures.kv_heads == 6
+    assert 0 < figures.resident_tokens < figures.seen_tokens >= figures.host_tokens > 0
+    assert figures.seen_bytes == figures.seen_tokens * 2 * 8 * 4, "keys and values of 8 channels in float32"
     assert figures.fetched_bytes > 0
     assert 0 < figures.retrieval_rate <= 1
+
+
+def test_what_a_watched_answer_has_attended_to_is_known_when_it_has_ended() -> None:
+    with engine() as running:
+        watched, other = (running.submit(greedily(ids(60, seed), 20, watched=seed == 0)) for seed in range(2))
+        pieces = list(watched)
+        ended(other)
+        assert running.attended(watched) is None
+    assert other.attended is None
+    seen = watched.attended
+    assert seen is not None
+    assert seen.since is not None
+    # The first token comes from the prompt, without a step; the last one was not fed.
+    assert (len(seen.fired), seen.since.shape[1]) == (19, 79)
+    assert [piece.fired for piece in pieces] == [0.0, *seen.fired]
+    assert 0 < max(seen.fired) <= 1
 
 
 def test_the_batch_grows_and_shrinks_and_an_answer_does_not_see_it() -> None:

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server over `louiskv.engine`; needs the extra: pip install 'louiskv[serve]'."""
