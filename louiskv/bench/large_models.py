@@ -5,7 +5,9 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 
-from louiskv.errors import SettingsError
+from louiskv.bench.memory import available
+from louiskv.errors import DeviceMemoryError, HostMemoryError, SettingsError
+from louiskv.telemetry import format_bytes
 
 # Published sizes; no weights are needed.
 MODELS: dict[str, Callable[[], PretrainedConfig]] = {
@@ -52,6 +54,26 @@ def config_of(name: str, num_layers: int | None = None) -> PretrainedConfig:
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_layers]
     return config
+
+
+def check_fits(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model whose weights alone have no room.
+
+    Raises:
+        HostMemoryError: They do not fit into the host's memory.
+        DeviceMemoryError: They do not fit into the device's memory.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    size, there = sum(each.numel() for each in model.parameters()) * dtype.itemsize, available(device)
+    on_host = device.type == "cpu"
+    room = there.host if on_host else there.device
+    if size > room:
+        kind, place = (HostMemoryError, "host") if on_host else (DeviceMemoryError, "device")
+        raise kind(
+            f"The weights need {format_bytes(size)} of {place} memory, but {format_bytes(room)} can be used. Nothing "
+            "was measured. Give fewer --layers or --dtype bfloat16."
+        )
 
 
 def random_model(config: PretrainedConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

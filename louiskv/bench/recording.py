@@ -32,11 +32,6 @@ class Recording:
     steps: list[Tensor]
     num_kv_heads: int
 
-    @property
-    def most_sequences(self) -> int:
-        """Sequences that were recorded."""
-        return self.text.batch
-
     def context(self, layer: int, num_layers: int, shape: Shape, batch: int, length: int) -> tuple[Tensor, Tensor]:
         """Keys and values [B, Hkv, length, D] of one of `num_layers` layers of that shape.
 

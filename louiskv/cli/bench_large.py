@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv.bench.large import Cell, LargeBench
-from louiskv.bench.large_models import MODELS, config_of, random_model
+from louiskv.bench.large_models import MODELS, check_fits, config_of, random_model
 from louiskv.bench.recording import Recording, record
 from louiskv.bench.runner import Entry, Known
 from louiskv.cli.large_tables import print_large
@@ -87,6 +87,7 @@ def large(
     results.check_writable()
     real, tokenizer = load(model, console)
     device, dtype = real.device, real.dtype
+    check_fits(config, dtype, device)
     recording = None
     if any(cell.kind != "prefill" for cell in cells):
         with progress_bar(console) as advance:

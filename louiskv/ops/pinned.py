@@ -4,7 +4,9 @@ import ctypes
 import math
 import mmap
 import weakref
+from collections import deque
 from threading import Lock
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,10 +17,25 @@ LARGE_PAGE = 2 * 1024 * 1024
 
 
 class _Free:
-    """Blocks that are locked and that nobody uses, the smallest first."""
+    """Blocks that are locked and that nobody uses.
+
+    Attributes:
+        lock: Held by who reads or changes `blocks`.
+        blocks: The smallest first.
+        returned: Those that are not among them yet: garbage is collected at any place, also where the lock is held.
+    """
 
     lock = Lock()
-    blocks: list[mmap.mmap] = []  # noqa: RUF012
+    blocks: ClassVar[list[mmap.mmap]] = []
+    returned: ClassVar[deque[mmap.mmap]] = deque()
+
+    @classmethod
+    def sort_in(cls) -> list[mmap.mmap]:
+        """All of them; the caller holds the lock."""
+        while cls.returned:
+            cls.blocks.append(cls.returned.popleft())
+        cls.blocks.sort(key=len)
+        return cls.blocks
 
 
 def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -41,7 +58,7 @@ def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     else:
         block = _locked(size)
     held = (ctypes.c_char * len(block)).from_buffer(block)
-    weakref.finalize(held, _give_back, block)
+    weakref.finalize(held, _Free.returned.append, block)
     made: Tensor = torch.frombuffer(held, dtype=torch.uint8)[:size].zero_().view(dtype).view(shape)
     return made
 
@@ -49,13 +66,13 @@ def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def free_bytes() -> int:
     """Bytes that are locked and that nobody uses."""
     with _Free.lock:
-        return sum(len(block) for block in _Free.blocks)
+        return sum(len(block) for block in _Free.sort_in())
 
 
 def release_pinned() -> None:
     """Give what nobody uses back to the system."""
     with _Free.lock:
-        blocks, _Free.blocks = _Free.blocks, []
+        blocks, _Free.blocks = _Free.sort_in(), []
     for block in blocks:
         torch.cuda.synchronize()
         _unregister(_address(block))
@@ -64,16 +81,10 @@ def release_pinned() -> None:
 def _used_again(size: int) -> mmap.mmap | None:
     """The smallest free block that is large enough, if it is not too large."""
     with _Free.lock:
-        for place, block in enumerate(_Free.blocks):
+        for place, block in enumerate(_Free.sort_in()):
             if len(block) >= size:
                 return _Free.blocks.pop(place) if len(block) <= SPARE * size + LARGE_PAGE else None
     return None
-
-
-def _give_back(block: mmap.mmap) -> None:
-    with _Free.lock:
-        _Free.blocks.append(block)
-        _Free.blocks.sort(key=len)
 
 
 def _locked(size: int) -> mmap.mmap:

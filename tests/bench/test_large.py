@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from louiskv import Full, FullOffloaded, LouisKV, Method, SettingsError, attach
+from louiskv import Full, FullOffloaded, HostMemoryError, LouisKV, Method, SettingsError, attach
 from louiskv.bench import large, large_models
 from louiskv.bench.large import Cell, LargeBench
 from louiskv.bench.large_models import config_of, random_model
@@ -175,6 +175,13 @@ def test_what_does_not_fit_and_what_is_too_late_is_said(bench: LargeBench, monke
     bench.deadline = None
     (record,) = bench.run([Cell("decode", 300, 2, 6)], FIELD[1:2])
     assert "left_out" not in record, "what was left out is no result"
+
+
+def test_weights_that_have_no_room_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_models, "available", lambda _: Memory(2**34, 0))
+    with pytest.raises(HostMemoryError, match=r"weights need 29.92 GiB of host memory, but 16.00 GiB .* --layers"):
+        large_models.check_fits(config_of("llama-3.1-8b"), torch.float32, CPU)
+    large_models.check_fits(config_of("llama-3.1-8b", 2), torch.float32, CPU)
 
 
 def test_sizes_are_known_by_name() -> None:

@@ -1,6 +1,7 @@
 """Pinned memory: blocks are used again, and given back; without a GPU what CUDA does is watched only."""
 
 import gc
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
@@ -48,6 +49,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(pinned, "_unregister", unregisters)
     monkeypatch.setattr(torch.cuda, "synchronize", waits)
     monkeypatch.setattr(pinned._Free, "blocks", [])
+    monkeypatch.setattr(pinned._Free, "returned", deque())
     yield watched
     gc.collect()
     release_pinned()
