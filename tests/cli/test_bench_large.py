@@ -1,0 +1,62 @@
+"""`louiskv bench large`, with a tiny model in the place of a large one; no time is asserted."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from louiskv.bench import large_models
+from louiskv.cli import bench_large
+from tests.cli.conftest import Run, refused
+
+SIZES = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
+    vocab_size=90,
+)
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    monkeypatch.setitem(large_models.MODELS, "tiny", lambda: SIZES)
+    monkeypatch.setattr(bench_large, "RECORDED", (150, 6))
+    return "bench", "large", "--shape", "tiny", "--output", str(tmp_path / "large.jsonl")
+
+
+def test_tables_of_steps_and_first_tokens(run: Run, ask: tuple[str, ...]) -> None:
+    methods = "--method", "full", "--method", "louiskv:tau=0.7,window=32"
+    ask = *ask, "--context", "300", "--prefill", "200", "--steps", "4", "--budget", "128", *methods
+    first = run(*ask)
+    assert first.exit_code == 0
+    assert "tiny: decode of 1 x 300 tokens" in first.stdout and "tiny: prefill of 1 x 200 tokens" in first.stdout
+    assert re.search(r"louiskv:tau=0.7,window", first.stdout)
+    told = json.loads(run(*ask, "--json").stdout)
+    assert [(each["kind"], each["method"]) for each in told] == [
+        (kind, name)
+        for kind in ("large decode", "large prefill")
+        for name in ("sdpa", "full", "louiskv:tau=0.7,window=32")
+    ]
+    assert (told[2]["settings"]["tau"], told[2]["settings"]["window"]) == (0.7, 32)
+
+
+def test_what_there_is_no_time_for_is_said(run: Run, ask: tuple[str, ...]) -> None:
+    shown = run(*ask, "--prefill", "200", "--no-sdpa", "--method", "full", "--minutes", "0")
+    assert shown.exit_code == 0 and "full is left out: there was no time left." in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--method", "louiskv:tau=x"), "--method louiskv:tau=x: 'x' is no number"),
+        (("--method", "louiskv:depth=1"), "has a setting depth"),
+        (("--layers", "4"), "--layers 4 is not allowed: tiny has 1 to 3"),
+    ],
+)
+def test_wrong_input_is_one_line(run: Run, ask: tuple[str, ...], flags: tuple[str, ...], message: str) -> None:
+    refused(run(*ask, *flags), message)
