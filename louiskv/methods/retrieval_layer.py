@@ -66,7 +66,7 @@ class RetrievalLayer(RetrievalState):
             begin, held = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
             self._note_coding(rows, held, counts)
         with clock.time("clustering", device):
-            self.index.append(*self._units(begin, sizes, held))
+            self.index.append(*self._units(begin, sizes, held), impl=self.impl)
 
     @property
     def waits_for_nothing(self) -> bool:

@@ -23,6 +23,7 @@ def kmeans(
     iterations: int,
     metric: str = "euclidean",
     start: str = "strided",
+    max_clusters: int | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """Assign tokens to clusters of near keys, for all rows at once.
@@ -32,6 +33,9 @@ def kmeans(
     between a key and the mean of a cluster's keys (ClusterKV, section 3.2 of arXiv 2412.03213). A cluster that runs
     empty moves to the token farthest from its centroid. Linear in T for a fixed number of clusters.
 
+    On a GPU keys of 16 bits are compared as float16: a token that is as near to one cluster as to another, within a
+    two-thousandth of their size, may come to either.
+
     Args:
         keys: [N, T, D]; row n uses its first `counts[n]` tokens, the rest may hold anything.
         counts: [N] tokens of each row.
@@ -39,6 +43,7 @@ def kmeans(
         iterations: Passes of assignment and update.
         metric: "euclidean" or "cosine".
         start: "strided" or "random".
+        max_clusters: Clusters that no row has more of; None to look, which waits for the device.
         impl: Implementation; None takes the best that can run.
 
     Returns:
@@ -48,18 +53,20 @@ def kmeans(
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("kmeans", KMEANS, impl, keys)
-    assignment: Tensor = function(keys, counts, num_clusters, iterations, metric, start)
+    most = int(num_clusters.max()) if max_clusters is None else max_clusters
+    assignment: Tensor = function(keys, counts, num_clusters, iterations, metric, start, most)
     return assignment
 
 
-def _kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str) -> Tensor:
+def _kmeans(
+    keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str, max_clusters: int
+) -> Tensor:
     num_rows, num_tokens, _ = keys.shape
     token = torch.arange(num_tokens, device=keys.device)
     present = token < counts[:, None]
     points = keys.float().masked_fill(~present[..., None], 0.0)
     if metric == "euclidean":
         points = points - points.sum(1, keepdim=True) / counts.clamp(min=1)[:, None, None]
-    max_clusters = int(num_clusters.max())
     cluster = torch.arange(max_clusters, device=keys.device)
     absent = cluster >= num_clusters[:, None]
     centroids = _rows(points, _first_tokens(start, present, counts, num_clusters, cluster))

@@ -12,18 +12,19 @@ _kmeans = torch.ops.louiskv.kmeans.default
 SEED = 0
 
 
-def kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str) -> Tensor:
+def kmeans(
+    keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str, max_clusters: int
+) -> Tensor:
     """As `louiskv.ops.kmeans.kmeans`."""
     counts, num_clusters = counts.long(), num_clusters.long()
-    first = _first_tokens(keys.shape[1], counts, num_clusters, start)
+    first = _first_tokens(keys.shape[1], counts, num_clusters, start, max_clusters)
     dense = keys if keys.stride(-1) == 1 else keys.contiguous()
     assignment: Tensor = _kmeans(dense, counts, num_clusters, first, iterations, metric == "cosine")
     return assignment
 
 
-def _first_tokens(num_tokens: int, counts: Tensor, num_clusters: Tensor, start: str) -> Tensor:
+def _first_tokens(num_tokens: int, counts: Tensor, num_clusters: Tensor, start: str, max_clusters: int) -> Tensor:
     """[N, C] tokens at which the clusters start."""
-    max_clusters = int(num_clusters.max())
     if start == "strided":
         cluster = torch.arange(max_clusters)
         return (cluster * counts[:, None]) // num_clusters.clamp(min=1)[:, None]

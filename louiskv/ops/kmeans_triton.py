@@ -1,241 +1,348 @@
-"""K-means in Triton: distances are never written down, and nothing waits for the device to count its clusters."""
+"""K-means in Triton: scores and sums are matrix products, and nothing but numbers of clusters is ever written down."""
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from louiskv.ops.triton_functions import NONE, product
+from louiskv.ops.points_triton import points_of
+from louiskv.ops.triton_functions import NONE, operand, product
 from louiskv.ops.triton_runtime import bucket, dense, kernel
 
 # Of the random start; the reference draws from the same.
 SEED = 0
-# Programs that share the clusters of a row.
-PROGRAMS = 1024
+# Parts of a row's tokens whose sums are made apart, and then added in order: at the most, and tokens of one.
+MOST_PARTS, PART = 4, 2048
+# Bytes of points in a tile: what fits beside those on their way.
+TILE = 32 * 1024
 # Shortest vector that is made one of length 1.
 SHORTEST = tl.constexpr(1e-12)
 TINY = tl.constexpr(float(torch.finfo(torch.float32).tiny))
+NOBODY = tl.constexpr(2**30)
 
-_ROWS = dict.fromkeys(("keys_row", "keys_token", "num_tokens"), "i32")
-_KEYS = {"keys": "*T", "mean": "*fp32", "num_clusters": "*i64"}
-_DIMS = {"dim": 128, "dim_block": 128}
+_SIZES = {"num_tokens": "i32", "max_clusters": "i32"}
+_POINTS = {"points": "*T", "num_clusters": "*i64"}
+_CENTROIDS = {"centroids": "*T", "offsets": "*fp32"}
+_DIMS = {"cosine": False, "dim": 128, "dim_block": 128}
+_TILES = {"tokens": 32, "clusters": 32}
+_HALF = {"points": "*fp16", "tokens": 128, "clusters": 64}
+
+
+@triton.jit
+def _points_at(
+    points: tl.tensor, token: tl.tensor, is_token: tl.tensor, dim: tl.constexpr, dim_block: tl.constexpr
+) -> tl.tensor:
+    """Points [tokens, dim_block]; 0 where no token is."""
+    channel = tl.arange(0, dim_block)
+    mask = is_token[:, None] & (channel < dim)[None]
+    return operand(
+        tl.load(points + token[:, None] * dim + channel[None], mask=mask, other=0.0), points.dtype.element_ty
+    )
 
 
 @kernel(
     checks=tuple(
-        {**_KEYS, "counts": "*i64", "centroids": "*fp32", "offsets": "*fp32", "labels": "*i32", "distances": "*fp32"}
-        | {**_ROWS, "_bucket": "i32", "cosine": cosine, "dim": dim}
-        for cosine, dim in ((False, 128), (True, 80))
+        {**_POINTS, "counts": "*i64", **_CENTROIDS, "labels": "*i32", "distances": "*fp32", **_SIZES, **_DIMS, **each}
+        for each in (_TILES, {**_HALF, "centroids": "*fp16"}, {**_TILES, "cosine": True, "dim": 80})
     ),
-    configs=(
-        {"tokens": 64, "clusters": 64, "channels": 32, "num_warps": 4, "num_stages": 2},
-        {"tokens": 128, "clusters": 64, "channels": 32, "num_warps": 4, "num_stages": 2},
-        {"tokens": 128, "clusters": 64, "channels": 32, "num_warps": 8, "num_stages": 3},
-        {"tokens": 128, "clusters": 128, "channels": 32, "num_warps": 8, "num_stages": 2},
-    ),
-    key=("dim", "_bucket", "cosine"),
+    configs=({"num_warps": 8, "num_stages": 3},),
 )
-@triton.jit(do_not_specialize=["num_tokens", "_bucket"])
+@triton.jit(do_not_specialize=["num_tokens", "max_clusters"])
 def _assign(
-    keys: tl.tensor,
-    mean: tl.tensor,
+    points: tl.tensor,
     num_clusters: tl.tensor,
     counts: tl.tensor,
     centroids: tl.tensor,
     offsets: tl.tensor,
     labels: tl.tensor,
     distances: tl.tensor,
-    keys_row: tl.tensor,
-    keys_token: tl.tensor,
     num_tokens: tl.tensor,
-    _bucket: tl.tensor,
+    max_clusters: tl.tensor,
     cosine: tl.constexpr,
     dim: tl.constexpr,
+    dim_block: tl.constexpr,
     tokens: tl.constexpr,
     clusters: tl.constexpr,
-    channels: tl.constexpr,
 ) -> None:
-    """The nearest centroid of each token, and how far it is; tokens that are not there get the label `num_tokens`."""
+    """The nearest centroid of each token, the first of equal ones, and how far it is; -1 where no token is."""
     row = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * tokens
     token = first + tl.arange(0, tokens)
     count, many = tl.load(counts + row).to(tl.int32), tl.load(num_clusters + row).to(tl.int32)
-    is_token = token < count
-    key = keys + row * keys_row + token.to(tl.int64)[:, None] * keys_token
-    nearest = tl.zeros([tokens], tl.int32)
-    nearness = tl.full([tokens], NONE, tl.float32)
+    is_token, channel = token < count, tl.arange(0, dim_block)
+    point = _points_at(points, row * num_tokens + token, is_token, dim, dim_block)
+    # Of each place in a tile the best tile; the places are compared when all tiles have come by.
+    nearness = tl.full([tokens, clusters], NONE, tl.float32)
+    nearest = tl.zeros([tokens, clusters], tl.int32)
     # Where no token is there is nothing to compare.
     for start in range(0, tl.where(first < count, many, 0), clusters):
         cluster = start + tl.arange(0, clusters)
         is_cluster = cluster < many
-        place = row * num_tokens + cluster
-        scores = tl.zeros([tokens, clusters], tl.float32)
-        for channel in range(0, dim, channels):
-            point = _centred(key, mean + row * dim, is_token, channel, dim, channels)
-            here = channel + tl.arange(0, channels)
-            of_cluster = centroids + place[None] * dim + here[:, None]
-            scores += product(point, tl.load(of_cluster, mask=is_cluster[None] & (here < dim)[:, None], other=0.0))
-        scores += tl.load(offsets + place, mask=is_cluster, other=NONE)[None]
-        best, best_at = tl.max(scores, 1, return_indices=True, return_indices_tie_break_left=True)
-        nearer = best > nearness
-        nearest = tl.where(nearer, start + best_at, nearest)
-        nearness = tl.where(nearer, best, nearness)
-    square = tl.zeros([tokens], tl.float32)
-    for channel in range(0, dim, channels):
-        point = _centred(key, mean + row * dim, is_token, channel, dim, channels)
-        square += tl.sum(point * point, 1)
-    distance = -nearness / tl.maximum(tl.sqrt(square), TINY) if cosine else square - 2.0 * nearness
+        at = row * max_clusters + cluster
+        mask = is_cluster[None] & (channel < dim)[:, None]
+        centroid = tl.load(centroids + at[None] * dim + channel[:, None], mask=mask, other=0.0)
+        scores = product(point, operand(centroid, centroids.dtype.element_ty))
+        scores += tl.load(offsets + at, mask=is_cluster, other=NONE)[None]
+        nearest = tl.where(scores > nearness, start, nearest)
+        nearness = tl.maximum(scores, nearness)
+    best = tl.max(nearness, 1)
+    nearest += tl.arange(0, clusters)[None]
+    label = tl.min(tl.where(nearness == best[:, None], nearest, NOBODY), 1)
+    # What is no number is nearest to none.
+    label = tl.where(label < many, label, 0)
+    wide = point.to(tl.float32)
+    square = tl.sum(wide * wide, 1)
+    distance = -best / tl.maximum(tl.sqrt(square), TINY) if cosine else square - 2.0 * best
     at = row * num_tokens + token
-    tl.store(labels + at, tl.where(is_token, nearest, num_tokens), mask=token < num_tokens)
+    tl.store(labels + at, tl.where(is_token, label, -1), mask=token < num_tokens)
     tl.store(distances + at, tl.where(is_token, distance, NONE), mask=token < num_tokens)
 
 
-@triton.jit
-def _centred(
-    key: tl.tensor, mean: tl.tensor, is_token: tl.tensor, first: tl.tensor, dim: tl.constexpr, channels: tl.constexpr
-) -> tl.tensor:
-    """Some channels of keys less their mean."""
-    channel = first + tl.arange(0, channels)
-    mask = is_token[:, None] & (channel < dim)[None]
-    point = tl.load(key + channel[None], mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, point - tl.load(mean + channel, mask=channel < dim, other=0.0)[None], 0.0)
-
-
 @kernel(
-    checks=({"labels": "*i32", "begins": "*i32", "ends": "*i32", "num_tokens": "i32"},),
-    configs=({"block": 1024, "num_warps": 4, "num_stages": 1},),
-)
-@triton.jit(do_not_specialize=["num_tokens"])
-def _bound(labels: tl.tensor, begins: tl.tensor, ends: tl.tensor, num_tokens: tl.tensor, block: tl.constexpr) -> None:
-    """Where the runs of equal labels, which are sorted, begin and end."""
-    row = tl.program_id(1).to(tl.int64) * num_tokens
-    token = tl.program_id(0) * block + tl.arange(0, block)
-    label = tl.load(labels + row + token, mask=token < num_tokens, other=num_tokens)
-    before = tl.load(labels + row + token - 1, mask=(token < num_tokens) & (token > 0), other=-1)
-    after = tl.load(labels + row + token + 1, mask=token + 1 < num_tokens, other=-1)
-    is_there = (token < num_tokens) & (label < num_tokens)
-    tl.store(begins + row + label, token, mask=is_there & (before != label))
-    tl.store(ends + row + label, token + 1, mask=is_there & (after != label))
-
-
-@kernel(
-    checks=(
-        {**_KEYS, "order": "*i64", "begins": "*i32", "ends": "*i32", "spares": "*i64", "centroids": "*fp32"}
-        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": False},
-        {**_KEYS, "order": "*i64", "begins": "*i32", "ends": "*i32", "spares": "*i64", "centroids": "*fp32"}
-        | {"offsets": "*fp32", **_ROWS, **_DIMS, "cosine": True},
+    checks=tuple(
+        {**_POINTS, "labels": "*i32", "sums": "*fp32", "sizes": "*i32", **_SIZES, "dim": 128, "dim_block": 128, **each}
+        for each in (_TILES, _HALF)
     ),
-    configs=({"block": 16, "num_warps": 4, "num_stages": 1},),
+    configs=({"num_warps": 4, "num_stages": 3},),
 )
-@triton.jit(do_not_specialize=["num_tokens"])
-def _move(
-    keys: tl.tensor,
-    mean: tl.tensor,
+@triton.jit(do_not_specialize=["num_tokens", "max_clusters"])
+def _add(
+    points: tl.tensor,
     num_clusters: tl.tensor,
-    order: tl.tensor,
-    begins: tl.tensor,
-    ends: tl.tensor,
+    labels: tl.tensor,
+    sums: tl.tensor,
+    sizes: tl.tensor,
+    num_tokens: tl.tensor,
+    max_clusters: tl.tensor,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    tokens: tl.constexpr,
+    clusters: tl.constexpr,
+) -> None:
+    """Sums and sizes of some clusters over one part of the tokens: a product with who belongs to whom."""
+    row, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    cluster, channel = tl.program_id(0) * clusters + tl.arange(0, clusters), tl.arange(0, dim_block)
+    many = tl.load(num_clusters + row).to(tl.int32)
+    size = tl.zeros([clusters, tokens], tl.int32)
+    total = tl.zeros([clusters, dim_block], tl.float32)
+    length = tl.cdiv(tl.cdiv(num_tokens, tl.num_programs(2)), tokens) * tokens
+    begin = part * length
+    end = tl.where(tl.program_id(0) * clusters < many, tl.minimum(begin + length, num_tokens), begin)
+    for start in range(begin, end, tokens):
+        token = start + tl.arange(0, tokens)
+        is_token = token < num_tokens
+        label = tl.load(labels + row * num_tokens + token, mask=is_token, other=-1)
+        belongs = label[None] == cluster[:, None]
+        size += belongs.to(tl.int32)
+        point = _points_at(points, row * num_tokens + token, is_token, dim, dim_block)
+        total += product(belongs.to(point.dtype), point)
+    at = (part * tl.num_programs(1) + row) * max_clusters + cluster
+    mask = cluster < many
+    tl.store(sizes + at, tl.sum(size, 1), mask=mask)
+    tl.store(sums + at[:, None] * dim + channel[None], total, mask=mask[:, None] & (channel < dim)[None])
+
+
+@kernel(
+    checks=tuple(
+        {"sums": "*fp32", "sizes": "*i32", "num_clusters": "*i64", **_CENTROIDS, "num_rows": "i32"}
+        | {"max_clusters": "i32", **_DIMS, "cosine": cosine, "parts": 4}
+        for cosine in (False, True)
+    ),
+    configs=({"clusters": 8, "num_warps": 4, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["num_rows", "max_clusters"])
+def _move(
+    sums: tl.tensor,
+    sizes: tl.tensor,
+    num_clusters: tl.tensor,
+    centroids: tl.tensor,
+    offsets: tl.tensor,
+    num_rows: tl.tensor,
+    max_clusters: tl.tensor,
+    cosine: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    parts: tl.constexpr,
+    clusters: tl.constexpr,
+) -> None:
+    """Move centroids to the mean of their tokens, of all parts in order; the first part's sizes become those of all."""
+    row = tl.program_id(1).to(tl.int64)
+    cluster, channel = tl.program_id(0) * clusters + tl.arange(0, clusters), tl.arange(0, dim_block)
+    is_cluster = cluster < tl.load(num_clusters + row).to(tl.int32)
+    at = row * max_clusters + cluster
+    mask = is_cluster[:, None] & (channel < dim)[None]
+    total, size = tl.zeros([clusters, dim_block], tl.float32), tl.zeros([clusters], tl.int32)
+    for part in tl.static_range(parts):
+        place = at + part * num_rows.to(tl.int64) * max_clusters
+        size += tl.load(sizes + place, mask=is_cluster, other=0)
+        total += tl.load(sums + place[:, None] * dim + channel[None], mask=mask, other=0.0)
+    tl.store(sizes + at, size, mask=is_cluster)
+    _place(
+        total / tl.maximum(size, 1).to(tl.float32)[:, None], centroids, offsets, at, is_cluster, cosine, dim, dim_block
+    )
+
+
+@triton.jit
+def _place(
+    centroid: tl.tensor,
+    centroids: tl.tensor,
+    offsets: tl.tensor,
+    at: tl.tensor,
+    is_cluster: tl.tensor,
+    cosine: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+) -> None:
+    """Write centroids [clusters, dim_block], and what is added to the product with them."""
+    channel = tl.arange(0, dim_block)
+    if cosine:
+        centroid = centroid / tl.maximum(tl.sqrt(tl.sum(centroid * centroid, 1)), SHORTEST)[:, None]
+    rounded = centroid.to(centroids.dtype.element_ty)
+    tl.store(centroids + at[:, None] * dim + channel[None], rounded, mask=is_cluster[:, None] & (channel < dim)[None])
+    wide = rounded.to(tl.float32)
+    tl.store(offsets + at, tl.sum(wide * wide, 1) * (0.0 if cosine else -0.5), mask=is_cluster)
+
+
+@kernel(
+    checks=tuple(
+        {**_POINTS, "spares": "*i64", **_CENTROIDS, **_SIZES, **_DIMS, "cosine": cosine} for cosine in (False, True)
+    ),
+    configs=({"clusters": 8, "num_warps": 4, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["num_tokens", "max_clusters"])
+def _start(
+    points: tl.tensor,
+    num_clusters: tl.tensor,
     spares: tl.tensor,
     centroids: tl.tensor,
     offsets: tl.tensor,
-    keys_row: tl.tensor,
-    keys_token: tl.tensor,
     num_tokens: tl.tensor,
+    max_clusters: tl.tensor,
+    cosine: tl.constexpr,
+    dim: tl.constexpr,
+    dim_block: tl.constexpr,
+    clusters: tl.constexpr,
+) -> None:
+    """Put centroids where tokens are."""
+    row = tl.program_id(1).to(tl.int64)
+    cluster = tl.program_id(0) * clusters + tl.arange(0, clusters)
+    is_cluster = cluster < tl.load(num_clusters + row).to(tl.int32)
+    at = row * max_clusters + cluster
+    token = row * num_tokens + tl.load(spares + at, mask=is_cluster, other=0)
+    point = _points_at(points, token, is_cluster, dim, dim_block).to(tl.float32)
+    _place(point, centroids, offsets, at, is_cluster, cosine, dim, dim_block)
+
+
+@kernel(
+    checks=tuple(
+        {**_POINTS, "sizes": "*i32", "distances": "*fp32", **_CENTROIDS, **_SIZES, **_DIMS, "cosine": cosine}
+        for cosine in (False, True)
+    ),
+    configs=({"block": 1024, "num_warps": 4, "num_stages": 1},),
+)
+@triton.jit(do_not_specialize=["num_tokens", "max_clusters"])
+def _refill(
+    points: tl.tensor,
+    num_clusters: tl.tensor,
+    sizes: tl.tensor,
+    distances: tl.tensor,
+    centroids: tl.tensor,
+    offsets: tl.tensor,
+    num_tokens: tl.tensor,
+    max_clusters: tl.tensor,
     cosine: tl.constexpr,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """Move each centroid to the mean of its tokens, added in a fixed order, or to its spare token if it has none."""
-    row = tl.program_id(1).to(tl.int64)
-    channel = tl.arange(0, dim_block)
-    is_channel = channel < dim
-    middle = tl.load(mean + row * dim + channel, mask=is_channel, other=0.0)
-    for cluster in range(tl.program_id(0), tl.load(num_clusters + row).to(tl.int32), tl.num_programs(0)):
-        at = row * num_tokens + cluster
-        begin, end = tl.load(begins + at), tl.load(ends + at)
-        size = end - begin
-        spare = tl.load(spares + at)
-        total = tl.zeros([dim_block], tl.float32)
-        for start in range(begin, tl.maximum(end, begin + 1), block):
-            number = start + tl.arange(0, block)
-            token = tl.load(order + row * num_tokens + number, mask=number < end, other=0)
-            token = tl.where(size > 0, token, spare)
-            is_token = number < tl.maximum(end, begin + 1)
-            place = keys + row * keys_row + token[:, None] * keys_token + channel[None]
-            key = tl.load(place, mask=is_token[:, None] & is_channel[None], other=0.0).to(tl.float32)
-            total += tl.sum(tl.where(is_token[:, None], key - middle[None], 0.0), 0)
-        centroid = total / tl.maximum(size, 1).to(tl.float32)
-        square = tl.sum(centroid * centroid, 0)
-        if cosine:
-            centroid = centroid / tl.maximum(tl.sqrt(square), SHORTEST)
-            tl.store(offsets + at, 0.0)
-        else:
-            tl.store(offsets + at, square * -0.5)
-        tl.store(centroids + at * dim + channel, centroid, mask=is_channel)
+    """Move the clusters of one row that ran empty to the tokens farthest from their centroids, one after the other."""
+    row = tl.program_id(0).to(tl.int64)
+    many, lane = tl.load(num_clusters + row).to(tl.int32), tl.arange(0, block)
+    sizes, distances = sizes + row * max_clusters, distances + row * num_tokens
+    cluster = _next_empty(sizes, -1, many, block)
+    # The farthest that was given away, and where it is.
+    far, far_at = tl.full([], float("inf"), tl.float32), tl.full([], -1, tl.int32)
+    while cluster < many:
+        best, best_at = tl.full([block], NONE, tl.float32), tl.full([block], NOBODY, tl.int32)
+        for start in range(0, num_tokens, block):
+            token = start + lane
+            distance = tl.load(distances + token, mask=token < num_tokens, other=NONE)
+            is_left = (distance < far) | ((distance == far) & (token > far_at))
+            better = is_left & (distance > best)
+            best_at = tl.where(better, token, best_at)
+            best = tl.where(better, distance, best)
+        far = tl.max(best, 0)
+        far_at = tl.min(tl.where(best == far, best_at, NOBODY), 0)
+        # As many clusters as tokens at the most, so there is always one; unless distances are no numbers.
+        token = row * num_tokens + tl.where(far_at < num_tokens, far_at, 0) + tl.zeros([1], tl.int32)
+        point = _points_at(points, token, token >= 0, dim, dim_block).to(tl.float32)
+        at = row * max_clusters + cluster + tl.zeros([1], tl.int32)
+        _place(point, centroids, offsets, at, at >= 0, cosine, dim, dim_block)
+        cluster = _next_empty(sizes, cluster, many, block)
 
 
-def kmeans(keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str) -> Tensor:
-    """Twin of the reference; a row has room for as many clusters as tokens, and what it has not is not visited."""
+@triton.jit
+def _next_empty(sizes: tl.tensor, before: tl.tensor, many: tl.tensor, block: tl.constexpr) -> tl.tensor:
+    """The first empty cluster behind another, or `many`."""
+    found = tl.full([block], NOBODY, tl.int32)
+    for start in range(0, many, block):
+        cluster = start + tl.arange(0, block)
+        size = tl.load(sizes + cluster, mask=cluster < many, other=1)
+        found = tl.where((size == 0) & (cluster > before), tl.minimum(found, cluster), found)
+    return tl.minimum(tl.min(found, 0), many)
+
+
+def kmeans(
+    keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str, max_clusters: int
+) -> Tensor:
+    """Twin of the reference; keys of 16 bits are compared and added as float16, less their mean and scaled."""
     num_rows, num_tokens, dim = keys.shape
     keys, counts, num_clusters = dense(keys), dense(counts), dense(num_clusters)
     cosine = metric == "cosine"
-    token = torch.arange(num_tokens, device=keys.device)
-    present = token < counts[:, None]
-    absent = token >= num_clusters[:, None]
-    mean = keys.new_zeros(num_rows, dim, dtype=torch.float32)
-    if not cosine:
-        mean = keys.masked_fill(~present[..., None], 0.0).sum(1, dtype=torch.float32) / counts.clamp(min=1)[:, None]
-    centroids = keys.new_empty(num_rows, num_tokens, dim, dtype=torch.float32)
-    offsets = keys.new_empty(num_rows, num_tokens, dtype=torch.float32)
-    distances, labels = torch.empty_like(offsets), torch.zeros_like(offsets, dtype=torch.int32)
-    block = max(16, triton.next_power_of_2(dim))
-    given = (keys, mean, num_clusters)
-    strides = (*keys.stride()[:2], num_tokens)
-    programs = (min(PROGRAMS, num_tokens), num_rows)
+    made = partial(torch.empty, device=keys.device)
+    points = points_of(keys, counts, cosine)
+    centroids = made(num_rows, max_clusters, dim, dtype=points.dtype)
+    offsets = made(num_rows, max_clusters, dtype=torch.float32)
+    labels = torch.zeros(num_rows, num_tokens, dtype=torch.int32, device=keys.device)
+    distances = made(num_rows, num_tokens, dtype=torch.float32)
+    parts = min(MOST_PARTS, triton.next_power_of_2(triton.cdiv(num_tokens, PART)))
+    sums = made(parts, num_rows, max_clusters, dim, dtype=torch.float32)
+    sizes = made(parts, num_rows, max_clusters, dtype=torch.int32)
+    given, moved = (points, num_clusters), (centroids, offsets)
+    dims = (dim, max(16, triton.next_power_of_2(dim)))
+    # Products of float32 are three of parts of it, which need room as well.
+    tile = max(16, min(128, TILE // (dims[1] * points.itemsize) // (points.itemsize // 2)))
+    tiles = (tile, min(tile, 64))
+    lengths, some = (num_tokens, max_clusters), (triton.cdiv(max_clusters, 8), num_rows)
 
-    order = token.expand(num_rows, -1).contiguous()
-    begins = torch.zeros_like(labels)
-    ends, spares = begins, _first_tokens(start, present, counts, num_clusters, token)
+    first = _first_tokens(start, counts, num_clusters, num_tokens, max_clusters)
+    if iterations:
+        _start[some](*given, first, *moved, *lengths, cosine, *dims)
     for iteration in range(iterations):
-        _move[programs](*given, order, begins, ends, spares, centroids, offsets, *strides, cosine, dim, block)
-        _assign[_tiles_of(num_tokens, num_rows)](
-            *given,
-            counts,
-            centroids,
-            offsets,
-            labels,
-            distances,
-            *strides,
-            _bucket=bucket(num_tokens),
-            cosine=cosine,
-            dim=dim,
+        if iteration:
+            _add[triton.cdiv(max_clusters, tiles[1]), num_rows, parts](
+                *given, labels, sums, sizes, *lengths, *dims, *tiles
+            )
+            _move[some](sums, sizes, num_clusters, *moved, num_rows, max_clusters, cosine, *dims, parts)
+            _refill[num_rows,](*given, sizes, distances, *moved, *lengths, cosine, *dims)
+        _assign[triton.cdiv(num_tokens, tile), num_rows](
+            *given, counts, *moved, labels, distances, *lengths, cosine, *dims, *tiles
         )
-        if iteration + 1 == iterations:
-            break
-        ordered, order = labels.sort(dim=1, stable=True)
-        begins, ends = torch.zeros_like(labels), torch.zeros_like(labels)
-        _bound[triton.cdiv(num_tokens, 1024), num_rows](ordered, begins, ends, num_tokens)
-        farthest = distances.argsort(dim=1, descending=True, stable=True)
-        rank = ((begins == ends) & ~absent).cumsum(1) - 1
-        spares = farthest.gather(1, rank.clamp(min=0))
-    return labels.long().masked_fill(~present, -1)
+    token = torch.arange(num_tokens, device=keys.device)
+    return labels.long().masked_fill(token >= counts[:, None], -1)
 
 
-def _tiles_of(num_tokens: int, num_rows: int) -> Callable[[Mapping[str, int]], tuple[int, int]]:
-    return lambda config: (triton.cdiv(num_tokens, config["tokens"]), num_rows)
-
-
-def _first_tokens(start: str, present: Tensor, counts: Tensor, num_clusters: Tensor, cluster: Tensor) -> Tensor:
-    """[N, T] tokens at which the clusters start."""
+def _first_tokens(start: str, counts: Tensor, num_clusters: Tensor, num_tokens: int, max_clusters: int) -> Tensor:
+    """[N, C] tokens at which the clusters start."""
     if start == "strided":
+        cluster = torch.arange(max_clusters, device=counts.device)
         first = (cluster * counts[:, None]) // num_clusters.clamp(min=1)[:, None]
-        return first.clamp(max=len(cluster) - 1)
-    noise = _noise(bucket(len(cluster)), present.device)[: len(cluster)]
-    return noise.masked_fill(~present, torch.inf).argsort(dim=1, stable=True)
+        return first.clamp(max=num_tokens - 1)
+    absent = torch.arange(num_tokens, device=counts.device) >= counts[:, None]
+    noise = _noise(bucket(num_tokens), counts.device)[:num_tokens]
+    return noise.masked_fill(absent, torch.inf).argsort(dim=1, stable=True)[:, :max_clusters].contiguous()
 
 
 @cache

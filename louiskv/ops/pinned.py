@@ -20,26 +20,36 @@ class _Free:
     """Blocks that are locked and that nobody uses.
 
     Attributes:
-        lock: Held by who reads or changes `blocks`.
-        blocks: The smallest first.
-        returned: Those that are not among them yet: garbage is collected at any place, also where the lock is held.
+        lock: Held by who reads or changes the lists.
+        blocks: The smallest first; nothing that was launched reads or writes them any more.
+        unsettled: What was launched may still do so.
+        returned: Not counted yet: garbage is collected at any place, also where the lock is held.
     """
 
     lock = Lock()
     blocks: ClassVar[list[mmap.mmap]] = []
+    unsettled: ClassVar[list[mmap.mmap]] = []
     returned: ClassVar[deque[mmap.mmap]] = deque()
 
     @classmethod
-    def sort_in(cls) -> list[mmap.mmap]:
+    def all(cls) -> list[mmap.mmap]:
         """All of them; the caller holds the lock."""
         while cls.returned:
-            cls.blocks.append(cls.returned.popleft())
-        cls.blocks.sort(key=len)
+            cls.unsettled.append(cls.returned.popleft())
+        return cls.blocks + cls.unsettled
+
+    @classmethod
+    def settled(cls) -> list[mmap.mmap]:
+        """The same, the smallest first, once the device has done what it was told; the caller holds the lock."""
+        every = cls.all()
+        if cls.unsettled:
+            torch.cuda.synchronize()
+            cls.blocks, cls.unsettled = sorted(every, key=len), []
         return cls.blocks
 
 
-def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in pinned host memory.
+def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor in pinned host memory, which may hold anything.
 
     torch's own pinned memory comes in powers of two, so that a pool of 33 GiB takes 64, and in small pages that are
     locked one by one. This is mapped in large pages where the system has them, and touched by all threads before. To
@@ -50,38 +60,32 @@ def zeros_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if not size:
-        return torch.zeros(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
-    block = _used_again(size)
-    if block is not None:
-        # What was launched may still read it.
-        torch.cuda.synchronize()
-    else:
-        block = _locked(size)
+        return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
+    block = _used_again(size) or _locked(size)
     held = (ctypes.c_char * len(block)).from_buffer(block)
     weakref.finalize(held, _Free.returned.append, block)
-    made: Tensor = torch.frombuffer(held, dtype=torch.uint8)[:size].zero_().view(dtype).view(shape)
+    made: Tensor = torch.frombuffer(held, dtype=torch.uint8)[:size].view(dtype).view(shape)
     return made
 
 
 def free_bytes() -> int:
     """Bytes that are locked and that nobody uses."""
     with _Free.lock:
-        return sum(len(block) for block in _Free.sort_in())
+        return sum(len(block) for block in _Free.all())
 
 
 def release_pinned() -> None:
     """Give what nobody uses back to the system."""
     with _Free.lock:
-        blocks, _Free.blocks = _Free.sort_in(), []
+        blocks, _Free.blocks = _Free.settled(), []
     for block in blocks:
-        torch.cuda.synchronize()
         _unregister(_address(block))
 
 
 def _used_again(size: int) -> mmap.mmap | None:
     """The smallest free block that is large enough, if it is not too large."""
     with _Free.lock:
-        for place, block in enumerate(_Free.sort_in()):
+        for place, block in enumerate(_Free.settled()):
             if len(block) >= size:
                 return _Free.blocks.pop(place) if len(block) <= SPARE * size + LARGE_PAGE else None
     return None

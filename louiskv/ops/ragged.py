@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from louiskv.ops.pinned import zeros_pinned
+from louiskv.ops.pinned import empty_pinned
 
 # More tokens than one decode step ever moves: what is longer is part of a prompt.
 PROMPT = 1024
@@ -71,13 +71,15 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
     buffer.flatten(0, 1).index_copy_(0, place, rows[present.to(rows.device)].to(buffer.device))
 
 
-def grown(buffer: Tensor, capacity: int, pinned: bool = False) -> Tensor:
-    """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds; new room is zero."""
-    shape = (buffer.shape[0], capacity, *buffer.shape[2:])
-    bigger = zeros_pinned(shape, buffer.dtype) if pinned else buffer.new_empty(shape)
-    bigger[:, : buffer.shape[1]] = buffer
-    if not pinned:
-        bigger[:, buffer.shape[1] :] = 0
+def grown(buffer: Tensor, capacity: int, pinned: bool = False, filled: int = 0) -> Tensor:
+    """Return the buffer [N, C, ...] with room for `capacity` entries a row, keeping what it holds.
+
+    New room is zero, but for the first `filled` entries, which the caller writes.
+    """
+    shape, held = (buffer.shape[0], capacity, *buffer.shape[2:]), buffer.shape[1]
+    bigger = empty_pinned(shape, buffer.dtype) if pinned else buffer.new_empty(shape)
+    bigger[:, :held] = buffer
+    bigger[:, max(held, filled) :] = 0
     return bigger
 
 

@@ -74,9 +74,12 @@ class Pool:
             HostMemoryError: There is no room for them.
         """
         counts = counts.to(self.lengths.device)
-        self.reserve(int((self.lengths + counts).max()))
-        append_rows(self.rows, self.lengths, rows, counts)
-        append_rows(self.positions, self.lengths, positions.to(self.device, torch.int32), counts)
+        # Read once, for to read waits for the device.
+        held, new = torch.stack([self.lengths, counts]).cpu()
+        ends = held + new
+        self.reserve(int(ends.max()), filled=int(ends.min()))
+        append_rows(self.rows, held, rows, new)
+        append_rows(self.positions, held, positions.to(torch.int32), new)
         return self._lengthen(counts)
 
     def append_few(self, rows: Tensor, positions: Tensor, counts: Tensor, impl: str | None = None) -> Tensor:
@@ -155,8 +158,12 @@ class Pool:
             rows, positions = (grown(part, part.shape[1], pinned=True) for part in (rows, positions))
         self.rows, self.positions = rows, positions
 
-    def reserve(self, needed: int) -> bool:
+    def reserve(self, needed: int, filled: int = 0) -> bool:
         """Make room for so many tokens of each row; whether there was too little.
+
+        Args:
+            needed: Tokens of each row.
+            filled: The first of them that every row holds or is about to be given.
 
         Raises:
             HostMemoryError: There is none.
@@ -165,12 +172,12 @@ class Pool:
         if needed <= capacity:
             return False
         wanted = capacity_for(needed)
-        if self.pinned:
+        if self.pinned and capacity:
             # The host copies what it holds, and a stream may still be writing there.
             torch.cuda.synchronize(self.lengths.device)
         try:
-            self.rows = grown(self.rows, wanted, self.pinned)
-            self.positions = grown(self.positions, wanted, self.pinned)
+            self.rows = grown(self.rows, wanted, self.pinned, filled)
+            self.positions = grown(self.positions, wanted, self.pinned, filled)
         except (OSError, RuntimeError, MemoryError) as error:
             size = self.rows.shape[0] * wanted * self.token_size
             raise HostMemoryError(

@@ -68,6 +68,7 @@ class Clusters(Units):
     def _group_chunk(self, keys: Tensor, counts: Tensor, first: int, impl: str | None) -> Grouping:
         counts = counts.clamp(min=0, max=keys.shape[1])
         num_clusters = (counts // self.unit_size).clamp(min=1).minimum(counts)
+        absent = width_of(num_clusters, max(1, keys.shape[1] // self.unit_size))
         assignment = kmeans(
             keys,
             counts,
@@ -75,9 +76,9 @@ class Clusters(Units):
             iterations=self.iterations,
             metric=self.metric,
             start=self.start,
+            max_clusters=absent,
             impl=impl,
         )
-        absent = width_of(num_clusters, max(1, keys.shape[1] // self.unit_size))
         assignment = torch.where(assignment < 0, absent, assignment)
         sizes = count_by_label(assignment, absent + 1)[:, :-1]
         return Grouping(assignment.argsort(dim=1, stable=True) + first, sizes)

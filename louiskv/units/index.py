@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
-from louiskv.ops.ragged import append_rows, grown, put_rows, take_rows, width_of
+from louiskv.ops.ragged import grown, put_rows, take_rows, width_of
 from louiskv.ops.units import append_units
 from louiskv.units.summaries import Summary
 
@@ -70,7 +70,12 @@ class UnitIndex:
         return self.summary_bytes + sum(tensor.nbytes for tensor in tables)
 
     def append(
-        self, offsets: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...], details: Tensor | None = None
+        self,
+        offsets: Tensor,
+        sizes: Tensor,
+        summaries: tuple[Tensor, ...],
+        details: Tensor | None = None,
+        impl: str | None = None,
     ) -> Tensor:
         """Add the units of a prompt; of each row those that come before its first size of 0.
 
@@ -79,25 +84,15 @@ class UnitIndex:
             sizes: [N, u], zeros last.
             summaries: Tensors [N, ceil(u / stride), ...].
             details: [N, t, ...] of their tokens, in the order of the units.
+            impl: Implementation; None takes the best that can run.
 
         Returns:
             [N] index of the first unit added to each row.
         """
-        new, tokens = (sizes > 0).sum(1), sizes.sum(1)
         self._shape_like(summaries, details)
-        self.reserve(int((self.counts + new).max()), int((self.num_tokens + tokens).max()))
-        begin = self.counts
-        append_rows(self.offsets, begin, offsets.to(torch.int32), new)
-        append_rows(self.sizes, begin, sizes.to(torch.int32), new)
-        for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
-            append_rows(held, begin // stride, part, new // stride)
-        if details is not None:
-            assert self.details is not None
-            append_rows(self.details, self.num_tokens, details, tokens)
-        self.counts, self.num_tokens = begin + new, self.num_tokens + tokens
-        if self.bundles is not None:
-            self._bundle(self.bundles, begin, sizes.shape[1])
-        return begin
+        held = torch.stack([self.counts + (sizes > 0).sum(1), self.num_tokens + sizes.sum(1)])
+        self.reserve(*held.amax(1).tolist())
+        return self.append_few(offsets, sizes, summaries, details, impl)
 
     def append_few(
         self,

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv import Full, FullOffloaded, HostMemoryError, LouisKV, Method, SettingsError, attach
-from louiskv.bench import large, large_models
+from louiskv.bench import large, large_models, large_timing
 from louiskv.bench.large import Cell, LargeBench
 from louiskv.bench.large_models import config_of, random_model
 from louiskv.bench.memory import Memory
@@ -133,7 +133,9 @@ SHAPE = LlamaConfig(
 
 
 @pytest.fixture
-def bench(recording: Recording, tmp_path: Path) -> LargeBench:
+def bench(recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LargeBench:
+    # However slow the machine is, all steps are timed.
+    monkeypatch.setattr(large_timing, "PATIENCE", 1e6)
     known = Known(Results(tmp_path / "large.jsonl"), {"model": "tiny", "model_hash": "0", "dtype": "float32"}, CPU)
     return LargeBench(known, random_model(SHAPE, torch.float32, CPU), recording)
 

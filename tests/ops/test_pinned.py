@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from louiskv.ops import pinned
-from louiskv.ops.pinned import LARGE_PAGE, free_bytes, release_pinned, zeros_pinned
+from louiskv.ops.pinned import LARGE_PAGE, empty_pinned, free_bytes, release_pinned
 
 ON_GPU = torch.cuda.is_available()
 
@@ -49,6 +49,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(pinned, "_unregister", unregisters)
     monkeypatch.setattr(torch.cuda, "synchronize", waits)
     monkeypatch.setattr(pinned._Free, "blocks", [])
+    monkeypatch.setattr(pinned._Free, "unsettled", [])
     monkeypatch.setattr(pinned._Free, "returned", deque())
     yield watched
     gc.collect()
@@ -56,19 +57,18 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     assert not watched.known, "what is given back is no longer locked"
 
 
-def test_zeros_of_any_shape_and_type(watched: Watched) -> None:
+def test_any_shape_and_type(watched: Watched) -> None:
     for shape, dtype in (((3, 5, 7), torch.bfloat16), ((1,), torch.int32), ((2, LARGE_PAGE), torch.uint8)):
-        made = zeros_pinned(shape, dtype)
+        made = empty_pinned(shape, dtype)
         assert made.shape == shape and made.dtype == dtype and made.is_contiguous()
-        assert not made.any()
         assert made.is_pinned() == ON_GPU
         made.fill_(3)
         assert bool((made == 3).all())
         del made
 
 
-def test_a_block_is_used_again_and_is_zero_again(watched: Watched) -> None:
-    first = zeros_pinned((1000, 4), torch.float32)
+def test_a_block_is_used_again(watched: Watched) -> None:
+    first = empty_pinned((1000, 4), torch.float32)
     address = first.data_ptr()
     view = first[10:20].fill_(7)
     del first
@@ -76,36 +76,36 @@ def test_a_block_is_used_again_and_is_zero_again(watched: Watched) -> None:
     del view
     assert free_bytes() == LARGE_PAGE
     assert [watched.waits] == [0]
-    second = zeros_pinned((900, 4), torch.float32)
+    second = empty_pinned((900, 4), torch.float32)
     assert second.data_ptr() == address
-    assert not second.any()
     assert [watched.waits] == [1], "what was launched may still have read it"
     assert free_bytes() == 0
-    third = zeros_pinned((1000, 4), torch.float32)
+    third = empty_pinned((1000, 4), torch.float32)
     assert third.data_ptr() != address
     assert len(watched.known) == 2
+    assert [watched.waits] == [1], "nothing was given back since"
 
 
 def test_a_block_that_is_too_large_is_not_wasted(watched: Watched) -> None:
-    large = zeros_pinned((20, LARGE_PAGE), torch.uint8)
+    large = empty_pinned((20, LARGE_PAGE), torch.uint8)
     address = large.data_ptr()
     del large
-    small = zeros_pinned((2, LARGE_PAGE), torch.uint8)
+    small = empty_pinned((2, LARGE_PAGE), torch.uint8)
     assert small.data_ptr() != address
-    again = zeros_pinned((17, LARGE_PAGE), torch.uint8)
+    again = empty_pinned((17, LARGE_PAGE), torch.uint8)
     assert again.data_ptr() == address, "a quarter more is little"
 
 
 def test_before_there_is_too_little_what_is_free_is_given_back(watched: Watched) -> None:
     watched.most = 12 * LARGE_PAGE
-    first = zeros_pinned((8, LARGE_PAGE), torch.uint8)
+    first = empty_pinned((8, LARGE_PAGE), torch.uint8)
     del first
-    second = zeros_pinned((12, LARGE_PAGE), torch.uint8)
+    second = empty_pinned((12, LARGE_PAGE), torch.uint8)
     assert sum(watched.known.values()) == second.nbytes
     with pytest.raises(RuntimeError, match="out of memory"):
-        zeros_pinned((1, 5), torch.uint8)
+        empty_pinned((1, 5), torch.uint8)
 
 
 def test_nothing_needs_no_block(watched: Watched) -> None:
-    assert zeros_pinned((3, 0, 4), torch.float32).shape == (3, 0, 4)
+    assert empty_pinned((3, 0, 4), torch.float32).shape == (3, 0, 4)
     assert free_bytes() == 0

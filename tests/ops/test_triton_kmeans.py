@@ -7,7 +7,6 @@ from torch import Tensor
 from louiskv.ops.kmeans import METRICS, STARTS, kmeans
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def both(keys: Tensor, counts: list[int], num_clusters: list[int], **settings: object) -> tuple[Tensor, Tensor]:
@@ -24,17 +23,80 @@ def some_keys(num_rows: int, num_tokens: int, dim: int, dtype: torch.dtype = tor
     return keys.to(DEVICE, dtype).transpose(0, 1)[::2]
 
 
-@pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("start", STARTS)
-def test_ragged_rows(metric: str, start: str, dtype: torch.dtype) -> None:
-    counts = [63, 17, 1, 40]
-    keys = some_keys(4, 63, 80, dtype)
+def ragged_keys(counts: list[int], dtype: torch.dtype) -> tuple[Tensor, list[int]]:
+    keys = some_keys(len(counts), max(counts), 80, dtype)
     for row, count in enumerate(counts):
         keys[row, count:] = torch.nan
-    got, expected = both(keys, counts, [count // 4 + 1 for count in counts], iterations=4, metric=metric, start=start)
+    return keys, [count // 4 + 1 for count in counts]
+
+
+def direction_of(points: Tensor, metric: str) -> Tensor:
+    return torch.nn.functional.normalize(points, dim=-1) if metric == "cosine" else points
+
+
+def distances_to(points: Tensor, centroids: Tensor, metric: str) -> Tensor:
+    """[T, C] squared distance, of what has length 1 for the cosine."""
+    return torch.cdist(direction_of(points, metric), direction_of(centroids, metric)).square()
+
+
+def cost_of(points: Tensor, labels: Tensor, metric: str) -> float:
+    means = torch.stack([points[labels == each].mean(0) for each in labels.unique()])
+    return float(distances_to(points, means, metric).amin(1).mean())
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("start", STARTS)
+def test_ragged_rows(metric: str, start: str) -> None:
+    keys, num_clusters = ragged_keys([63, 17, 1, 40], torch.float32)
+    got, expected = both(keys, [63, 17, 1, 40], num_clusters, iterations=4, metric=metric, start=start)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_keys_of_16_bits_come_to_a_cluster_that_is_nearest_within_rounding(metric: str, dtype: torch.dtype) -> None:
+    keys = some_keys(1, 200, 80, dtype)
+    got, _ = both(keys, [200], [25], iterations=1, metric=metric)
+    points = keys[0].double()
+    if metric == "euclidean":
+        points = points - points.mean(0)
+    # Clusters start at every eighth token.
+    distances = distances_to(points, points[::8], metric)
+    lost = distances.gather(1, got[0, :, None])[:, 0] - distances.amin(1)
+    assert lost.max() < distances.mean() / 500
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("start", STARTS)
+def test_keys_of_16_bits_have_clusters_as_good(metric: str, start: str, dtype: torch.dtype) -> None:
+    counts = [63, 17, 1, 40]
+    keys, num_clusters = ragged_keys(counts, dtype)
+    got, expected = both(keys, counts, num_clusters, iterations=6, metric=metric, start=start)
+    for row, count in enumerate(counts):
+        points = keys[row, :count].double()
+        mine, reference = (cost_of(points, each[row, :count], metric) for each in (got, expected))
+        assert mine <= 1.05 * reference + 1e-6
+        assert got[row, count:].eq(-1).all()
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_keys_of_16_bits_may_have_any_size(size: float) -> None:
+    keys = (some_keys(2, 200, 16) - 3) * size
+    arguments = ([200, 150], [12, 9])
+    expected, _ = both(keys, *arguments, iterations=3)
+    got, _ = both(keys.bfloat16(), *arguments, iterations=3)
+    assert (got == expected).float().mean() > 0.9
+
+
+def test_many_clusters_that_run_empty() -> None:
+    # All tokens alike but a few: nearly every cluster runs empty, and takes the farthest that is left.
+    keys = torch.ones(1, 300, 8, device=DEVICE)
+    keys[0, 250:] = some_keys(1, 50, 8)[0]
+    got, expected = both(keys, [300], [40], iterations=2)
+    assert torch.equal(got, expected) and len(got.unique()) > 30
 
 
 @pytest.mark.parametrize("dim", [1, 64, 96, 128, 256])
@@ -47,6 +109,19 @@ def test_sizes(num_tokens: int, dim: int) -> None:
 def test_more_clusters_than_are_compared_at_once() -> None:
     got, expected = both(some_keys(1, 150, 8), [150], [140], iterations=3)
     assert torch.equal(got, expected) and int(got.max()) > 64
+
+
+def test_parts_of_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("louiskv.ops.kmeans_triton.PART", 40)
+    monkeypatch.setattr("louiskv.ops.points_triton.PART", 30)
+    got, expected = both(some_keys(2, 150, 16), [150, 61], [11, 2], iterations=3)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("max_clusters", [11, 40])
+def test_room_for_more_clusters_than_there_are(max_clusters: int) -> None:
+    got, expected = both(some_keys(2, 90, 8), [90, 70], [11, 3], iterations=4, max_clusters=max_clusters)
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("iterations", [0, 1])
@@ -62,9 +137,3 @@ def test_empty_clusters_move_to_the_farthest_tokens(metric: str) -> None:
     second = torch.tensor([1.0, 1.0, 1.0, 0.9, 1.0, 5.0, -3.0, 4.0], device=DEVICE)
     got, expected = both(torch.stack([first, second], dim=-1)[None], [8], [4], iterations=3, metric=metric)
     assert torch.equal(got, expected) and len(got.unique()) == 4
-
-
-def test_centroids_are_shared_among_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("louiskv.ops.kmeans_triton.PROGRAMS", 3)
-    got, expected = both(some_keys(2, 63, 16), [63, 50], [11, 2], iterations=3)
-    assert torch.equal(got, expected)
