@@ -54,6 +54,8 @@ def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -
         counts: [N] entries to write, on any device; `lengths + counts` is at most C.
     """
     capacity, num_new = buffer.shape[1], rows.shape[1]
+    # Read once, for to read waits for the device.
+    lengths, counts = torch.stack([lengths.to(counts.device), counts]).cpu()
     length, count = int(lengths[0]), int(counts[0])
     if bool((lengths == length).all()) and bool((counts == count).all()):
         target, source = buffer[:, length : length + count], rows[:, :count]

@@ -11,6 +11,10 @@ from louiskv.ops.ragged import count_by_label, left_aligned, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
 
+# Rows that are clustered at once at the most, if one chunk of each KV head has not more: enough for a GPU to be busy.
+MOST_ROWS = 64
+
+
 @dataclass(frozen=True)
 class Clusters(Units):
     """K-means clusters of a KV head's keys (LouisKV, section 4.2 of arXiv 2510.11292; ClusterKV, arXiv 2412.03213).
@@ -51,10 +55,13 @@ class Clusters(Units):
 
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
         """Cluster each chunk; inside a cluster tokens keep their order."""
-        parts = [
-            self._group_chunk(keys[:, first : first + self.chunk_size], counts - first, first, impl)
-            for first in range(0, keys.shape[1], self.chunk_size)
-        ]
+        most = self.chunk_size * max(1, MOST_ROWS // len(keys))
+        parts, first, num_tokens = [], 0, keys.shape[1]
+        while first < num_tokens:
+            # Whole chunks side by side, then what is left.
+            length = min(most, (num_tokens - first) // self.chunk_size * self.chunk_size) or num_tokens - first
+            parts.append(self._group_chunks(keys[:, first : first + length], counts - first, first, impl))
+            first += length
         sizes = torch.cat([part.sizes for part in parts], 1)
         # A cluster that ended empty holds no token, so leaving it out does not disturb the order.
         occupied, _ = left_aligned(sizes > 0)
@@ -65,12 +72,16 @@ class Clusters(Units):
         whole, rest = divmod(num_tokens, self.chunk_size)
         return whole * max(1, self.chunk_size // self.unit_size) + (max(1, rest // self.unit_size) if rest else 0)
 
-    def _group_chunk(self, keys: Tensor, counts: Tensor, first: int, impl: str | None) -> Grouping:
-        counts = counts.clamp(min=0, max=keys.shape[1])
+    def _group_chunks(self, keys: Tensor, counts: Tensor, first: int, impl: str | None) -> Grouping:
+        """Cluster tokens from `first` on: a number of whole chunks, each a row of its own, or a part of one."""
+        num_rows, num_tokens, _ = keys.shape
+        chunk_size = min(self.chunk_size, num_tokens)
+        begin = torch.arange(0, num_tokens, chunk_size, device=keys.device)
+        counts = (counts[:, None] - begin).clamp(min=0, max=chunk_size).flatten()
         num_clusters = (counts // self.unit_size).clamp(min=1).minimum(counts)
-        absent = width_of(num_clusters, max(1, keys.shape[1] // self.unit_size))
+        absent = width_of(num_clusters, max(1, chunk_size // self.unit_size))
         assignment = kmeans(
-            keys,
+            keys.reshape(len(counts), chunk_size, -1),
             counts,
             num_clusters,
             iterations=self.iterations,
@@ -81,4 +92,7 @@ class Clusters(Units):
         )
         assignment = torch.where(assignment < 0, absent, assignment)
         sizes = count_by_label(assignment, absent + 1)[:, :-1]
-        return Grouping(assignment.argsort(dim=1, stable=True) + first, sizes)
+        # Of small numbers a sort takes fewer passes.
+        small = assignment.to(torch.int16 if absent < 2**15 else torch.int32)
+        order = small.argsort(dim=1, stable=True).view(num_rows, -1, chunk_size) + (first + begin)[:, None]
+        return Grouping(order.flatten(1), sizes.reshape(num_rows, -1))
