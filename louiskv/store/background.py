@@ -31,6 +31,15 @@ class _Turn:
     last: "Future[Any] | None" = None
 
 
+def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
+    """A stream beside the model's, on a GPU: what it has for the GPU goes first.
+
+    The next layers wait for it. Behind the model's kernels, which fill the GPU, it would come last, and then nothing
+    would run beside it.
+    """
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+
 class Background(Generic[T]):
     """At most one job at a time, begun at one step and collected at the next.
 
@@ -40,7 +49,7 @@ class Background(Generic[T]):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = urgent_stream(device)
         self._job: list[Callable[[], T]] = []
         self._result: Future[T] | None = None
 
@@ -100,7 +109,7 @@ class Beside:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = urgent_stream(device)
         # No tensor that it reads may be freed before the streams have joined.
         self._work: list[Callable[[], None]] = []
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from louiskv.ops.moving import fetch_rows
 from louiskv.ops.ragged import left_aligned, width_of
+from louiskv.store.background import urgent_stream
 from louiskv.store.device import Change
 from louiskv.store.pool import Pool
 
@@ -45,7 +46,7 @@ class Transfer:
         self.chosen = torch.zeros(2, dtype=torch.int64, device=device)
         self._offloaded = torch.zeros((), dtype=torch.int64, device=device)
         self._token_size = 0
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = urgent_stream(device)
         self._on_its_way = False
 
     @property
