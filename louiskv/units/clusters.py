@@ -10,7 +10,6 @@ from louiskv.ops.kmeans import METRICS, STARTS, kmeans
 from louiskv.ops.ragged import count_by_label, left_aligned, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
-
 # Rows that are clustered at once at the most, if one chunk of each KV head has not more: enough for a GPU to be busy.
 MOST_ROWS = 64
 
