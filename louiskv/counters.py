@@ -25,16 +25,25 @@ class Series:
         self._before: list[Tensor] = []
         # Those that are appended to together count their steps together.
         self._next: Tensor
-        self._most = 0
+        # Steps that have begun, and those that there is to be room for.
+        self._begun = self._most = 0
 
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many steps."""
-        self._most += num_steps
-        if self._buffer is not None and self._most > len(self._buffer):
-            more = self._buffer.new_empty(
-                max(self._most - len(self._buffer), len(self._buffer)), *self._buffer.shape[1:]
-            )
-            self._buffer = torch.cat([self._buffer, more])
+    def reserve(self, num_steps: int) -> bool:
+        """Make room for so many more steps; whether the series has moved for that."""
+        return self._make_room(self._begun + num_steps)
+
+    def begin_step(self) -> bool:
+        """Make room for the step that begins; whether the series has moved for that."""
+        self._begun += 1
+        return self._make_room(self._begun)
+
+    def _make_room(self, most: int) -> bool:
+        self._most = max(self._most, most)
+        if self._buffer is None or self._most <= len(self._buffer):
+            return False
+        more = self._buffer.new_empty(max(self._most - len(self._buffer), len(self._buffer)), *self._buffer.shape[1:])
+        self._buffer = torch.cat([self._buffer, more])
+        return True
 
     def append(self, value: Tensor) -> None:
         """Add the value of one step, for which room was reserved."""
@@ -114,8 +123,8 @@ class Tally(Series):
         self._sum = torch.zeros((), dtype=torch.float64, device=rows.device)
         self._number = torch.zeros((), dtype=torch.int64, device=rows.device)
 
-    def reserve(self, num_steps: int) -> None:
-        """Nothing to do."""
+    def _make_room(self, most: int) -> bool:
+        return False
 
     def append(self, value: Tensor) -> None:
         """Add the value [B, ...] of one step."""

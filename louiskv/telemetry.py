@@ -47,10 +47,13 @@ class LayerTelemetry:
         for name in ("segments", "coding_error", "clock"):
             getattr(self, name).take_over(getattr(other, name))
 
-    def reserve(self, num_steps: int) -> None:
-        """Make room for so many steps."""
-        for series in (self.fired, self.ahead, self.similarity):
-            series.reserve(num_steps)
+    def reserve(self, num_steps: int) -> bool:
+        """Make room for so many more steps; whether a series has moved for that."""
+        return any([series.reserve(num_steps) for series in (self.fired, self.ahead, self.similarity)])
+
+    def begin_step(self) -> bool:
+        """Make room for the step that begins; whether a series has moved for that."""
+        return any([series.begin_step() for series in (self.fired, self.ahead, self.similarity)])
 
     def record(
         self, fired: Tensor, ahead: Tensor | None = None, similarity: Tensor | None = None, impl: str | None = None

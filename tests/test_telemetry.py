@@ -102,10 +102,22 @@ def test_an_empty_cache_reports_too() -> None:
 def test_series_grows_and_keeps_order() -> None:
     series = Series()
     for step in range(600):
-        series.reserve(1)
+        series.begin_step()
         series.append(torch.tensor([step, -step]))
     assert torch.equal(series.tensor()[:, 0], torch.arange(600))
     assert Series().quartiles() is None
+
+
+def test_a_series_stays_where_it_is_for_as_many_steps_as_were_reserved() -> None:
+    series, moved = Series(), []
+    for step in range(500):
+        if step == 50:
+            assert series.reserve(400)
+        moved += [step] if series.begin_step() else []
+        series.append(torch.tensor(step))
+    # Room for 256 at first; then for 450 and as many as that was again.
+    assert moved == []
+    assert [series.begin_step() for _ in range(13)].count(True) == 1
 
 
 def test_bytes_as_people_read_them() -> None:
@@ -116,7 +128,7 @@ def test_bytes_as_people_read_them() -> None:
 def test_a_series_goes_on_when_the_batch_changes() -> None:
     series = Series()
     for value in (torch.zeros(2, 3), torch.ones(1, 3), torch.ones(1, 3)):
-        series.reserve(1)
+        series.begin_step()
         series.append(value)
     assert series.tensor().tolist() == [0.0] * 6 + [1.0] * 6
 
@@ -143,7 +155,7 @@ def test_a_tally_counts_the_rows_that_hold_a_sequence_and_keeps_one_value() -> N
     tally.append(torch.tensor([True, True, True])[:, None].expand(-1, 2))
     assert tally.mean() == pytest.approx(6 / 8)
     series, other = Series(), Tally(rows)
-    series.reserve(1)
+    series.begin_step()
     series.append(torch.zeros(3, 2))
     other.take_over(tally)
     other.take_over(series)

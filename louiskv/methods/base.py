@@ -220,8 +220,8 @@ class KVLayer(Rows):
     def begin_step(self) -> Begun:
         """Do what the host must do before a decode step: make room, count on. What follows is for the device alone."""
         self._step_begun = True
-        self.telemetry.reserve(1)
-        return self._begin_step()
+        moved, begun = self.telemetry.begin_step(), self._begin_step()
+        return begun._replace(anew=begun.anew or moved)
 
     def catch_up(self) -> None:
         """Let what follows on the device wait for what a step has begun beside it."""
