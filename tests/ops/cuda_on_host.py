@@ -47,7 +47,7 @@ def kernels() -> Any:
     )
     loaded.assign_slots.argtypes = (
         *(_ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _ADDRESS),
-        *(_ADDRESS, _LONG, _INT, _LONG, _ADDRESS, _LONG, _LONG, _LONG, _INT),
+        *(_ADDRESS, _LONG, _INT, _LONG, _ADDRESS, _LONG, _LONG, _LONG, _LONG, _INT),
     )
     loaded.word_bytes.argtypes = (ctypes.c_uint64,)
     ends = (_LONG, _LONG, _LONG, _INT, _INT)
@@ -115,12 +115,13 @@ def assign_slots(
     wanted: Tensor,
     *,
     threads: int,
+    map_words: int = 1024,
     where: Tensor | None = None,
     counts: Tensor | None = None,
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `louiskv.ops.selection.assign_slots`, of int32."""
+    """As `louiskv.ops.selection.assign_slots`, of int32, with a map of so many words."""
     place = torch.full_like(slot_place, -7) if out is None else out
     missing = torch.ones(slot_place.shape, dtype=torch.bool)
     none = torch.tensor(-torch.inf, dtype=torch.float32 if bias is None else bias.dtype)
@@ -130,7 +131,7 @@ def assign_slots(
         *(slot_place.data_ptr(), wanted.data_ptr(), wanted.itemsize, None if where is None else where.data_ptr()),
         *(place.data_ptr(), missing.data_ptr()),
         *(None if bias is None else bias.data_ptr(), stride, none.itemsize, bits),
-        *(None if counts is None else counts.data_ptr(), *place.shape, wanted.shape[1], threads),
+        *(None if counts is None else counts.data_ptr(), *place.shape, wanted.shape[1], map_words, threads),
     )
     return place, missing
 

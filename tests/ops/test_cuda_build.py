@@ -19,7 +19,7 @@ UNITS = nvcc.library_ahead().units
 MOST_REGISTERS = {
     "decide": 48,
     "select_units": 64,
-    "assign_slots": 40,
+    "assign_slots": 64,
     "list_candidates": 64,
     "best_tokens": 64,
     "count_rest": 64,

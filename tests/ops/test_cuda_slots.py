@@ -38,9 +38,10 @@ def cases(shape: tuple[int, int, int], seed: int, *, in_order: bool) -> tuple[Te
 @pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_host_changes_what_the_reference_changes(shape: tuple[int, int, int], in_order: bool) -> None:
-    for seed, threads in ((0, 1), (1, 1), (2, 1), (3, 4)):
+    # A map that reaches all places, one that does not, and none.
+    for seed, threads, map_words in ((0, 1, 1024), (1, 1, 64), (2, 1, 0), (3, 4, 1024), (4, 4, 160)):
         before = cases(shape, seed, in_order=in_order)
-        place, missing = cuda_on_host.assign_slots(*before, threads=threads)
+        place, missing = cuda_on_host.assign_slots(*before, threads=threads, map_words=map_words)
         expected = assign_slots(*before, impl="torch")
         assert torch.equal(place, expected[0]) and torch.equal(missing, expected[1])
 

@@ -15,6 +15,7 @@ struct Block {
   __device__ void barrier() const { __syncthreads(); }
   __device__ bool any(bool flag) const { return __syncthreads_or(flag); }
   __device__ void mark(uint32_t* at, uint32_t bits) const { atomicOr(at, bits); }
+  __device__ void unmark(uint32_t* at, uint32_t bits) const { atomicAnd(at, ~bits); }
   __device__ void add(uint32_t* at, uint32_t weight) const { atomicAdd(at, weight); }
   // Shared memory adds 32 bits by itself, 64 bits in a loop: so in halves, with a carry.
   __device__ void add(unsigned long long* at, unsigned long long weight) const {

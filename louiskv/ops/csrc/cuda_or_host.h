@@ -28,4 +28,21 @@ LOUISKV_INLINE Word load_once(const Word* at) {
 #endif
 }
 
+LOUISKV_INLINE uint32_t count_bits(uint32_t bits) {
+#ifdef __CUDACC__
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
+
+// The number of the lowest bit of those that are set, of which there is one.
+LOUISKV_INLINE int lowest_bit(uint32_t bits) {
+#ifdef __CUDACC__
+  return __ffs(bits) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
 }  // namespace louiskv

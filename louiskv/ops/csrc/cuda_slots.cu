@@ -9,10 +9,12 @@ namespace {
 constexpr int kMostThreads = 1024;
 // Of places in order, in the shared memory that every block may have.
 constexpr int64_t kMostRoom = 8192;
+// Of all words in it; and of the map, enough for 262,144 places.
+constexpr int64_t kMostWords = 12 * 1024 - 64, kMapWords = 8192;
 
 __global__ void __launch_bounds__(kMostThreads)
     assign_slots(Slots of_all, Bias bias, const bool* where, unsigned long long* counts, int32_t* scratch,
-                 int64_t words, int64_t room) {
+                 int64_t words, int64_t room, int64_t map_words) {
   extern __shared__ int32_t shared[];
   __shared__ uint32_t of_warps[kLanes];
   const int64_t row = blockIdx.x;
@@ -22,7 +24,9 @@ __global__ void __launch_bounds__(kMostThreads)
     keep_row(of_row, team);
     return;
   }
-  const Held held = assign_row(of_row, scratch ? scratch + row * words : shared, room, team);
+  // The map comes first, whose words are a multiple of 32.
+  const Map map = {reinterpret_cast<uint32_t*>(shared), map_words};
+  const Held held = assign_row(of_row, scratch ? scratch + row * words : shared + map_words, room, map, team);
   open_row(of_all, row, bias, team);
   if (counts && threadIdx.x == 0) {
     atomicAdd(counts, held.chosen);
@@ -50,11 +54,13 @@ LOUISKV_EXPORT int louiskv_assign_slots(const int32_t* slot_place, const void* w
   using namespace louiskv;
   if (!rows || !slots) return cudaSuccess;
   const int64_t room = places_for(num_wanted), words = words_for(room);
+  const int64_t left = kMostWords - (scratch ? 0 : words), map_words = (left < kMapWords ? left : kMapWords) / 32 * 32;
   const int threads = slots > 1024 || room > 1024 ? kMostThreads : 256;
   return OnDevice(device).run([&] {
     const Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
     const Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};
-    assign_slots<<<rows, threads, scratch ? 0 : words * 4, static_cast<cudaStream_t>(stream)>>>(
-        of_all, biases, where, static_cast<unsigned long long*>(counts), scratch, words, room);
+    const int64_t bytes = 4 * (map_words + (scratch ? 0 : words));
+    assign_slots<<<rows, threads, bytes, static_cast<cudaStream_t>(stream)>>>(
+        of_all, biases, where, static_cast<unsigned long long*>(counts), scratch, words, room, map_words);
   });
 }

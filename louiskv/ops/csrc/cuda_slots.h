@@ -88,19 +88,14 @@ LOUISKV_INLINE void sort(int32_t* places, int64_t room, const Team& team) {
   }
 }
 
-// Write the places wanted in ascending order, those of none at the end.
-template <typename Team>
-LOUISKV_INLINE void order_wanted(const Slots& row, int32_t* places, int64_t room, const Team& team) {
-  bool falls = false;
-  LOUISKV_ROLL
-  for (int64_t i = team.rank(); i < room; i += team.size()) {
-    const int32_t place = row.want(i), next = row.want(i + 1);
-    places[i] = place < 0 ? kNowhere : place;
-    // Mostly they come in order.
-    falls |= static_cast<uint32_t>(place) > static_cast<uint32_t>(next);
-  }
-  if (team.any(falls)) sort(places, room, team);
-}
+// A bit for each place up to some number.
+struct Map {
+  uint32_t* bits;  // [words]
+  int64_t words;
+
+  LOUISKV_INLINE bool reaches(int32_t place) const { return place < 32 * words; }
+  LOUISKV_INLINE bool has(int32_t place) const { return bits[place / 32] >> place % 32 & 1; }
+};
 
 // Where a place stands among the places in order, or where it would.
 LOUISKV_INLINE int64_t find_place(const int32_t* places, int64_t room, int32_t place) {
@@ -121,12 +116,13 @@ LOUISKV_INLINE void keep_row(const Slots& row, const Team& team) {
   }
 }
 
-// What the reference `assign_slots` says, for one row, with `words_for(room)` words to work in.
+// Leaves in the slots what is wanted among the places wanted, which are in order. Those that no slot holds move to the
+// front, and how many they are is returned.
 template <typename Team>
-LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, const Team& team) {
+LOUISKV_INLINE uint32_t keep_in_order(const Slots& row, int32_t* places, int64_t room, const Team& team) {
   uint32_t* held = reinterpret_cast<uint32_t*>(places + room);
   for (int64_t i = team.rank(); i < room / 32; i += team.size()) held[i] = 0;
-  order_wanted(row, places, room, team);
+  team.barrier();
   for (int64_t slot = team.rank(); slot < row.slots; slot += team.size()) {
     const int32_t place = row.before[slot];
     const int64_t at = find_place(places, room, place);
@@ -135,7 +131,6 @@ LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, 
     row.place[slot] = is_kept ? place : -1;
   }
   team.barrier();
-  // Those that no slot holds move to the front, over those that have been read.
   uint32_t num_missing = 0, total;
   LOUISKV_ROLL
   for (int64_t round = 0; round < room; round += team.size()) {
@@ -143,9 +138,66 @@ LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, 
     const int32_t place = i < room ? places[i] : kNowhere;
     const bool is_missing = place != kNowhere && !(held[i / 32] >> i % 32 & 1);
     const uint32_t before = team.sum_before(is_missing, &total);
+    // Over those that have been read.
     if (is_missing) places[num_missing + before] = place;
     num_missing += total;
     team.barrier();
+  }
+  return num_missing;
+}
+
+// The same for places in any order, all of which the map reaches.
+template <typename Team>
+LOUISKV_INLINE uint32_t keep_by_map(const Slots& row, int32_t* places, const Map& map, const Team& team) {
+  for (int64_t word = team.rank(); word < map.words; word += team.size()) map.bits[word] = 0;
+  team.barrier();
+  for (int64_t i = team.rank(); i < row.num_wanted; i += team.size()) {
+    const int32_t place = row.want(i);
+    if (place >= 0) team.mark(map.bits + place / 32, 1u << place % 32);
+  }
+  team.barrier();
+  for (int64_t slot = team.rank(); slot < row.slots; slot += team.size()) {
+    const int32_t place = row.before[slot];
+    const bool is_kept = place >= 0 && map.reaches(place) && map.has(place);
+    if (is_kept) team.unmark(map.bits + place / 32, 1u << place % 32);
+    row.place[slot] = is_kept ? place : -1;
+  }
+  team.barrier();
+  // Each thread lists what is left in a stretch of its own, behind those of lower rank.
+  const int64_t stretch = (map.words + team.size() - 1) / team.size(), first = stretch * team.rank();
+  const int64_t end = first + stretch < map.words ? first + stretch : map.words;
+  uint32_t mine = 0, total;
+  for (int64_t word = first; word < end; ++word) mine += count_bits(map.bits[word]);
+  uint32_t at = team.sum_before(mine, &total);
+  for (int64_t word = first; mine && word < end; ++word) {
+    for (uint32_t bits = map.bits[word]; bits; bits &= bits - 1, --mine)
+      places[at++] = static_cast<int32_t>(32 * word + lowest_bit(bits));
+  }
+  team.barrier();
+  return total;
+}
+
+// What the reference `assign_slots` says, for one row, with `words_for(room)` words to work in. A map, which may be of
+// no words, saves sorting.
+template <typename Team>
+LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, const Map& map, const Team& team) {
+  bool falls = false, is_beyond = false;
+  LOUISKV_ROLL
+  for (int64_t i = team.rank(); i < room; i += team.size()) {
+    const int32_t place = row.want(i), next = row.want(i + 1);
+    places[i] = place < 0 ? kNowhere : place;
+    // Of whole units they come in order.
+    falls |= static_cast<uint32_t>(place) > static_cast<uint32_t>(next);
+    is_beyond |= !map.reaches(place);
+  }
+  uint32_t num_missing, total;
+  if (!team.any(falls)) {
+    num_missing = keep_in_order(row, places, room, team);
+  } else if (!team.any(is_beyond)) {
+    num_missing = keep_by_map(row, places, map, team);
+  } else {
+    sort(places, room, team);
+    num_missing = keep_in_order(row, places, room, team);
   }
   uint32_t num_free = 0;
   const int slots = static_cast<int>(row.slots);

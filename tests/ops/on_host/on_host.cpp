@@ -29,6 +29,7 @@ class Team {
   int size() const { return static_cast<int>(shared_->flags.size()); }
   void barrier() const { pthread_barrier_wait(&shared_->barrier); }
   void mark(uint32_t* at, uint32_t bits) const { __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
+  void unmark(uint32_t* at, uint32_t bits) const { __atomic_fetch_and(at, ~bits, __ATOMIC_RELAXED); }
   void add(Weight* at, Weight weight) const { __atomic_fetch_add(at, weight, __ATOMIC_RELAXED); }
   bool any(bool flag) const {
     shared_->flags[rank_] = flag;
@@ -181,15 +182,16 @@ void best_tokens(const float* scores, const int32_t* place, const bool* resident
 
 void assign_slots(const int32_t* slot_place, const void* wanted, int wanted_bytes, const bool* where, int32_t* place,
                   bool* missing, void* bias, int64_t bias_row, int bias_bytes, int64_t closed, int64_t* counts,
-                  int64_t rows, int64_t slots, int64_t num_wanted, int threads) {
+                  int64_t rows, int64_t slots, int64_t num_wanted, int64_t map_words, int threads) {
   const int64_t room = louiskv::places_for(num_wanted);
   std::vector<int32_t> scratch(louiskv::words_for(room));
+  std::vector<uint32_t> bits(map_words, 0xffffffff);
   const louiskv::Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
   const louiskv::Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const louiskv::Slots of_row = louiskv::row_of(of_all, row);
     if (where && !where[row]) return louiskv::keep_row(of_row, team);
-    const louiskv::Held held = louiskv::assign_row(of_row, scratch.data(), room, team);
+    const louiskv::Held held = louiskv::assign_row(of_row, scratch.data(), room, {bits.data(), map_words}, team);
     louiskv::open_row(of_all, row, biases, team);
     if (team.rank() == 0 && counts) {
       counts[0] += held.chosen;
