@@ -61,7 +61,7 @@ def serve(
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=2, metavar="N", rich_help_panel=MEMORY)] = 512,
+    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=MEMORY)] = 512,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
     max_prompt: Annotated[int | None, typer.Option(help=MAX_PROMPT, min=1, metavar="N", rich_help_panel=LIMITS)] = None,
     max_body: Annotated[str, typer.Option(help=MAX_BODY, metavar="SIZE", rich_help_panel=LIMITS)] = "16M",
