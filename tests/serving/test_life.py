@@ -115,6 +115,20 @@ def test_what_is_idle_ends_at_once() -> None:
     asyncio.run(asyncio.wait_for(Life().end(600, asyncio.Event()), 5))
 
 
+def test_a_long_text_of_somebody_else_holds_up_nobody() -> None:
+    """What makes tokens of it has a lock, for which the event loop may not wait."""
+    with served() as server, connect(server.port) as plain:
+        plain.sendall(raw_post(CHAT, {**LONG, "max_tokens": 200, "stream": True}))
+        got = plain.recv(4000)
+        with server.prompts._lock:
+            while b'"finish_reason":"length"' not in got:
+                got += plain.recv(4000)
+            assert server.ask("/health")[0] == 200
+            assert b"[DONE]" not in got
+        while b"[DONE]" not in got:
+            got += plain.recv(4000)
+
+
 def test_metrics() -> None:
     with served(kept_memory=2**30) as server, served() as other:
         client = server.client()

@@ -57,6 +57,7 @@ def test_what_is_no_json_object(server: Served, path: str, raw: bytes) -> None:
         ({"max_tokens": -5}, "max_tokens", "invalid_value"),
         ({"max_tokens": 2.5}, "max_tokens", "invalid_type"),
         ({"max_tokens": True}, "max_tokens", "invalid_type"),
+        ({"max_tokens": 10**30}, "max_tokens", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 10**6}, "n", "invalid_value"),
         ({"seed": 2**80}, "seed", "invalid_value"),
@@ -155,8 +156,36 @@ def test_too_long_prompts_are_refused_with_numbers(server: Served) -> None:
     message = refused(server, TEXT, more, code="context_length_exceeded", param="max_tokens")
     assert "maximum context length is 700 tokens" in message
     assert "you requested 800 tokens (500 in the prompt, 300 in the answer)" in message
-    refused(server, TEXT, {**CONTINUED, "max_tokens": 10**30}, code="context_length_exceeded")
-    refused(server, CHAT, {**ASKED, "max_completion_tokens": 10**30}, code="context_length_exceeded")
+    refused(server, TEXT, {**CONTINUED, "max_tokens": 10**18}, code="context_length_exceeded")
+    refused(server, CHAT, {**ASKED, "max_completion_tokens": 10**18}, code="context_length_exceeded")
+
+
+def test_texts_that_are_too_long_in_any_case_are_not_made_into_tokens(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.prompts, "of_text", None)
+    monkeypatch.setattr(server.prompts, "of_chat", None)
+    assert server.prompts.longest_token == len("<|im_start|>")
+    for path, good in ((TEXT, {**CONTINUED, "prompt": ["a", "b" * 9000]}), (CHAT, {**ASKED, "messages": [
+        {"role": "user", "content": "b" * 5000}, {"role": "user", "content": "b" * 4000}]})):  # fmt: skip
+        message = refused(server, path, good, code="context_length_exceeded")
+        assert "takes prompts of 600 tokens; yours has at least 750" in message
+
+
+def test_more_answers_than_ever_fit_into_the_queue_are_refused_for_good(server: Served) -> None:
+    message = refused(server, CHAT, {**ASKED, "n": 65}, param="n", code="invalid_value")
+    assert "at most 64 answers to one request; yours asks for 65" in message
+    refused(server, TEXT, {**CONTINUED, "prompt": ["a"] * 33, "n": 2}, param="prompt", code="invalid_value")
+    refused(server, TEXT, {**CONTINUED, "prompt": [[3]] * 65}, param="prompt", code="invalid_value")
+
+
+def test_what_a_client_made_up_is_not_told_back_at_length(server: Served) -> None:
+    long = "9" * 5000
+    for wrong in ({"logit_bias": {long: 1}}, {"logit_bias": {long: 1000}}, {long: 1}, {"louiskv": {long: 1}}):
+        got, told, _ = server.ask(TEXT, {**CONTINUED, **wrong})
+        assert got == 400
+        assert len(str(told)) < 600
+    refused(server, TEXT, f'{{"model":"tiny","prompt":"a","max_tokens":{"9" * 4300}}}'.encode(), param="max_tokens")
 
 
 def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
@@ -217,12 +246,19 @@ def test_other_web_pages_may_ask_where_it_was_said() -> None:
 
 
 def test_a_full_queue(server: Served) -> None:
-    with served(rows=1, queue=2) as full:
-        status, told, headers = full.ask(CHAT, {**ASKED, "n": 8, "max_tokens": 50})
-        assert (status, told["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert int(headers["retry-after"]) >= 1
-        with pytest.raises(openai.RateLimitError, match="wait already"):
-            full.client().chat.completions.create(**ASKED, n=8)
+    with served(rows=1, queue=2) as full, connect(full.port) as plain:
+        plain.sendall(raw_post(CHAT, {**ASKED, "max_tokens": 2000, "ignore_eos": True}))
+        until(lambda: full.engine.figures().running == 1)
+        with connect(full.port) as waiting:
+            waiting.sendall(raw_post(CHAT, ASKED))
+            until(lambda: full.engine.figures().waiting == 1)
+            status, told, headers = full.ask(CHAT, {**ASKED, "n": 2})
+            assert (status, told["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert int(headers["retry-after"]) >= 1
+            with pytest.raises(openai.RateLimitError, match="wait already"):
+                full.client().chat.completions.create(**ASKED, n=2)
+            until(lambda: full.engine.figures().waiting == 1)
+        plain.close()
         assert full.ask(CHAT, ASKED)[0] == 200, "those that were withdrawn make room"
 
 
