@@ -119,7 +119,7 @@ def _run(
     from louiskv.serving.desk import Limits
     from louiskv.serving.life import Life
     from louiskv.serving.prompts import Prompts
-    from louiskv.serving.server import address_of
+    from louiskv.serving.server import address_of, is_loopback
     from louiskv.serving.server import serve as answer
 
     life = Life()
@@ -132,6 +132,7 @@ def _run(
         limits=Limits(*sizes),
         api_key=api_key,
         origins=origins,
+        local=api_key is None and is_loopback(bound),
     )
     address = address_of(bound)
 
@@ -149,7 +150,10 @@ def _check_extra() -> None:
 
 
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and (not key.strip() or not key.isascii()):
+    if key is None:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
         raise UsageError("--api-key is empty or has letters that a header cannot have: give plain letters and digits.")
     return key
 

@@ -106,6 +106,8 @@ def served(
     limits: Limits | None = None,
     api_key: str | None = None,
     origins: tuple[str, ...] = (),
+    local: bool = False,
+    unread_seconds: float = 60.0,
     grace: float = 5.0,
     **settings: Any,
 ) -> Iterator[Served]:
@@ -115,9 +117,14 @@ def served(
     try:
         life, prompts = Life(), Prompts(words, running.end_tokens)
         app = make_app(
-            running, prompts, name, method, life=life, limits=limits or Limits(), api_key=api_key, origins=origins
+            *(running, prompts, name, method),
+            life=life,
+            limits=limits or Limits(),
+            api_key=api_key,
+            origins=origins,
+            local=local,
         )
-        bound = listen_at("127.0.0.1", 0)
+        bound = listen_at("127.0.0.1", 0, unread_seconds)
         told = Served(address_of(bound), running, life, prompts)
         ready = threading.Event()
 

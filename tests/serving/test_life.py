@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import socket
 import threading
+import time
 from typing import Any
 
 import openai
@@ -55,6 +57,28 @@ def test_who_goes_away_while_waiting_or_in_the_prompt() -> None:
         first.close()
         until(lambda: empty(server.engine))
         assert server.engine.figures().prompt_tokens < 3500
+
+
+def test_who_goes_away_while_the_body_comes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    with served() as server:
+        with connect(server.port) as plain:
+            plain.sendall(raw_post(CHAT, LONG)[:-20])
+            time.sleep(0.1)
+        gone = 'louiskv_requests_total{path="/v1/chat/completions",status="499"} 1.0'
+        until(lambda: gone in server.ask("/metrics")[1])
+    assert "error" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
+def test_who_reads_nothing_is_gone() -> None:
+    with served(unread_seconds=0.5) as server, socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", server.port))
+        plain.sendall(raw_post(CHAT, {**LONG, "stream": True, "logprobs": True, "top_logprobs": 20}))
+        until(lambda: server.life.open)
+        until(lambda: not server.life.open)
+        until(lambda: empty(server.engine))
+        assert server.engine.figures().output_tokens < 2000
 
 
 def test_health_and_readiness() -> None:

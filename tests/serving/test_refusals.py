@@ -1,5 +1,6 @@
 """What is refused, and that everybody else is answered meanwhile."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -200,6 +201,31 @@ def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
         assert b"413" in plain.recv(1000).split(b"\r\n")[0]
 
 
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with served(limits=Limits(body_seconds=0.2)) as server, connect(server.port) as plain:
+        plain.sendall(raw_post(CHAT, ASKED)[:-20])
+        answer = plain.recv(1000)
+        assert b"408" in answer.split(b"\r\n")[0]
+        assert b"request_timeout" in answer
+        assert plain.recv(1000) == b"", "what comes later would be taken for another request"
+
+
+def test_headers_have_a_limit(server: Served) -> None:
+    with connect(server.port) as plain:
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000)
+        assert b"400" in plain.recv(1000).split(b"\r\n")[0]
+
+
+def test_requests_one_behind_the_other(server: Served) -> None:
+    asked = [raw_post(TEXT, CONTINUED), raw_post(TEXT, {**CONTINUED, "n": -1}), b"GET /health HTTP/1.1\r\nHost: x\r\n"]
+    with connect(server.port) as plain:
+        plain.sendall(b"".join(asked) + b"Connection: close\r\n\r\n")
+        got = b""
+        while part := plain.recv(4000):
+            got += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"400", b"200"]
+
+
 def test_only_json_is_taken_so_that_no_web_page_can_ask_behind_ones_back(server: Served) -> None:
     status, told, _ = server.ask(CHAT, ASKED, Content_Type="text/plain")
     assert (status, told["error"]["code"]) == (400, "invalid_content_type")
@@ -233,6 +259,28 @@ def test_the_key() -> None:
         with pytest.raises(openai.AuthenticationError):
             server.client().models.list()
         assert server.client(api_key="secret").models.list().data[0].id == MODEL
+
+
+def test_a_page_that_pretends_to_be_its_own_server_is_refused() -> None:
+    """A name of somebody else that points at this machine: what a browser takes for the same origin."""
+    with served(local=True) as server:
+        for host in ("evil.org", "evil.org:8000", "localhost.evil.org", "127.0.0.1.evil.org:80", "notlocalhost"):
+            for path in ("/", "/v1/models", "/louiskv/v1/figures"):
+                status, told, _ = server.ask(path, None, Host=host)
+                assert (status, told["error"]["code"]) == (403, "host_not_allowed")
+        for host in (
+            "localhost",
+            "LOCALHOST:80",
+            "me.localhost:8000",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "10.0.0.3",
+            "[::1]",
+        ):
+            assert server.ask("/v1/models", None, Host=host)[0] == 200
+        assert server.client().models.list().data[0].id == MODEL
+    with served() as server:
+        assert server.ask("/v1/models", None, Host="evil.org")[0] == 200, "others may have names"
 
 
 def test_other_web_pages_may_ask_where_it_was_said() -> None:
