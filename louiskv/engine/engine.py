@@ -81,12 +81,13 @@ class Engine:
         with ExitStack() as stack:
             kv_cache = stack.enter_context(attach(model, method, impl=impl))
             _check_model(model, kv_cache)
+            self._method = kv_cache.method
             memory = Memory.of(model, kv_cache.method, host_memory, device_memory)
             room = Room(memory, Kept(memory.host // 4 if kept_memory is None else kept_memory))
             batch = Batch(model, kv_cache, rows, graph)
             self._turns = Turns(
                 *(model, tokenizer, batch, room),
-                lambda: LouisKVCache(config, kv_cache.method, impl),
+                lambda request: LouisKVCache(config, _method_of(request, kv_cache.method), impl),
                 max_length=self.max_length,
                 prefill_chunk=prefill_chunk,
                 end_tokens=self.end_tokens,
@@ -99,13 +100,14 @@ class Engine:
 
         Raises:
             RequestError: It is longer than `max_length`, empty, or has tokens that the model does not know.
-            SettingsError: Its sampling names such tokens.
+            SettingsError: Its sampling names such tokens, or its tau is none for the method.
             HostMemoryError: It needs more host memory than there is with nothing else.
             DeviceMemoryError: The same of the device.
             QueueFullError: As many requests wait as may.
             EngineStoppedError: The engine was stopped, or an error has ended it.
         """
         request.check(self._vocabulary, self.max_length)
+        _method_of(request, self._method)
         self._turns.room.memory.check(request.longest(self.max_length))
         answer = Answer(request, self._loop.wake)
         with self._turns.changed:
@@ -180,6 +182,11 @@ def _check_model(model: PreTrainedModel, kv_cache: LouisKVCache) -> None:
             f"{type(model).__name__} is split over several processes, and an engine answers in one: its ranks would "
             "not decode the same. Load the model whole, or use louiskv.attach in every rank."
         )
+
+
+def _method_of(request: Request, method: Method) -> Method:
+    """The method as it is for one request; raises `SettingsError` if it cannot be so."""
+    return method if request.tau is None else method.for_sequence(request.tau)
 
 
 def _max_length(config: Any, wanted: int | None) -> int:

@@ -14,7 +14,7 @@ from louiskv.engine.batch import Batch, fetched_bytes
 from louiskv.engine.figures import Attended, Counters, Figures, attended_by, held_by
 from louiskv.engine.kept import usable
 from louiskv.engine.memory import Need
-from louiskv.engine.request import Conversation, Logprob, Piece, Usage
+from louiskv.engine.request import Conversation, Logprob, Piece, Request, Usage
 from louiskv.engine.room import Room
 from louiskv.engine.sequences import Prompt, Running
 from louiskv.engine.text import Text
@@ -39,7 +39,7 @@ class Turns:
         tokenizer: PreTrainedTokenizerBase,
         batch: Batch,
         room: Room,
-        new_cache: Callable[[], LouisKVCache],
+        new_cache: Callable[[Request], LouisKVCache],
         *,
         max_length: int,
         prefill_chunk: int,
@@ -154,7 +154,7 @@ class Turns:
         if conversation is not None:
             known = usable(conversation, token_ids)
         if not known or conversation is None:
-            return Prompt(answer, self.new_cache(), token_ids, 0, 0, length)
+            return Prompt(answer, self.new_cache(answer.request), token_ids, 0, 0, length)
         kv_cache = conversation.cache
         if kv_cache.get_seq_length() != len(conversation.token_ids):
             raise RequestError(
@@ -165,6 +165,7 @@ class Turns:
             raise RequestError("Another request goes on from this conversation, which is the engine's then.")
         if known < len(conversation.token_ids):
             kv_cache.crop(known - len(conversation.token_ids))
+        kv_cache.follow(self.new_cache(answer.request))
         self.counters.cached_tokens += known
         return Prompt(answer, kv_cache, token_ids, known, known, length)
 

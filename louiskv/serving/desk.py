@@ -13,7 +13,7 @@ from louiskv.errors import SettingsError
 from louiskv.methods import METHODS, Method
 from louiskv.serving.asked import Asked
 from louiskv.serving.errors import ApiError, as_api_error, too_long
-from louiskv.serving.fields import ChatBody, Common, CompletionBody, Own
+from louiskv.serving.fields import MAX_NAME, ChatBody, Common, CompletionBody, Own
 from louiskv.serving.heat import heat_of
 from louiskv.serving.life import Life
 from louiskv.serving.messages import read_messages
@@ -126,11 +126,12 @@ class Desk:
         return Events(answers, shape, done, include_usage=include_usage, watched=watched)
 
     def _request(self, body: Common, prompt: Prompt, place: int) -> Request:
+        own, tau = body.louiskv, _tau_of(body.louiskv, self.method)
         try:
             sampling: Sampling = body.sampling(place, body.answer_tokens)
         except SettingsError as error:
             raise as_api_error(error) from error
-        return Request(prompt=prompt.token_ids, sampling=sampling, kept=body.louiskv.kept, watched=body.louiskv.watched)
+        return Request(prompt=prompt.token_ids, sampling=sampling, kept=own.kept, watched=own.watched, tau=tau)
 
     def _check_text(self, characters: int, body: Common, param: str) -> None:
         """Refuse a text that has too many tokens in any case, before it takes long to count them."""
@@ -173,8 +174,21 @@ def _check_own(own: Own, method: Method) -> None:
             continue
         known = field in values or any(field in [each.name for each in kind.settings()] for kind in METHODS.values())
         runs = f"this server runs {name}({', '.join(f'{key}={text!r}' for key, text in method.values().items())})"
-        reason = f"a method is set for the whole server, and {runs}" if known else "there is no such setting"
-        code = "unsupported_value" if known else "unknown_parameter"
-        raise ApiError(
-            400, f"Invalid value for 'louiskv.{field[:100]}': {reason}.", param=f"louiskv.{field[:100]}", code=code
-        )
+        reason = f"it is set for the whole server, and {runs}" if known else "there is no such setting"
+        raise _wrong_own(field[:MAX_NAME], reason, "unsupported_value" if known else "unknown_parameter")
+
+
+def _tau_of(own: Own, method: Method) -> float | None:
+    """The tau that one sequence has for itself; none if it is the one that all have. Raises `ApiError`."""
+    if own.tau is None or own.tau == method.values().get("tau"):
+        return None
+    try:
+        method.for_sequence(own.tau)
+    except SettingsError as error:
+        raise _wrong_own("tau", str(error).rstrip("."), "invalid_value") from error
+    return own.tau
+
+
+def _wrong_own(field: str, reason: str, code: str) -> ApiError:
+    param = f"louiskv.{field}"
+    return ApiError(400, f"Invalid value for '{param}': {reason}.", param=param, code=code)

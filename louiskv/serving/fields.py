@@ -62,6 +62,8 @@ class Own(BaseModel):
     watched: bool = False
     # Whether to go on from a kept conversation, and to keep this one.
     kept: bool = True
+    # Under which the answer retrieves, instead of the method's tau.
+    tau: Number | None = None
 
 
 class Common(BaseModel):

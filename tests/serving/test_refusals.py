@@ -80,6 +80,8 @@ def test_what_is_no_json_object(server: Served, path: str, raw: bytes) -> None:
         ({"louiskv": {"budget": 4096}}, "louiskv.budget", "unsupported_value"),
         ({"louiskv": {"method": "quest"}}, "louiskv.method", "unsupported_value"),
         ({"louiskv": {"colour": 1}}, "louiskv.colour", "unknown_parameter"),
+        ({"louiskv": {"tau": "x"}}, "louiskv.tau", "invalid_type"),
+        ({"louiskv": {"tau": 1.5}}, "louiskv.tau", "invalid_value"),
         ({"nonsense": 1}, "nonsense", "unknown_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
@@ -128,7 +130,7 @@ def test_fields_of_the_other_kind_and_fields_that_ask_for_nothing(server: Served
     idle: dict[str, Any] = {"user": "me", "metadata": {}, "tools": [], "tool_choice": "none"}
     idle |= {"response_format": {"type": "text"}}
     idle |= {"store": False, "stop": None, "temperature": None, "n": None, "logit_bias": None, "audio": None}
-    own = {"louiskv": {"budget": SMALL.budget, "method": "louiskv", "watched": False}}
+    own = {"louiskv": {"budget": SMALL.budget, "method": "louiskv", "watched": False, "tau": SMALL.tau}}
     assert server.ask(CHAT, {**ASKED, **idle, **own})[0] == 200
     parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]
     assert server.ask(CHAT, {**ASKED, "messages": [{"role": "developer", "content": parts}]})[0] == 200
