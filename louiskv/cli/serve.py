@@ -117,6 +117,7 @@ def _run(
 ) -> None:
     from louiskv.serving.app import make_app
     from louiskv.serving.desk import Limits
+    from louiskv.serving.door import Door
     from louiskv.serving.life import Life
     from louiskv.serving.prompts import Prompts
     from louiskv.serving.server import address_of, is_loopback
@@ -132,14 +133,14 @@ def _run(
         limits=Limits(*sizes),
         api_key=api_key,
         origins=origins,
-        local=api_key is None and is_loopback(bound),
     )
     address = address_of(bound)
 
     def on_ready(_: object) -> None:
         print(f"Serving {name} with {type(method).__name__} at {address} (API at {address}/v1)", flush=True)
 
-    asyncio.run(answer(made, bound, life, grace, on_ready))
+    door = Door(made, local=api_key is None and is_loopback(bound))
+    asyncio.run(answer(door, bound, life, grace, on_ready))
 
 
 def _check_extra() -> None:

@@ -1,6 +1,5 @@
 """The endpoints, as an ASGI app."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -20,7 +19,7 @@ from louiskv import __version__
 from louiskv.engine import Engine
 from louiskv.methods import Method
 from louiskv.serving.desk import Desk, Limits
-from louiskv.serving.errors import GONE, ApiError, internal
+from louiskv.serving.errors import ApiError, internal
 from louiskv.serving.fields import ChatBody, CompletionBody, read
 from louiskv.serving.guard import Guard
 from louiskv.serving.life import Life
@@ -38,7 +37,6 @@ def make_app(
     limits: Limits,
     api_key: str | None = None,
     origins: Sequence[str] = (),
-    local: bool = False,
 ) -> ASGIApp:
     """Put an engine behind OpenAI's API.
 
@@ -51,8 +49,6 @@ def make_app(
         limits: What one request may be.
         api_key: What clients must give; None for nothing.
         origins: Web pages that may ask from a browser, beside the server's own; "*" for all.
-        local: Whether only this machine can ask, so that what is asked for any other host comes from a page that
-            pretends to be its own server.
     """
     metrics = Metrics(engine)
     desk = Desk(engine, prompts, metrics, life, limits, model, method)
@@ -62,10 +58,11 @@ def make_app(
     _watching(api, desk)
     api.add_exception_handler(HTTPException, _no_such_place)
     api.add_exception_handler(ApiError, lambda _, error: error.response)
-    api.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=GONE))
+    # It went away while its body came: as Guard counts it.
+    api.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))
     api.add_exception_handler(Exception, lambda *_: internal().response)
     paths = frozenset(route.path for route in api.routes)  # type: ignore[attr-defined]
-    guarded: ASGIApp = Guard(api, life, metrics, api_key, paths, local)
+    guarded: ASGIApp = Guard(api, life, metrics, api_key, paths)
     if origins:
         guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return guarded
@@ -160,8 +157,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
     """The body, as long as it is not too large.
 
     Raises:
-        ApiError: 413 if it is; 408 if it takes too long to come; 400 if it is not said to be JSON, which no web page
-            may say without being asked for.
+        ApiError: 413 if it is; 400 if it is not said to be JSON, which no web page may say without being asked for.
     """
     message = f"The body has more than the {limits.max_body} bytes that this server takes."
     too_large = ApiError(413, message, code="request_too_large")
@@ -171,15 +167,10 @@ async def _body(request: Request, limits: Limits) -> bytes:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "Send JSON, with the header Content-Type: application/json.", code="invalid_content_type")
     body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                body += part
-                if len(body) > limits.max_body:
-                    raise too_large
-    except TimeoutError as error:
-        message = f"The body has not come within {limits.body_seconds:g} seconds."
-        raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from error
+    async for part in request.stream():
+        body += part
+        if len(body) > limits.max_body:
+            raise too_large
     return bytes(body)
 
 

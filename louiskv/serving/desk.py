@@ -33,12 +33,10 @@ class Limits:
     Attributes:
         max_body: Bytes of a body.
         max_prompt: Tokens of a prompt; None for what the engine takes.
-        body_seconds: In which a body must come.
     """
 
     max_body: int = 16 * 2**20
     max_prompt: int | None = None
-    body_seconds: float = 60.0
 
 
 class Desk:

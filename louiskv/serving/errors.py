@@ -18,8 +18,6 @@ from louiskv.errors import (
 
 # Seconds after which a client that met a full queue, or a server on its way down, may ask again.
 RETRY_AFTER = 2
-# Status that stands for a client that was gone before there was anything to send.
-GONE = 499
 log = logging.getLogger("louiskv.serving")
 
 

@@ -1,46 +1,23 @@
 """What stands before every endpoint: whether the server takes requests, the key, and that no error gets out raw."""
 
 import hmac
-from ipaddress import ip_address
 
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from louiskv.serving.errors import GONE, ApiError, internal, log
+from louiskv.serving.errors import ApiError, internal, log
 from louiskv.serving.life import Life
 from louiskv.serving.metrics import Metrics
 
 # What needs no key, and is answered while the server stops.
 OPEN = frozenset({"/", "/health", "/ready"})
 
-# Names that nobody can have in the DNS, and point at this machine.
-LOCAL = (".localhost", ".internal")
-
-
-def is_local(host: str) -> bool:
-    """Whether a Host header names an address, or a name that no web page can come from.
-
-    A page of somebody else's name can have that name point at this machine, and then ask as if it were its own server
-    (DNS rebinding). None at all is no browser's.
-    """
-    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-    name = name.lower().rstrip(".")
-    if not name or f".{name}".endswith(LOCAL):
-        return True
-    try:
-        ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
-
 
 class Guard:
     """Lets requests through to an app, or answers for it."""
 
-    def __init__(
-        self, app: ASGIApp, life: Life, metrics: Metrics, api_key: str | None, paths: frozenset[str], local: bool
-    ) -> None:
-        self.app, self.life, self.metrics, self.paths, self.local = app, life, metrics, paths, local
+    def __init__(self, app: ASGIApp, life: Life, metrics: Metrics, api_key: str | None, paths: frozenset[str]) -> None:
+        self.app, self.life, self.metrics, self.paths = app, life, metrics, paths
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,26 +43,20 @@ class Guard:
             if not status:
                 await internal().response(scope, receive, sending)
         finally:
-            self.metrics.requests.labels(self._known(scope["path"]), str(status or GONE)).inc()
+            # 499 stands for a client that was gone before there was anything to send.
+            self.metrics.requests.labels(self._known(scope["path"]), str(status or 499)).inc()
 
     def _check(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
-        if self.local and not is_local(headers.get("host", "")):
-            message = (
-                "Without a key this server answers to this machine's own names only, such as localhost. Start it with "
-                "--api-key, or let what stands before it send Host: localhost."
-            )
-            raise ApiError(403, message, code="host_not_allowed")
         if scope["path"] in OPEN:
             return
         if self._key is not None:
-            given = headers.get("authorization", "")
+            given = Request(scope).headers.get("authorization", "")
             kind, _, key = given.partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), self._key):
                 missing = "Give the key of this server: Authorization: Bearer KEY."
                 message = "This is not the key of this server." if given else missing
-                asked_for = {"WWW-Authenticate": "Bearer"}
-                raise ApiError(401, message, code="invalid_api_key", headers=asked_for)
+                headers = {"WWW-Authenticate": "Bearer"}
+                raise ApiError(401, message, code="invalid_api_key", headers=headers)
         if scope["method"] == "POST":
             self.life.check()
 

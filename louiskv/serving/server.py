@@ -13,16 +13,12 @@ from starlette.types import ASGIApp
 from louiskv.serving.life import LAST_WORDS, Life
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A client that reads nothing for so long is gone, where the system can see to that.
 UNREAD_SECONDS = 60.0
 
 
-def listen_at(host: str, port: int, unread_seconds: float = UNREAD_SECONDS) -> socket.socket:
+def listen_at(host: str, port: int) -> socket.socket:
     """A socket bound to an address; port 0 takes a free one.
-
-    Args:
-        host: Name or address.
-        port: Its number.
-        unread_seconds: In which a client must read what it was sent, where the system can see to that.
 
     Raises:
         OSError: It cannot be, for example because another program has it.
@@ -32,8 +28,7 @@ def listen_at(host: str, port: int, unread_seconds: float = UNREAD_SECONDS) -> s
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Of the connections as well: a client that reads nothing for so long is gone.
-            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * unread_seconds))
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_SECONDS))
         bound.bind(address)
     except OSError:
         bound.close()

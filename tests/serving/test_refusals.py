@@ -204,7 +204,7 @@ def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    with served(limits=Limits(body_seconds=0.2)) as server, connect(server.port) as plain:
+    with served(body_seconds=0.2) as server, connect(server.port) as plain:
         plain.sendall(raw_post(CHAT, ASKED)[:-20])
         answer = plain.recv(1000)
         assert b"408" in answer.split(b"\r\n")[0]
