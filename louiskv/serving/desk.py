@@ -79,7 +79,8 @@ class Desk:
         """What a watched answer has attended to; this may wait for a turn of the engine; raises `ApiError`."""
         known = self._watched.get(name)
         if known is None:
-            message = f"There is no watched answer {name[:MAX_NAME]!r}: ask with louiskv.watched=true; {MAX_WATCHED} are remembered."
+            asking = f"ask with louiskv.watched=true; {MAX_WATCHED} are remembered"
+            message = f"There is no watched answer {name[:MAX_NAME]!r}: {asking}."
             raise ApiError(404, message, param="id", code="answer_not_found")
         prompt, answer = known
         attended = self.engine.attended(answer) or answer.attended
