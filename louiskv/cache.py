@@ -159,6 +159,11 @@ class LouisKVCache(Cache):
         for layer in self.managed:
             layer.clear(row)
 
+    def follow(self, other: "LouisKVCache") -> None:
+        """Select from the next prompt on when another, empty cache of the same method does, whatever its tau is."""
+        for mine, theirs in zip(self.managed, other.managed, strict=True):
+            mine.state.follow(theirs.state)
+
     def take_over(self, other: "LouisKVCache") -> None:
         """Count also what another cache has done."""
         for mine, theirs in zip(self.managed, other.managed, strict=True):

@@ -134,7 +134,8 @@ def _listed(inputs: Inputs) -> tuple[Tensor | int, ...]:
 
 def _turning(inputs: Inputs) -> tuple[Tensor, ...]:
     query, previous = (inputs.query().unflatten(0, (inputs.sizes.batch, -1)).flatten(1, 2) for _ in range(2))
-    return query, previous, torch.empty(len(query), dtype=FLOAT, device=inputs.device)
+    similarity, tau = (torch.full((len(query),), 0.9, dtype=FLOAT, device=inputs.device) for _ in range(2))
+    return query, previous, similarity, tau
 
 
 def _append(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -220,8 +221,8 @@ CASES = (
     Case(
         "turned",
         _turning,
-        lambda query, *others, impl: turned(query, *others, tau=0.9, num_groups=1, by_group=False, impl=impl),
-        moved=lambda s: (2 * _query_bytes(s), _query_bytes(s) + 5 * s.batch),
+        lambda *given, impl: turned(*given[:3], tau=given[3], num_groups=1, by_group=False, impl=impl),
+        moved=lambda s: (2 * _query_bytes(s) + 4 * s.batch, _query_bytes(s) + 5 * s.batch),
         flops=lambda s: 3 * _products(s, 1),
     ),
     Case("append_token", _append, partial(append_token, num_sinks=NUM_SINKS, window=WINDOW), moved=_append_moved),

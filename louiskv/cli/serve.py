@@ -61,7 +61,7 @@ def serve(
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=2, metavar="N", rich_help_panel=MEMORY)] = 512,
+    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=MEMORY)] = 512,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
     max_prompt: Annotated[int | None, typer.Option(help=MAX_PROMPT, min=1, metavar="N", rich_help_panel=LIMITS)] = None,
     max_body: Annotated[str, typer.Option(help=MAX_BODY, metavar="SIZE", rich_help_panel=LIMITS)] = "16M",
@@ -117,9 +117,10 @@ def _run(
 ) -> None:
     from louiskv.serving.app import make_app
     from louiskv.serving.desk import Limits
+    from louiskv.serving.door import Door
     from louiskv.serving.life import Life
     from louiskv.serving.prompts import Prompts
-    from louiskv.serving.server import address_of
+    from louiskv.serving.server import address_of, is_loopback
     from louiskv.serving.server import serve as answer
 
     life = Life()
@@ -138,7 +139,8 @@ def _run(
     def on_ready(_: object) -> None:
         print(f"Serving {name} with {type(method).__name__} at {address} (API at {address}/v1)", flush=True)
 
-    asyncio.run(answer(made, bound, life, grace, on_ready))
+    door = Door(made, local=api_key is None and is_loopback(bound))
+    asyncio.run(answer(door, bound, life, grace, on_ready))
 
 
 def _check_extra() -> None:
@@ -149,7 +151,10 @@ def _check_extra() -> None:
 
 
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and (not key.strip() or not key.isascii()):
+    if key is None:
+        return None
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
         raise UsageError("--api-key is empty or has letters that a header cannot have: give plain letters and digits.")
     return key
 

@@ -87,7 +87,8 @@ class Answer:
                 if piece.finish_reason is not None:
                     return
         finally:
-            self._tell = None
+            with self._arrived:
+                self._tell = None
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Wait for each piece; who stops before the last one cancels."""

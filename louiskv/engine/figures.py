@@ -1,5 +1,6 @@
 """What the engine is doing, and what an answer attends to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +58,22 @@ class Figures:
     captured: int
 
 
+def held_by(caches: Sequence[LouisKVCache]) -> dict[str, int]:
+    """What lies where of all sequences in some caches, by the names that `Figures` has; this waits for the device."""
+    layers = [[layer.state for layer in each.managed if layer.state.batch_size] for each in caches]
+    tiers = [state.tiers() for states in layers for state in states]
+    return {
+        "kv_heads": sum(state.num_kv_heads for states in layers[-1:] for state in states),
+        "resident_tokens": sum(each.resident.tokens for each in tiers),
+        "host_tokens": sum(each.host.tokens for each in tiers),
+        "seen_tokens": sum(each.seen.tokens for each in tiers),
+        "resident_bytes": sum(each.resident.bytes for each in tiers),
+        "index_bytes": sum(each.index.bytes for each in tiers),
+        "host_bytes": sum(each.host.bytes for each in tiers),
+        "seen_bytes": sum(each.seen.bytes for each in tiers),
+    }
+
+
 @dataclass
 class Counters:
     """What is counted over all requests."""
@@ -90,6 +107,12 @@ class Attended:
     now: Tensor
     since: Tensor | None
     fired: tuple[float, ...]
+
+    @classmethod
+    def of(cls, kv_cache: LouisKVCache, row: int, since: Tensor | None, fired: tuple[float, ...]) -> "Attended":
+        """Of a row of a cache as it is now; this waits for the device."""
+        layers, heads = zip(*((layer.index, layer.state.num_kv_heads) for layer in kv_cache.managed), strict=True)
+        return cls(layers, heads, attended_by(kv_cache, row), since, fired)
 
 
 def attended_by(kv_cache: LouisKVCache, row: int) -> Tensor:

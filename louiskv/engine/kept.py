@@ -44,16 +44,16 @@ class Kept:
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of all on the host and on the device."""
-        return sum(host for host, _ in self._sizes), sum(device for _, device in self._sizes)
+    def sizes(self, but: Conversation | None = None) -> tuple[int, int]:
+        """Bytes on the host and on the device of all but one."""
+        counted = [sizes for held, sizes in zip(self._held, self._sizes, strict=True) if held is not but]
+        return sum(host for host, _ in counted), sum(device for _, device in counted)
 
     def keep(self, conversation: Conversation) -> None:
         """Keep one more; those unused for longest go where there is no room."""
         self._held.append(conversation)
         self._sizes.append(conversation.sizes)
-        while sum(self.sizes) > self.limit:
+        while sum(self.sizes()) > self.limit:
             self._pop(0)
 
     def drop_oldest(self, but: Conversation | None = None) -> bool:

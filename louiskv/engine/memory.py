@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
+from transformers import PreTrainedModel
 
 from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.methods.base import Method
 from louiskv.plan import Plan, plan
+from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
 # Lengths are rounded up to this, so that a plan is made for few of them.
@@ -38,6 +40,17 @@ class Memory:
         self.host = self.device = 0
         self._shared = model_device.type == "cpu"
         self._plan = cache(lambda length: plan(config, method, length, dtype=dtype))
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, method: Method, host: int | None, device: int | None) -> Self:
+        """For the sequences of a model, with so many bytes; None for what is free, of which a tenth is left."""
+        memory = cls(model.config.get_text_config(decoder=True), method, model.device, model.dtype)
+        host = available_host_memory() * 9 // 10 if host is None else host
+        if device is None:
+            on_gpu = model.device.type == "cuda"
+            device = torch.cuda.mem_get_info(model.device)[0] * 9 // 10 if on_gpu else host
+        memory.set_limits(host, device)
+        return memory
 
     def set_limits(self, host: int, device: int) -> None:
         """Learn how much there is."""

@@ -107,6 +107,7 @@ class Request:
         kept: Whether a kept conversation may be gone on from, and this one may be kept.
         watched: Whether it is counted at each step what the answer attends to, which costs time; see `Engine.attended`
             and `Answer.attended`.
+        tau: Under which this answer retrieves; None for the method's. Methods that compare nothing with it have none.
     """
 
     prompt: Sequence[int]
@@ -115,6 +116,7 @@ class Request:
     hand_back: bool = False
     kept: bool = True
     watched: bool = False
+    tau: float | None = None
 
     def check(self, vocabulary: int, max_length: int) -> None:
         """Raise `RequestError` or `SettingsError` if it can never be answered."""

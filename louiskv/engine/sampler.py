@@ -10,6 +10,8 @@ from louiskv.ops.ragged import is_readable
 
 # Most probable tokens that are looked at first: sorting a whole vocabulary takes longer than all else here.
 FEW = 512
+# Under this temperature the most probable token has all, and a device may take the number for 0.
+COLDEST = 1e-30
 # Numbers that a request draws at once.
 DRAWN = 256
 
@@ -151,9 +153,11 @@ class Limits:
     @classmethod
     def of(cls, settings: list[Sampling], device: torch.device) -> "Limits":
         """Of the settings of n rows."""
-        rows = [(each.temperature or 1.0, each.top_p, each.min_p) for each in settings]
+        rows = [(max(each.temperature, COLDEST), each.top_p, each.min_p) for each in settings]
         temperature, top_p, min_p = torch.tensor(rows, dtype=torch.float32, device=device).unbind(1)
-        return cls(temperature, top_p, min_p, torch.tensor([each.top_k for each in settings], device=device))
+        # More than any vocabulary has, and a tensor can hold it.
+        top_k = torch.tensor([min(each.top_k, 2**31) for each in settings], device=device)
+        return cls(temperature, top_p, min_p, top_k)
 
     def of_rows(self, index: Tensor) -> "Limits":
         """Of some of the rows."""
@@ -171,7 +175,8 @@ def sample(logits: Tensor, limits: Limits, uniform: Tensor) -> Tensor:
     Returns:
         [n] tokens; each depends on its own row alone.
     """
-    scaled = logits / limits.temperature[:, None]
+    # The greatest is 0, so that a temperature near 0 makes none infinite.
+    scaled = (logits - logits.amax(-1, keepdim=True)) / limits.temperature[:, None]
     lse = scaled.logsumexp(-1)
     if not is_readable(scaled) or scaled.shape[1] <= FEW:
         return _invert(scaled.sort(-1, descending=True), lse, limits, uniform)[0]
@@ -216,7 +221,7 @@ def logprobs(logits: Tensor, tokens: Tensor, wanted: list[int | None]) -> list[L
     if all(each is None for each in wanted):
         return [None] * len(wanted)
     said = logits.log_softmax(-1)
-    best = said.topk(max(1, *(each or 0 for each in wanted)), -1)
+    best = said.topk(min(said.shape[1], max(1, *(each or 0 for each in wanted))), -1)
     chosen = said.gather(1, tokens[:, None])[:, 0].tolist()
     rows = zip(wanted, tokens.tolist(), chosen, best.indices.tolist(), best.values.tolist(), strict=True)
     return [

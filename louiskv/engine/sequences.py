@@ -38,7 +38,7 @@ class Prompt:
         """Take in the next chunk; returns its tokens."""
         left = len(self.token_ids) - self.known
         # A single token at the end would be taken for an output, and not attend to everything.
-        size = chunk_size - 1 if left == chunk_size + 1 and chunk_size > 2 else min(left, chunk_size)
+        size = chunk_size - 1 if left == chunk_size + 1 else min(left, chunk_size)
         end = self.known + size
         ids = torch.tensor([self.token_ids[self.known : end]], device=model.device)
         positions = torch.arange(self.known, end, device=model.device)[None]

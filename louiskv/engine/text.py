@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 CONTEXT = 6
 # What an incomplete character is decoded to.
 INCOMPLETE = "\ufffd"
+# Tokens without a whole character at their end, of which most are no characters at all; a few may become one.
+MAX_HELD, MAX_PARTS = 16, 3
 
 
 class Text:
@@ -40,11 +42,17 @@ class Text:
 
     def _decoded(self, last: bool) -> str:
         """The text of the tokens that were not handed on; nothing while a character is not complete."""
+        end = len(self._ids)
         before = self._decode(self._ids[self._begun : self._read])
         text = self._decode(self._ids[self._begun :])
-        if len(text) <= len(before) or (text.endswith(INCOMPLETE) and not last):
+        if text.endswith(INCOMPLETE) and not last:
+            if end - self._read < MAX_HELD:
+                return ""
+            end -= MAX_PARTS
+            text = self._decode(self._ids[self._begun : end])
+        if len(text) <= len(before):
             return ""
-        self._begun, self._read = self._read, len(self._ids)
+        self._begun, self._read = self._read, end
         return text[len(before) :]
 
     def _decode(self, ids: list[int]) -> str:

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from louiskv.cache import LouisKVCache
 from louiskv.engine.answer import Answer
 from louiskv.engine.batch import Batch, fetched_bytes
-from louiskv.engine.figures import Attended, Counters, Figures, attended_by
-from louiskv.engine.kept import Kept, usable
-from louiskv.engine.memory import Memory
-from louiskv.engine.request import Conversation, Logprob, Piece, Usage
+from louiskv.engine.figures import Attended, Counters, Figures, attended_by, held_by
+from louiskv.engine.kept import usable
+from louiskv.engine.memory import Need
+from louiskv.engine.request import Conversation, Logprob, Piece, Request, Usage
+from louiskv.engine.room import Room
 from louiskv.engine.sequences import Prompt, Running
 from louiskv.engine.text import Text
 from louiskv.errors import RequestError
@@ -37,15 +38,14 @@ class Turns:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         batch: Batch,
-        memory: Memory,
-        kept: Kept,
-        new_cache: Callable[[], LouisKVCache],
+        room: Room,
+        new_cache: Callable[[Request], LouisKVCache],
         *,
         max_length: int,
         prefill_chunk: int,
         end_tokens: frozenset[int],
     ) -> None:
-        self.model, self.tokenizer, self.batch, self.memory, self.kept = model, tokenizer, batch, memory, kept
+        self.model, self.tokenizer, self.batch, self.room = model, tokenizer, batch, room
         self.new_cache, self.max_length, self.prefill_chunk = new_cache, max_length, prefill_chunk
         self.end_tokens = end_tokens
         self.waiting: deque[Answer] = deque()
@@ -94,27 +94,36 @@ class Turns:
         """End one answer with an error, and no other."""
         if running in self.running:
             self.running.remove(running)
-            self.batch.leave(running.number)
+            self._leave(running.number)
         if not running.answer.ended:
             running.answer.give(running.piece("", "error", error=error))
+
+    def _leave(self, number: int) -> None:
+        """Free a row; the others end where they are lost with it."""
+        try:
+            self.batch.leave(number)
+        except Exception as error:
+            self._end_running("error", error)
 
     def _drop_cancelled(self) -> None:
         with self.changed:
             gone = [answer for answer in self.waiting if answer.cancelled]
             self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
-        gone += [prompt.answer for prompt in self.prompts if prompt.answer.cancelled]
-        self.prompts = [prompt for prompt in self.prompts if not prompt.answer.cancelled]
+        for prompt in [prompt for prompt in self.prompts if prompt.answer.cancelled]:
+            self.prompts.remove(prompt)
+            if prompt.answer.request.kept:
+                self.room.put_back(prompt.token_ids[: prompt.known], prompt.cache)
+            gone.append(prompt.answer)
         for answer in gone:
             self._give_up(answer, "cancelled")
         for each in [each for each in self.running if each.answer.cancelled]:
-            self._finish(each, "", "cancelled")
+            self._cancel(each)
 
     def _admit(self) -> None:
         """Begin the oldest requests, as far as there are rows and memory."""
-        while len(self.prompts) < MAX_PROMPTS:
+        # Others only append: nobody need wait while it is looked whether the oldest one fits.
+        while len(self.prompts) < MAX_PROMPTS and self.waiting and self._fits(self.waiting[0]):
             with self.changed:
-                if not self.waiting or not self._fits(self.waiting[0]):
-                    return
                 answer = self.waiting.popleft()
             try:
                 self.prompts.append(self._begin(answer))
@@ -122,40 +131,41 @@ class Turns:
                 self._give_up(answer, "error", error)
 
     def _fits(self, answer: Answer) -> bool:
-        """Whether a request can begin; kept conversations make room for it."""
-        sequences = len(self.running) + len(self.prompts) + 1
-        if sequences > self.batch.max_rows:
+        """Whether a request can begin; kept conversations make room for it, and its own one becomes its prompt."""
+        request = answer.request
+        if len(self.running) + len(self.prompts) >= self.batch.max_rows:
             return False
-        length = answer.request.longest(self.max_length)
-        prompts = [prompt.longest for prompt in self.prompts] + [length]
-        longest = max(*prompts, *(each.longest for each in self.running), self.batch.longest)
-        rows = max(self.batch.rows_for(sequences), self.batch.num_rows)
-        need = self.memory.needed(rows, longest, prompts)
-        wanted = self.kept.find(answer.request.prompt) if answer.request.kept else None
-        while not self.memory.fits(need, self.kept.sizes):
-            # Its own conversation only where nothing that runs will make room.
-            if not self.kept.drop_oldest(but=wanted) and (sequences > 1 or not self.kept.drop_oldest()):
-                return False
-        return True
+        wanted = self.room.kept.find(request.prompt) if request.kept and request.conversation is None else None
+        return self.room.make(self._needed(request.longest(self.max_length)), wanted)
+
+    def _needed(self, *more: int) -> Need:
+        """What all that is begun needs, beside prompts of these lengths."""
+        prompts = [*(prompt.longest for prompt in self.prompts), *more]
+        rows = max(self.batch.rows_for(len(self.running) + len(prompts)), self.batch.num_rows)
+        longest = max(*prompts, *(each.longest for each in self.running), self.batch.longest, 0)
+        return self.room.memory.needed(rows, longest, prompts)
 
     def _begin(self, answer: Answer) -> Prompt:
         """Go on from an earlier turn if there is one, else from nothing."""
         token_ids, length = list(answer.request.prompt), answer.request.longest(self.max_length)
         conversation, known = answer.request.conversation, 0
         if conversation is None and answer.request.kept:
-            conversation = self.kept.take(token_ids)
+            conversation = self.room.kept.take(token_ids)
         if conversation is not None:
             known = usable(conversation, token_ids)
         if not known or conversation is None:
-            return Prompt(answer, self.new_cache(), token_ids, 0, 0, length)
+            return Prompt(answer, self.new_cache(answer.request), token_ids, 0, 0, length)
         kv_cache = conversation.cache
         if kv_cache.get_seq_length() != len(conversation.token_ids):
             raise RequestError(
                 f"The conversation has {len(conversation.token_ids)} token ids, but its cache holds "
                 f"{kv_cache.get_seq_length()} tokens. Give those that it holds."
             )
+        if any(prompt.cache is kv_cache for prompt in self.prompts):
+            raise RequestError("Another request goes on from this conversation, which is the engine's then.")
         if known < len(conversation.token_ids):
             kv_cache.crop(known - len(conversation.token_ids))
+        kv_cache.follow(self.new_cache(answer.request))
         self.counters.cached_tokens += known
         return Prompt(answer, kv_cache, token_ids, known, known, length)
 
@@ -183,7 +193,7 @@ class Turns:
             running = Running(prompt.answer, number, prompt.token_ids, known, prompt.cached, prompt.longest, text)
             chosen = self.batch.first(logits, number)
         except Exception:
-            self.batch.leave(number)
+            self._leave(number)
             raise
         self.running.append(running)
         prompt.answer.turns = self.number
@@ -199,6 +209,9 @@ class Turns:
             self._end_running("error", error)
             return
         for each, token, logprob, fired in zip(stepping, step.tokens, step.logprobs, step.fired, strict=True):
+            if each.answer.ended:
+                # The end of another one has lost its row.
+                continue
             each.fired.append(fired)
             self.counters.steps += 1
             self.counters.fired += fired
@@ -234,6 +247,12 @@ class Turns:
         else:
             self._finish(running, text, reason, **more)
 
+    def _cancel(self, running: Running) -> None:
+        try:
+            self._finish(running, running.text.finish(), "cancelled")
+        except Exception as error:
+            self._fail(running, error)
+
     def _finish(self, running: Running, text: str, reason: str, **more: Any) -> None:
         """Free the row of an answer, and keep its conversation."""
         error = None
@@ -243,40 +262,31 @@ class Turns:
         except Exception as failed:
             reason, error = "error", failed
         self.running.remove(running)
-        self.batch.leave(running.number)
+        self._leave(running.number)
         running.answer.give(running.piece(text, reason, error=error, **more))
 
     def _put_away(self, running: Running) -> None:
-        """Keep the conversation, or hand it back, if there is room for it."""
+        """Keep the conversation if there is room for a copy of it, or hand it back."""
         token_ids, request = tuple(running.token_ids[:-1]), running.answer.request
         if request.hand_back:
             running.answer.conversation = Conversation(token_ids, self.batch.take(running.number))
-        elif request.kept and self.memory.of_sequence(len(token_ids)) <= self.kept.limit:
-            self.kept.keep(Conversation(token_ids, self.batch.take(running.number)))
+        elif request.kept and self.room.make_for_copy(self._needed(), len(token_ids)):
+            self.room.kept.keep(Conversation(token_ids, self.batch.take(running.number)))
 
     def figures(self) -> Figures:
         """The figures; this waits for the device."""
         caches = [prompt.cache for prompt in self.prompts]
         if self.batch.cache is not None:
             caches.append(self.batch.cache)
-        tiers = [layer.state.tiers() for each in caches for layer in each.managed if layer.state.batch_size]
-        heads = [layer.state.num_kv_heads for each in caches[-1:] for layer in each.managed if layer.state.batch_size]
         counters = self.counters
         return Figures(
             running=len(self.running),
             taking_in=len(self.prompts),
             waiting=len(self.waiting),
-            kept=len(self.kept),
-            kept_bytes=sum(self.kept.sizes),
+            kept=len(self.room.kept),
+            kept_bytes=sum(self.room.kept.sizes()),
             rows=self.batch.num_rows,
-            kv_heads=sum(heads),
-            resident_tokens=sum(each.resident.tokens for each in tiers),
-            host_tokens=sum(each.host.tokens for each in tiers),
-            seen_tokens=sum(each.seen.tokens for each in tiers),
-            resident_bytes=sum(each.resident.bytes for each in tiers),
-            index_bytes=sum(each.index.bytes for each in tiers),
-            host_bytes=sum(each.host.bytes for each in tiers),
-            seen_bytes=sum(each.seen.bytes for each in tiers),
+            **held_by(caches),
             fetched_bytes=self.batch.fetched_bytes + sum(map(fetched_bytes, caches)),
             prompt_tokens=counters.prompt_tokens,
             cached_tokens=counters.cached_tokens,
@@ -292,8 +302,5 @@ class Turns:
 
     def _attended(self, running: Running) -> Attended:
         assert self.batch.cache is not None
-        managed = self.batch.cache.managed
-        layers, heads = zip(*((layer.index, layer.state.num_kv_heads) for layer in managed), strict=True)
-        now = attended_by(self.batch.cache, self.batch.row(running.number))
-        since = None if running.attended is None else running.attended.clone()
-        return Attended(layers, heads, now, since, tuple(running.fired))
+        row, since = self.batch.row(running.number), running.attended
+        return Attended.of(self.batch.cache, row, None if since is None else since.clone(), tuple(running.fired))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from louiskv.errors import SettingsError
 from louiskv.methods.rows import Rows
 from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.shard import WHOLE, Shard
@@ -249,6 +250,10 @@ class KVLayer(Rows):
     def attend_past(self, query: Tensor, *, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
         """Attend with queries [N, G, Tq, D] to every token held; returns output and log-sum-exp as a partial result."""
 
+    def follow(self, other: Self) -> None:
+        """Select from the next prompt on when another, empty state of the same method does; nothing without trigger."""
+        return
+
     @abstractmethod
     def crop(self, counts: Tensor) -> None:
         """Forget the last `counts` [B] tokens of each sequence."""
@@ -306,6 +311,14 @@ class Method(ABC):
             NotCalibratedError: It was not measured yet.
         """
         return self
+
+    def for_sequence(self, tau: float) -> Self:
+        """The same where one sequence of a batch has a tau of its own; it can be decoded with all the others.
+
+        Raises:
+            SettingsError: The method compares nothing with a tau, or it is outside its range.
+        """
+        raise SettingsError(f"tau={tau} is not allowed: {type(self).__name__} compares nothing with it. Leave it out.")
 
     def at_budget(self, budget: int) -> Self:
         """The method with so many tokens for a KV head; itself if it has no budget.

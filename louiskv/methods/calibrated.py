@@ -57,6 +57,10 @@ class Calibrated(Assembled):
         """With this tau, or these of each layer."""
         return replace(self, tau=tau, calibration="")  # type: ignore[call-arg]
 
+    def for_sequence(self, tau: float) -> Self:
+        """With this tau, if there is anything to be compared with it."""
+        return self.with_tau(tau) if self.compared else super().for_sequence(tau)
+
     def layer(self, layer_index: int, impl: str | None = None) -> KVLayer:
         """The state of one layer, empty."""
         if self.calibration:

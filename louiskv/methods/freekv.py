@@ -1,6 +1,6 @@
 """FreeKV: attend to what the last query chose, fetch for the next one in the background (arXiv 2505.13109)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from louiskv.methods.base import Assembled, setting
@@ -28,6 +28,10 @@ class FreeKV(Assembled):
     def long_output(cls) -> "FreeKV":
         """The paper's settings for long generation."""
         return cls(budget=2048, sink=512, window=512, tau=0.9)
+
+    def for_sequence(self, tau: float) -> "FreeKV":
+        """With this tau."""
+        return replace(self, tau=tau)
 
     def parts(self) -> Retrieval:
         """Pages on the host, min/max, softmax without scaling, one step late."""

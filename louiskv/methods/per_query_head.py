@@ -72,6 +72,10 @@ class PerQueryHead(KVLayer):
         out, lse = self.state.attend_past(query.flatten(0, 1)[:, None], scaling=scaling, softcap=softcap)
         return out.view(*query.shape[:-1], -1), lse.view(query.shape[:-1])
 
+    def follow(self, other: "PerQueryHead") -> None:
+        """As its state does."""
+        self.state.follow(other.state)
+
     def crop(self, counts: Tensor) -> None:
         """Forget the last tokens."""
         self.state.crop(counts)

@@ -143,6 +143,10 @@ class RetrievalState(KVLayer):
         state._begin_moving()
         return state
 
+    def follow(self, other: Self) -> None:
+        """Take its trigger, which has seen nothing yet."""
+        self.trigger = other.trigger
+
     def _put(self, row: int, other: "RetrievalState", other_row: int) -> None:
         """Copy its part of the pool, the index and the resident set, and what trigger and host know of it."""
         mine, others = self.slice_of(row), other.slice_of(other_row)

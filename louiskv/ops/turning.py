@@ -39,7 +39,7 @@ def turned(
     previous: Tensor,
     similarity: Tensor,
     *,
-    tau: float,
+    tau: Tensor,
     num_groups: int,
     by_group: bool,
     impl: str | None = None,
@@ -50,7 +50,7 @@ def turned(
         query: [B, H, D].
         previous: [B, H, D] in the same dtype, contiguous; NaN where there is none. Changed: the query afterwards.
         similarity: [B] float32, changed: the mean cosine over the heads, NaN where there was no query before.
-        tau: Least cosine that is no turn.
+        tau: [B] float32, of each sequence the least cosine that is no turn.
         num_groups: Groups of H / num_groups consecutive heads.
         by_group: Whether each group turns by the mean over its own heads, and not by the mean over all.
         impl: Implementation; None takes the best that can run.
@@ -66,12 +66,14 @@ def turned(
     return fired
 
 
-def _turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
+def _turned(
+    query: Tensor, previous: Tensor, similarity: Tensor, tau: Tensor, num_groups: int, by_group: bool
+) -> Tensor:
     cosine = _query_cosines(query, previous).clamp_(-1, 1)
     previous.copy_(query)
     similarity.copy_(cosine.mean(1))
     mean = cosine.unflatten(1, (num_groups, -1)).mean(2) if by_group else similarity[:, None].expand(-1, num_groups)
-    return ~(mean >= tau)
+    return ~(mean >= tau[:, None])
 
 
 QUERY_COSINES = implementations("turning", _query_cosines, ("triton", "cpu"))

@@ -16,7 +16,7 @@ def query_cosines(query: Tensor, other: Tensor) -> Tensor:
     return cosines
 
 
-def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
+def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: Tensor, num_groups: int, by_group: bool) -> Tensor:
     """As `louiskv.ops.turning.turned`."""
     fired: Tensor = _turned(query, previous, similarity, tau, num_groups, by_group)
     return fired
@@ -24,7 +24,7 @@ def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_
 
 @native.fake("turned")
 def _like_turned(
-    query: Tensor, _previous: Tensor, _similarity: Tensor, _tau: float, num_groups: int, _by_group: bool
+    query: Tensor, _previous: Tensor, _similarity: Tensor, _tau: Tensor, num_groups: int, _by_group: bool
 ) -> Tensor:
     return query.new_empty(len(query), num_groups, dtype=torch.bool)
 

@@ -61,22 +61,22 @@ HELD = 8192
 
 @kernel(
     checks=tuple(
-        {"query": "*T", "previous": "*T", "similarity": "*fp32", "fired": "*u8", "tau": "fp32", "by_group": by_group}
+        {"query": "*T", "previous": "*T", "similarity": "*fp32", "fired": "*u8", "tau": "*fp32", "by_group": by_group}
         | dict.fromkeys(("query_row", "query_head", "num_heads", "num_groups"), "i32")
         | {"dim": 80, "dim_block": 128, "head_block": 32, "group_block": 8}
         for by_group in (True, False)
     ),
     configs=({"num_warps": 8, "num_stages": 1},),
 )
-@triton.jit(do_not_specialize=["tau", "num_heads", "num_groups"])
+@triton.jit(do_not_specialize=["num_heads", "num_groups"])
 def _turns(
     query: tl.tensor,
     previous: tl.tensor,
     similarity: tl.tensor,
     fired: tl.tensor,
+    tau: tl.tensor,
     query_row: tl.tensor,
     query_head: tl.tensor,
-    tau: tl.tensor,
     num_heads: tl.tensor,
     num_groups: tl.tensor,
     by_group: tl.constexpr,
@@ -110,11 +110,11 @@ def _turns(
     mean = of_all / num_heads
     tl.store(similarity + row, mean)
     of_groups = of_groups / size if by_group else tl.zeros_like(of_groups) + mean
-    turns = (of_groups >= tau) == 0
+    turns = (of_groups >= tl.load(tau + row)) == 0
     tl.store(fired + row * num_groups + group, turns.to(tl.uint8), mask=group < num_groups)
 
 
-def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_groups: int, by_group: bool) -> Tensor:
+def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: Tensor, num_groups: int, by_group: bool) -> Tensor:
     """Twin of the reference."""
     num_rows, num_heads, dim = query.shape
     query = dense(query)
@@ -123,7 +123,7 @@ def turned(query: Tensor, previous: Tensor, similarity: Tensor, tau: float, num_
     blocks = (max(1, min(triton.next_power_of_2(num_heads), HELD // dim_block)), triton.next_power_of_2(num_groups))
     strides = query.stride()[:2]
     _turns[num_rows,](
-        *(query, previous, similarity, fired, *strides, tau, num_heads, num_groups),
+        *(query, previous, similarity, fired, tau, *strides, num_heads, num_groups),
         *(by_group, dim, dim_block, *blocks),
     )
     return fired.view(torch.bool)

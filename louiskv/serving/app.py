@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp
 
@@ -57,6 +58,8 @@ def make_app(
     _watching(api, desk)
     api.add_exception_handler(HTTPException, _no_such_place)
     api.add_exception_handler(ApiError, lambda _, error: error.response)
+    # It went away while its body came: as Guard counts it.
+    api.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))
     api.add_exception_handler(Exception, lambda *_: internal().response)
     paths = frozenset(route.path for route in api.routes)  # type: ignore[attr-defined]
     guarded: ASGIApp = Guard(api, life, metrics, api_key, paths)

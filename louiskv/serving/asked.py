@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from starlette.concurrency import run_in_threadpool
+
 from louiskv.engine import Answer, Engine, Piece, Request
 from louiskv.serving.errors import as_api_error
 from louiskv.serving.metrics import Metrics
@@ -68,7 +70,7 @@ class Asked:
                 if piece.error is not None:
                     raise as_api_error(piece.error) from piece.error
                 yield index, piece
-                self._note(index, piece)
+                await self._note(index, piece)
                 left -= piece.finish_reason is not None
         finally:
             self.cancel()
@@ -81,7 +83,7 @@ class Asked:
             pass
         return self.said
 
-    def _note(self, index: int, piece: Piece) -> None:
+    async def _note(self, index: int, piece: Piece) -> None:
         said = self.said[index]
         said.text += piece.text
         said.token_ids += piece.token_ids
@@ -90,4 +92,5 @@ class Asked:
             said.finish_reason, said.usage = piece.finish_reason, piece.usage
             prompt, request = self._asked[index]
             if request.kept:
-                self._prompts.keep(prompt, said.text, said.token_ids)
+                # It waits for those whose texts are being made into tokens.
+                await run_in_threadpool(self._prompts.keep, prompt, said.text, said.token_ids)

@@ -37,6 +37,8 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
 }
 MAX_STOP_LENGTH = 1000
+# Characters of a name that a client made up, in what it is told.
+MAX_NAME = 100
 INT64 = 2**63
 
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -60,6 +62,8 @@ class Own(BaseModel):
     watched: bool = False
     # Whether to go on from a kept conversation, and to keep this one.
     kept: bool = True
+    # Under which the answer retrieves, instead of the method's tau.
+    tau: Number | None = None
 
 
 class Common(BaseModel):
@@ -70,7 +74,7 @@ class Common(BaseModel):
     n: int | None = Field(1, ge=1, le=128)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, lt=INT64)
     temperature: Number | None = Field(1.0, ge=0, le=2)
     top_p: Number | None = Field(1.0, ge=0, le=1)
     presence_penalty: Number | None = Field(0.0, ge=-2, le=2)
@@ -95,7 +99,7 @@ class Common(BaseModel):
     def _tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for token in value or ():
             if not token.isdecimal() or len(token) > 10:
-                raise ValueError(f"{token!r} is not the id of a token")
+                raise ValueError(f"{token[:MAX_NAME]!r} is not the id of a token")
         return value
 
     @property
@@ -133,7 +137,7 @@ class ChatBody(Common):
     """A request to /v1/chat/completions."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=INT64)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -152,7 +156,7 @@ class CompletionBody(Common):
     """A request to /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = Field(16, ge=1)
+    max_tokens: int | None = Field(16, ge=1, lt=INT64)
     logprobs: int | None = Field(None, ge=0, le=20)
 
     @property
@@ -202,14 +206,15 @@ def _check_foreign(name: str, value: Any, kind: type[Body]) -> None:
         where = f"it belongs to {owner}" if owner else "this server does not support it"
         message = f"'{name}' cannot be used: {where}. Leave it out."
         raise ApiError(400, message, param=name, code="unsupported_parameter")
-    raise ApiError(400, f"Unknown parameter: '{name[:100]}'.", param=name[:100], code="unknown_parameter")
+    name = name[:MAX_NAME]
+    raise ApiError(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
 
 
 def _named(error: ErrorDetails) -> ApiError:
     """The first thing that is wrong, with the field's name as OpenAI writes it: messages[0].content."""
     # Of a field of several kinds the kind stands behind its name.
     path = error["loc"][:1] if error["loc"][0] == "prompt" else error["loc"]
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:MAX_NAME]}" for part in path).removeprefix(".")
     if error["type"] == "missing":
         return ApiError(400, f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     code = "invalid_type" if error["type"].endswith("_type") else "invalid_value"

@@ -33,12 +33,21 @@ class Prompt:
 
 
 class Prompts:
-    """A tokenizer with what was said; for any thread."""
+    """A tokenizer with what was said; for any thread.
+
+    Attributes:
+        tokenizer: Of its own.
+        end_tokens: Tokens that end an answer.
+        transcripts: What was said.
+        longest_token: Characters of a token at the most.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> None:
         # A tokenizer of its own: encoding changes its state, and the engine decodes with the other one.
         self.tokenizer, self.end_tokens = copy.deepcopy(tokenizer), end_tokens
         self.transcripts = Transcripts()
+        # So long at the most, that a long text need not be made into tokens to know that it has too many.
+        self.longest_token = max(map(len, self.tokenizer.get_vocab()))
         self._lock = Lock()
 
     def of_text(self, text: str) -> Prompt:
@@ -46,8 +55,12 @@ class Prompts:
         with self._lock:
             return Prompt(list(self.tokenizer(text)["input_ids"]))
 
-    def of_chat(self, messages: list[Message]) -> Prompt:
+    def of_chat(self, messages: list[Message], remembered: bool = True) -> Prompt:
         """Messages by the model's chat template, up to where its answer begins.
+
+        Args:
+            messages: All of the chat.
+            remembered: Whether earlier answers are made of the tokens that they were given in, and not of their text.
 
         Raises:
             ApiError: 400; there is no template, or it does not take these messages.
@@ -55,7 +68,7 @@ class Prompts:
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         with self._lock:
             rendered = self._rendered(messages)
-            found = self.transcripts.find(rendered, answers)
+            found = self.transcripts.find(rendered, answers) if remembered else None
             if found is None:
                 return Prompt(self._ids(rendered), rendered)
             turn, rest = found

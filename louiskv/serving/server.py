@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,6 +13,8 @@ from starlette.types import ASGIApp
 from louiskv.serving.life import LAST_WORDS, Life
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A client that reads nothing for so long is gone, where the system can see to that.
+UNREAD_SECONDS = 60.0
 
 
 def listen_at(host: str, port: int) -> socket.socket:
@@ -24,6 +27,8 @@ def listen_at(host: str, port: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * UNREAD_SECONDS))
         bound.bind(address)
     except OSError:
         bound.close()
@@ -35,6 +40,11 @@ def address_of(bound: socket.socket) -> str:
     """The address as a client writes it."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only this machine can reach an address."""
+    return ip_address(bound.getsockname()[0]).is_loopback
 
 
 class _Server(uvicorn.Server):
@@ -61,6 +71,8 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
+        # Which has a limit for headers.
+        http="h11",
         lifespan="off",
         ws="none",
         log_level="warning",
@@ -87,7 +99,8 @@ async def serve(
     with _signals(loop, stop):
         while not server.started and not running.done():
             await asyncio.sleep(0.01)
-        on_ready(stop_from_any_thread)
+        if server.started:
+            on_ready(stop_from_any_thread)
         await running
     ending.cancel()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from louiskv.errors import check_count
 from louiskv.ops.turning import query_cosines, turned
 from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, put_row, the_one
+from louiskv.triggers.taus import Taus
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CosineState(TriggerState):
     """The last query of each head."""
 
     def __init__(self, tau: float, per_head: bool, impl: str | None) -> None:
-        self.tau, self.per_head, self.impl = tau, per_head, impl
+        self.taus, self.per_head, self.impl = Taus(tau), per_head, impl
         self.previous: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
@@ -56,19 +57,20 @@ class CosineState(TriggerState):
             self.previous = torch.full(query.shape, torch.nan, dtype=query.dtype, device=query.device)
         if self.similarity is None or len(self.similarity) != len(query):
             self.similarity = torch.empty(len(query), dtype=torch.float32, device=query.device)
+        tau = self.taus.of(query)
         # Without a query before, the cosine is NaN, and that fires.
         fired = turned(
             query,
             self.previous,
             self.similarity,
-            tau=self.tau,
+            tau=tau,
             num_groups=num_kv_heads,
             by_group=self.per_head,
             impl=self.impl,
         )
         if self.shard.splits_heads and not self.per_head:
             self.similarity = self.shard.mean(self.similarity)
-            fired = ~(self.similarity[:, None] >= self.tau).expand(-1, num_kv_heads)
+            fired = ~(self.similarity >= tau)[:, None].expand(-1, num_kv_heads)
         return fired
 
     def chosen(self, where: Tensor) -> None:
@@ -83,12 +85,14 @@ class CosineState(TriggerState):
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
+        self.taus.select_batch(index)
         if self.previous is not None:
             self.previous = self.previous.index_select(0, index)
 
     def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
-        """Its last query."""
-        previous = None if other is None else other.previous
+        """Its last query, and its tau."""
+        previous, taus = (None, None) if other is None else (other.previous, other.taus)
+        self.taus.put(row, taus, other_row, batch_size)
         self.previous = put_row(self.previous, row, previous, other_row, batch_size, torch.nan)
 
 
@@ -130,7 +134,7 @@ class AnchorState(TriggerState):
     """The queries that each KV head last selected with, and how many steps ago."""
 
     def __init__(self, tau: float, cap: int | None, impl: str | None) -> None:
-        self.tau, self.cap, self.impl = tau, cap, impl
+        self.taus, self.cap, self.impl = Taus(tau), cap, impl
         self.anchor: Tensor | None = None
 
     def turned(self, query: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +151,7 @@ class AnchorState(TriggerState):
         """Fire for the KV heads whose query has turned."""
         cosine, due = self.turned(query, num_kv_heads)
         # Not `cosine < tau`: without an anchor it is NaN, and must fire.
-        fired = ~(cosine >= self.tau) | due
+        fired = ~(cosine >= self.taus.of(query)[:, None]) | due
         self.chosen(fired)
         return fired
 
@@ -167,11 +171,13 @@ class AnchorState(TriggerState):
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
+        self.taus.select_batch(index)
         if self.anchor is not None:
             self.anchor, self.age = self.anchor.index_select(0, index), self.age.index_select(0, index)
 
     def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
-        """Its anchor, and how old that is."""
+        """Its anchor, how old that is, and its tau."""
+        self.taus.put(row, None if other is None else other.taus, other_row, batch_size)
         anchor, age = (None, None) if other is None or other.anchor is None else (other.anchor, other.age)
         mine = None if self.anchor is None else self.age
         self.anchor = put_row(self.anchor, row, anchor, other_row, batch_size, torch.nan)

@@ -10,6 +10,7 @@ from louiskv.errors import check_choice, check_count, check_range
 from louiskv.ops.ragged import may_hold
 from louiskv.triggers.base import Estimate, Trigger, TriggerState, check_layers, of_layer, put_row, the_one
 from louiskv.triggers.cosine import AnchorState
+from louiskv.triggers.taus import Taus
 
 YARDSTICKS = ("peak", "best")
 
@@ -60,22 +61,23 @@ class CoverageState(TriggerState):
     """The query of the last selection, and the yardstick since then."""
 
     def __init__(self, settings: Coverage, rho: float, impl: str | None) -> None:
-        self.settings, self.rho = settings, rho
+        self.settings, self.rhos = settings, Taus(rho)
         self.anchor = AnchorState(settings.guard, settings.cap, impl)
         self.peak: Tensor | None = None
 
     def fire(self, query: Tensor, num_kv_heads: int, estimate: Estimate | None = None) -> Tensor:
         """Fire for the KV heads whose coverage has fallen."""
         cosine, due = self.anchor.turned(query, num_kv_heads)
+        rho = self.rhos.of(query)
         moved = ~(cosine >= self.settings.guard)
         fired = cosine.isnan() | due
         if estimate is not None and may_hold(moved & ~fired):
-            fired = fired | self._uncovered(estimate, moved)
+            fired = fired | self._uncovered(estimate, moved, rho)
         self.chosen(fired)
         return fired
 
-    def _uncovered(self, estimate: Estimate, moved: Tensor) -> Tensor:
-        """[B, Hkv] where the query has moved and the coverage is under its yardstick."""
+    def _uncovered(self, estimate: Estimate, moved: Tensor, rho: Tensor) -> Tensor:
+        """[B, Hkv] where the query has moved and the coverage is under a share [B] of its yardstick."""
         covered = estimate.coverage().view(moved.shape)
         if self.settings.against == "best":
             yardstick = estimate.best_coverage().view(moved.shape)
@@ -83,7 +85,7 @@ class CoverageState(TriggerState):
             peak = torch.zeros_like(covered) if self.peak is None else self.peak
             # That another one has moved must not change what this one remembers.
             self.peak = yardstick = torch.where(moved, peak.maximum(covered), peak)
-        return moved & (covered < self.rho * yardstick)
+        return moved & (covered < rho[:, None] * yardstick)
 
     def chosen(self, where: Tensor) -> None:
         """Begin anew where KV heads select."""
@@ -106,11 +108,13 @@ class CoverageState(TriggerState):
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
         self.anchor.select_batch(index)
+        self.rhos.select_batch(index)
         if self.peak is not None:
             self.peak = self.peak.index_select(0, index)
 
     def put(self, row: int, other: Self | None, other_row: int, batch_size: int) -> None:
-        """Its anchor and its peak."""
+        """Its anchor, its peak and its share of it."""
+        self.rhos.put(row, None if other is None else other.rhos, other_row, batch_size)
         anchor, peak = (None, None) if other is None else (other.anchor, other.peak)
         self.anchor.put(row, anchor, other_row, batch_size)
         self.peak = put_row(self.peak, row, peak, other_row, batch_size, 0)

@@ -1,5 +1,6 @@
 """`louiskv serve` as a process of its own: it begins, answers, and ends in good order."""
 
+import http.client
 import os
 import re
 import signal
@@ -41,9 +42,14 @@ def started(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
         process.communicate()
 
 
-@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_and_ends_with_zero(way: signal.Signals) -> None:
-    with started("--max-length", "600", "--grace", "30", LOUISKV_API_KEY="secret") as (process, address):
+@pytest.mark.parametrize(("way", "key"), [(signal.SIGTERM, {"LOUISKV_API_KEY": " secret\n"}), (signal.SIGINT, {})])
+def test_it_answers_and_ends_with_zero(way: signal.Signals, key: dict[str, str]) -> None:
+    with started("--max-length", "600", "--grace", "30", **key) as (process, address):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.request("GET", "/ready", headers={"Host": "example.org"})
+        status = connection.getresponse().status
+        connection.close()
+        assert status == (200 if key else 403), "without a key it is for this machine's own names"
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
         asked: Any = [{"role": "user", "content": "What is the capital of France?"}]
         stream = iter(
@@ -82,6 +88,7 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded(run: Run, unasked: None)
         (["--host-memory", "much"], "--host-memory much is no size"),
         (["--max-body", "-1"], "--max-body -1 is no size"),
         (["--api-key", ""], "--api-key is empty"),
+        (["--api-key", "two\nlines"], "--api-key is empty or has letters"),
         (["--budget", "-1"], "budget"),
         (["--method", "nope"], "There is no method"),
         (["--prefill-chunk", "1"], "--prefill-chunk"),

@@ -14,7 +14,7 @@ from louiskv.engine.text import Text
 from louiskv.engine.turns import Turns
 from louiskv.errors import EngineStoppedError, HostMemoryError, QueueFullError, RequestError
 from louiskv.shard import Shard
-from tests.engine.asking import DEVICE, SMALL, a_model, alone, ended, engine, greedily, ids
+from tests.engine.asking import DEVICE, GREEDY, SMALL, a_model, alone, ended, engine, greedily, ids
 from tests.families import tiny
 
 
@@ -174,6 +174,53 @@ def test_rows_that_are_lost_end_all_that_run_and_the_engine_goes_on(monkeypatch:
             lasts = [ended(running.submit(greedily(ids(20), 5)))[1], list(first)[-1]]
         assert all(isinstance(last.error, HostMemoryError) for last in lasts)
         assert ended(running.submit(greedily(ids(20), 5)))[0] == alone(SMALL, [ids(20)], 5)[0]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_answer_that_is_done_is_done_though_its_end_loses_the_rows(
+    cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are given back are copied, for which there may be no memory."""
+    with engine(SMALL, rows=4) as running:
+        others = [running.submit(greedily(ids(30, seed), 500)) for seed in range(2)]
+        done = running.submit(greedily(ids(30, 3), 500 if cancelled else 40))
+        next(iter(done))
+        for other in others:
+            next(iter(other))
+        batch = running._turns.batch
+        release = type(batch)._release
+
+        def fails(self: Any) -> None:
+            if len(self._row_of) == 2:
+                self.reset()
+                raise HostMemoryError("no room")
+            release(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(batch), "_release", fails)
+            if cancelled:
+                done.cancel()
+            last = list(done)[-1]
+            lasts = [list(other)[-1] for other in others]
+        assert last.finish_reason == ("cancelled" if cancelled else "length")
+        assert all(isinstance(other.error, HostMemoryError) for other in lasts)
+        assert ended(running.submit(greedily(ids(20), 5)))[0] == alone(SMALL, [ids(20)], 5)[0]
+        assert running.figures().running == 0
+
+
+def test_a_cancelled_answer_shows_what_was_held_back() -> None:
+    with engine() as running:
+        free = "".join(piece.text for piece in running.run(greedily(ids(30), 300)))
+        # Begins to come with the last characters, and is never there.
+        stop = tuple(f"{each}\0never" for each in set(free))
+        answer = running.submit(Request(prompt=ids(30), sampling=Sampling(max_tokens=300, stop=stop, **GREEDY)))
+        iterator = iter(answer)
+        pieces = [next(iterator) for _ in range(40)]
+        answer.cancel()
+        pieces += list(iterator)
+    assert pieces[-1].finish_reason == "cancelled"
+    assert pieces[-1].text
+    assert free.startswith("".join(piece.text for piece in pieces))
 
 
 def test_a_model_that_is_split_over_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from louiskv import LouisKV, StreamingLLM
 from louiskv.engine import Request, Sampling
-from louiskv.errors import HostMemoryError
-from tests.engine.asking import GREEDY, SMALL, WHOLE, alone, ended, engine, greedily, ids
+from louiskv.errors import HostMemoryError, RequestError
+from tests.engine.asking import CHUNK, GREEDY, SMALL, WHOLE, alone, ended, engine, greedily, ids
 from tests.methods.test_contract import CASES, NAMES
 
 
@@ -112,6 +112,22 @@ def test_a_conversation_is_handed_back_and_gone_on_from() -> None:
     assert last.usage.cached_tokens == 61
 
 
+def test_a_conversation_is_gone_on_from_by_one_at_a_time() -> None:
+    first = ids(50)
+    with engine(WHOLE) as running:
+        answer = running.submit(greedily(first, 12, hand_back=True))
+        got = ended(answer)[0]
+        prompts = [[*first, *got, *ids(20, seed)] for seed in (1, 2)]
+        # Both are begun in the same turn.
+        with running._turns.changed:
+            both = [running.submit(greedily(prompt, 12, conversation=answer.conversation)) for prompt in prompts]
+        assert ended(both[0])[0] == alone(WHOLE, [first, ids(20, 1)], 12)[1]
+        last = ended(both[1])[1]
+        assert last.finish_reason == "error"
+        with pytest.raises(RequestError, match="Another request goes on from this conversation"):
+            raise last.error or AssertionError
+
+
 def test_a_request_of_its_own_finds_nothing_kept_and_leaves_nothing() -> None:
     prompt = ids(60)
     with engine(WHOLE, kept_memory=2**30) as running:
@@ -137,6 +153,60 @@ def test_the_kept_stay_within_their_limit() -> None:
         # The newest ones are there, the others are gone.
         lasts = [ended(running.submit(greedily(ids(40, seed), 3)))[1] for seed in (3, 0)]
         assert [last.usage.cached_tokens for last in lasts if last.usage] == [38, 0]
+
+
+def test_what_was_taken_in_of_a_prompt_is_kept_when_it_is_cancelled() -> None:
+    prompt = ids(600)
+    with engine(SMALL, kept_memory=2**30) as running:
+        gone = running.submit(greedily(prompt, 5))
+        while running.figures().prompt_tokens < 10 * CHUNK:
+            time.sleep(0.001)
+        gone.cancel()
+        assert ended(gone)[1].finish_reason == "cancelled"
+        taken = running.figures().prompt_tokens
+        assert running.figures().kept == 1
+        answer, last = ended(running.submit(greedily(prompt, 5)))
+        assert last.usage is not None
+        assert last.usage.cached_tokens == min(taken, 598)
+        assert answer == alone(SMALL, [prompt], 5)[0], "as if it had not been interrupted"
+
+
+def test_what_is_kept_leaves_room_for_all_that_runs() -> None:
+    """Kept conversations have no memory of their own, though their limit is as much as there is."""
+    long = [greedily(ids(400, seed), 60) for seed in range(3)]
+    with engine(WHOLE) as running:
+        need = running._turns.room.memory.needed(1, 460, [460]).host
+    with engine(WHOLE, host_memory=need, kept_memory=need) as running:
+        room, most = running._turns.room, 0
+        for asked in long:
+            answer = running.submit(asked)
+            while not answer.ended:
+                figures = running.figures()
+                most = max(most, figures.kept_bytes + figures.host_bytes + figures.resident_bytes + figures.index_bytes)
+            assert ended(answer)[1].finish_reason == "length"
+            assert running.figures().kept == 1, "the one before has made room"
+        assert most <= need
+        # Its own conversation is no obstacle: it becomes the prompt.
+        kept = room.kept.find(long[2].prompt)
+        assert kept is not None
+        _, last = ended(running.submit(greedily([*kept.token_ids, 5, 6], 3)))
+        assert last.usage is not None
+        assert last.usage.cached_tokens == len(kept.token_ids)
+
+
+def test_what_would_not_fit_in_any_case_takes_nothing_from_what_is_kept() -> None:
+    with engine(WHOLE) as running:
+        need = running._turns.room.memory.needed(1, 800, [800]).host
+    with engine(WHOLE, host_memory=need, kept_memory=need) as running:
+        ended(running.submit(greedily(ids(30), 10)))
+        first = running.submit(greedily(ids(100, 1), 200))
+        next(iter(first))
+        second = running.submit(greedily(ids(700, 2), 100))
+        while running.figures().waiting == 0:
+            time.sleep(0.001)
+        assert running.figures().kept == 1
+        assert ended(first)[1].finish_reason == "length"
+        assert ended(second)[1].finish_reason == "length"
 
 
 def test_stop_texts_tokens_and_the_end_of_the_model() -> None:

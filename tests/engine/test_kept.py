@@ -60,14 +60,14 @@ def test_those_unused_for_longest_go() -> None:
     assert len(kept) == 2
     assert kept.find([2] * 6) is None
     assert kept.find([1] * 6) is first
-    assert kept.sizes == (20, 0)
+    assert kept.sizes() == (20, 0)
     assert kept.drop_oldest(but=first)
     assert not kept.drop_oldest(but=first)
     assert kept.drop_oldest()
     assert len(kept) == 0
     kept.keep(conversation([1], size=30))
     assert len(kept) == 0
-    assert kept.sizes == (0, 0)
+    assert kept.sizes() == (0, 0)
 
 
 def test_the_one_that_saves_most_is_gone_on_from() -> None:

@@ -134,3 +134,18 @@ def test_logarithms_are_of_what_the_model_said() -> None:
     assert said[0].logprob == pytest.approx(expected[0])
     assert [token for token, _ in said[0].best] == [1, 2]
     assert [value for _, value in said[0].best] == pytest.approx([expected[1], expected[2]])
+
+
+def test_a_temperature_near_0_takes_the_most_probable_token_and_a_large_top_k_takes_all() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.9, -5.0]])
+    for temperature in (1e-320, 1e-45, 1e-38, 1e-6):
+        assert chosen(Sampling(temperature=temperature, seed=1), logits, [0], 20) == [1] * 20
+    assert chosen(Sampling(top_k=2**90, seed=1), logits, [0], 20) == chosen(Sampling(seed=1), logits, [0], 20)
+
+
+def test_more_logarithms_than_tokens_are_those_of_all_tokens() -> None:
+    one = Sampler(1, 3, CPU)
+    one.put(0, greedy(logprobs=20), torch.tensor([1]))
+    (said,) = one.choose(torch.tensor([[1.0, 3.0, 2.0]]), [0])[1]
+    assert said is not None
+    assert [token for token, _ in said.best] == [1, 2, 0]

@@ -51,6 +51,19 @@ def test_bytes_that_are_no_character_are_shown_in_the_end() -> None:
     assert set("".join(parts)) == {"\ufffd"}
 
 
+def test_what_never_becomes_a_character_is_shown_as_it_comes() -> None:
+    """Otherwise each token would take longer than the one before."""
+    part, *rest = tokenizer().encode("\U0001f917", add_special_tokens=False)
+    ids = [*[part] * 200, *rest, *tokenizer().encode(" and", add_special_tokens=False)]
+    text = Text(tokenizer(), PROMPT, ())
+    parts = [text.push(token) for token in ids]
+    assert len(text._ids[text._begun :]) < 40
+    assert sum(map(bool, parts)) > 10
+    shown = "".join(parts) + text.finish()
+    assert shown == tokenizer().decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert shown.endswith("\ufffd\U0001f917 and")
+
+
 @settings(deadline=None, max_examples=80)
 @given(
     said=st.text("ab ", max_size=40),

@@ -58,9 +58,12 @@ def queries(num_rows: int, num_heads: int, dim: int, dtype: torch.dtype) -> tupl
     return query, previous
 
 
-def turned_by(impl: str, query: Tensor, previous: Tensor, groups: int, by_group: bool, tau: float) -> list[Tensor]:
+def turned_by(
+    impl: str, query: Tensor, previous: Tensor, groups: int, by_group: bool, tau: float | list[float]
+) -> list[Tensor]:
     previous, similarity = previous.clone(), torch.empty(len(query), device=query.device)
-    fired = turned(query, previous, similarity, tau=tau, num_groups=groups, by_group=by_group, impl=impl)
+    least = torch.empty(len(query), device=query.device).copy_(torch.tensor(tau))
+    fired = turned(query, previous, similarity, tau=least, num_groups=groups, by_group=by_group, impl=impl)
     assert torch.equal(previous, query)
     return [similarity.cpu(), fired.cpu()]
 
@@ -94,6 +97,19 @@ def test_the_same_queries_are_no_turn(impl: str) -> None:
     assert turned_by(impl, query, query, 2, True, 0.7)[1].tolist() == [[True, False], [False, False]]
 
 
+@each("turned")
+@pytest.mark.parametrize("by_group", [False, True])
+def test_each_sequence_has_a_tau_of_its_own(impl: str, by_group: bool) -> None:
+    query, previous = queries(5, 6, 64, torch.float32)
+    taus = [-1.0, 0.99, 0.7, 0.8, 0.0]
+    similarity, fired = turned_by(impl, query, previous, 2, by_group, taus)
+    for row, tau in enumerate(taus):
+        alone = turned_by(impl, query[row : row + 1], previous[row : row + 1], 2, by_group, tau)
+        assert torch.equal(fired[row : row + 1], alone[1])
+        torch.testing.assert_close(similarity[row : row + 1], alone[0], equal_nan=True)
+    assert not fired[0].any() and fired[1].all() and fired[4].all()
+
+
 @on_each_device("turned", torch.float32, torch.bfloat16, torch.float16)
 def test_turns_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
     for num_heads, groups, dim in ((32, 8, 128), (9, 3, 64), (128, 8, 256)):
@@ -110,8 +126,8 @@ def test_turns_on_each_instruction_set(isa: str, dtype: torch.dtype) -> None:
     query, previous = queries(2, 6, 80, dtype)
     with on(isa):
         got = turned_by("cpu", query, previous, 2, True, 0.8)
-        given = torch.randn(2, 2, 6, 80).to(dtype)
-        torch.library.opcheck(torch.ops.louiskv.turned.default, (*given, torch.zeros(2), 0.8, 2, True))
+        given, tau = torch.randn(2, 2, 6, 80).to(dtype), torch.full((2,), 0.8)
+        torch.library.opcheck(torch.ops.louiskv.turned.default, (*given, torch.zeros(2), tau, 2, True))
     expected = turned_by("torch", query, previous, 2, True, 0.8)
     torch.testing.assert_close(got[0], expected[0], atol=1e-6, rtol=1e-5, equal_nan=True)
     assert torch.equal(got[1], expected[1])

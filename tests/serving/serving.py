@@ -22,6 +22,7 @@ from louiskv import Method
 from louiskv.engine import Engine
 from louiskv.serving.app import make_app
 from louiskv.serving.desk import Limits
+from louiskv.serving.door import Door
 from louiskv.serving.life import Life
 from louiskv.serving.prompts import Prompts
 from louiskv.serving.server import address_of, listen_at, serve
@@ -106,6 +107,8 @@ def served(
     limits: Limits | None = None,
     api_key: str | None = None,
     origins: tuple[str, ...] = (),
+    local: bool = False,
+    body_seconds: float = 60.0,
     grace: float = 5.0,
     **settings: Any,
 ) -> Iterator[Served]:
@@ -117,6 +120,7 @@ def served(
         app = make_app(
             running, prompts, name, method, life=life, limits=limits or Limits(), api_key=api_key, origins=origins
         )
+        app = Door(app, local, body_seconds)
         bound = listen_at("127.0.0.1", 0)
         told = Served(address_of(bound), running, life, prompts)
         ready = threading.Event()

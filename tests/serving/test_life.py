@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import socket
 import threading
+import time
 from typing import Any
 
 import openai
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from louiskv.engine import Engine
+from louiskv.serving import server as server_module
 from louiskv.serving.life import Life
 from tests.serving.serving import MODEL, Served, connect, raw_post, served, until
 
@@ -38,7 +41,8 @@ def test_who_goes_away_frees_the_row(stream: bool) -> None:
             until(lambda: server.engine.figures().running == 2)
         until(lambda: empty(server.engine))
         assert server.engine.figures().output_tokens < 2000
-        assert not server.life.open
+        # The event loop hears of it a moment later.
+        until(lambda: not server.life.open)
         assert 'louiskv_answers_total{finish_reason="cancelled"} 2.0' in server.ask("/metrics")[1]
 
 
@@ -55,6 +59,29 @@ def test_who_goes_away_while_waiting_or_in_the_prompt() -> None:
         first.close()
         until(lambda: empty(server.engine))
         assert server.engine.figures().prompt_tokens < 3500
+
+
+def test_who_goes_away_while_the_body_comes_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    with served() as server:
+        with connect(server.port) as plain:
+            plain.sendall(raw_post(CHAT, LONG)[:-20])
+            time.sleep(0.1)
+        gone = 'louiskv_requests_total{path="/v1/chat/completions",status="499"} 1.0'
+        until(lambda: gone in server.ask("/metrics")[1])
+    assert "error" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system cannot tell")
+def test_who_reads_nothing_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "UNREAD_SECONDS", 0.5)
+    with served() as server, socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.connect(("127.0.0.1", server.port))
+        plain.sendall(raw_post(CHAT, {**LONG, "stream": True, "logprobs": True, "top_logprobs": 20}))
+        until(lambda: server.life.open)
+        until(lambda: not server.life.open)
+        until(lambda: empty(server.engine))
+        assert server.engine.figures().output_tokens < 2000
 
 
 def test_health_and_readiness() -> None:
@@ -113,6 +140,20 @@ def test_a_second_stop_does_not_wait() -> None:
 
 def test_what_is_idle_ends_at_once() -> None:
     asyncio.run(asyncio.wait_for(Life().end(600, asyncio.Event()), 5))
+
+
+def test_a_long_text_of_somebody_else_holds_up_nobody() -> None:
+    """What makes tokens of it has a lock, for which the event loop may not wait."""
+    with served() as server, connect(server.port) as plain:
+        plain.sendall(raw_post(CHAT, {**LONG, "max_tokens": 200, "stream": True}))
+        got = plain.recv(4000)
+        with server.prompts._lock:
+            while b'"finish_reason":"length"' not in got:
+                got += plain.recv(4000)
+            assert server.ask("/health")[0] == 200
+            assert b"[DONE]" not in got
+        while b"[DONE]" not in got:
+            got += plain.recv(4000)
 
 
 def test_metrics() -> None:

@@ -135,6 +135,18 @@ def test_stop_texts_and_other_settings(client: openai.OpenAI) -> None:
     assert top.message.content == whole
 
 
+def test_a_tau_of_its_own(server: Served, client: openai.OpenAI) -> None:
+    asked: Any = {"messages": HELLO, "max_tokens": 60, "stream": True}
+    own: Any = {"watched": True, "kept": False}
+    rates = []
+    for tau in (-1.0, 1.0):
+        more = {**PLAIN, "extra_body": {"ignore_eos": True, "louiskv": {**own, "tau": tau}}}
+        told = [part.model_extra or {} for part in client.chat.completions.create(**asked, **more)]
+        retrieved = [each["louiskv"]["retrieved"] for each in told if "louiskv" in each]
+        rates.append(sum(retrieved[1:]) / len(retrieved[1:]))
+    assert rates[0] < 0.1 < 0.9 < rates[1]
+
+
 def test_logprobs(server: Served, client: openai.OpenAI) -> None:
     made = client.chat.completions.create(messages=HELLO, max_tokens=8, logprobs=True, top_logprobs=3, **PLAIN)
     logprobs = made.choices[0].logprobs

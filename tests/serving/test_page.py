@@ -123,6 +123,27 @@ def test_an_answer_is_stopped_and_its_row_is_free(chromium: Browser, server: Ser
     opened.close()
 
 
+def test_a_new_chat_knows_nothing_of_the_one_that_was_still_going_on(chromium: Browser, server: Served) -> None:
+    opened = Opened(chromium, server.url)
+    page = opened.page
+    opened.ask("The old question", 3000)
+    expect(page.locator(".said.assistant")).not_to_have_text("", timeout=ENOUGH)
+    page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=ENOUGH)
+    expect(page.locator(".said")).to_have_count(0)
+    expect(page.locator("#question")).to_have_value("")
+    assert page.evaluate("state.messages") == []
+    # Nor does one with another document.
+    opened.ask("Hello", 3)
+    expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=ENOUGH)
+    assert page.evaluate("state.messages.length") == 2
+    page.get_by_role("button", name="Show").click()
+    page.get_by_label("Text of the document").fill("Another one")
+    expect(page.locator(".said")).to_have_count(0)
+    assert page.evaluate("state.messages") == []
+    opened.close()
+
+
 def test_a_file_is_dropped_and_an_error_is_said(chromium: Browser, server: Served, tmp_path: Path) -> None:
     file = tmp_path / "long.txt"
     file.write_text("word " * 3000)

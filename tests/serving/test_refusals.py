@@ -1,5 +1,6 @@
 """What is refused, and that everybody else is answered meanwhile."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_what_is_no_json_object(server: Served, path: str, raw: bytes) -> None:
         ({"max_tokens": -5}, "max_tokens", "invalid_value"),
         ({"max_tokens": 2.5}, "max_tokens", "invalid_type"),
         ({"max_tokens": True}, "max_tokens", "invalid_type"),
+        ({"max_tokens": 10**30}, "max_tokens", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 10**6}, "n", "invalid_value"),
         ({"seed": 2**80}, "seed", "invalid_value"),
@@ -78,6 +80,8 @@ def test_what_is_no_json_object(server: Served, path: str, raw: bytes) -> None:
         ({"louiskv": {"budget": 4096}}, "louiskv.budget", "unsupported_value"),
         ({"louiskv": {"method": "quest"}}, "louiskv.method", "unsupported_value"),
         ({"louiskv": {"colour": 1}}, "louiskv.colour", "unknown_parameter"),
+        ({"louiskv": {"tau": "x"}}, "louiskv.tau", "invalid_type"),
+        ({"louiskv": {"tau": 1.5}}, "louiskv.tau", "invalid_value"),
         ({"nonsense": 1}, "nonsense", "unknown_parameter"),
         ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
@@ -126,7 +130,7 @@ def test_fields_of_the_other_kind_and_fields_that_ask_for_nothing(server: Served
     idle: dict[str, Any] = {"user": "me", "metadata": {}, "tools": [], "tool_choice": "none"}
     idle |= {"response_format": {"type": "text"}}
     idle |= {"store": False, "stop": None, "temperature": None, "n": None, "logit_bias": None, "audio": None}
-    own = {"louiskv": {"budget": SMALL.budget, "method": "louiskv", "watched": False}}
+    own = {"louiskv": {"budget": SMALL.budget, "method": "louiskv", "watched": False, "tau": SMALL.tau}}
     assert server.ask(CHAT, {**ASKED, **idle, **own})[0] == 200
     parts = [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]
     assert server.ask(CHAT, {**ASKED, "messages": [{"role": "developer", "content": parts}]})[0] == 200
@@ -155,8 +159,36 @@ def test_too_long_prompts_are_refused_with_numbers(server: Served) -> None:
     message = refused(server, TEXT, more, code="context_length_exceeded", param="max_tokens")
     assert "maximum context length is 700 tokens" in message
     assert "you requested 800 tokens (500 in the prompt, 300 in the answer)" in message
-    refused(server, TEXT, {**CONTINUED, "max_tokens": 10**30}, code="context_length_exceeded")
-    refused(server, CHAT, {**ASKED, "max_completion_tokens": 10**30}, code="context_length_exceeded")
+    refused(server, TEXT, {**CONTINUED, "max_tokens": 10**18}, code="context_length_exceeded")
+    refused(server, CHAT, {**ASKED, "max_completion_tokens": 10**18}, code="context_length_exceeded")
+
+
+def test_texts_that_are_too_long_in_any_case_are_not_made_into_tokens(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.prompts, "of_text", None)
+    monkeypatch.setattr(server.prompts, "of_chat", None)
+    assert server.prompts.longest_token == len("<|im_start|>")
+    for path, good in ((TEXT, {**CONTINUED, "prompt": ["a", "b" * 9000]}), (CHAT, {**ASKED, "messages": [
+        {"role": "user", "content": "b" * 5000}, {"role": "user", "content": "b" * 4000}]})):  # fmt: skip
+        message = refused(server, path, good, code="context_length_exceeded")
+        assert "takes prompts of 600 tokens; yours has at least 750" in message
+
+
+def test_more_answers_than_ever_fit_into_the_queue_are_refused_for_good(server: Served) -> None:
+    message = refused(server, CHAT, {**ASKED, "n": 65}, param="n", code="invalid_value")
+    assert "at most 64 answers to one request; yours asks for 65" in message
+    refused(server, TEXT, {**CONTINUED, "prompt": ["a"] * 33, "n": 2}, param="prompt", code="invalid_value")
+    refused(server, TEXT, {**CONTINUED, "prompt": [[3]] * 65}, param="prompt", code="invalid_value")
+
+
+def test_what_a_client_made_up_is_not_told_back_at_length(server: Served) -> None:
+    long = "9" * 5000
+    for wrong in ({"logit_bias": {long: 1}}, {"logit_bias": {long: 1000}}, {long: 1}, {"louiskv": {long: 1}}):
+        got, told, _ = server.ask(TEXT, {**CONTINUED, **wrong})
+        assert got == 400
+        assert len(str(told)) < 600
+    refused(server, TEXT, f'{{"model":"tiny","prompt":"a","max_tokens":{"9" * 4300}}}'.encode(), param="max_tokens")
 
 
 def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
@@ -169,6 +201,33 @@ def test_bodies_too_large_are_refused_said_or_not(server: Served) -> None:
     with connect(server.port) as plain:
         plain.sendall(raw_post(CHAT, b"{}", length=10**12))
         assert b"413" in plain.recv(1000).split(b"\r\n")[0]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    with served(body_seconds=0.2) as server, connect(server.port) as plain:
+        plain.sendall(raw_post(CHAT, ASKED)[:-20])
+        answer = b""
+        # To its end: what came later would be taken for another request.
+        while part := plain.recv(1000):
+            answer += part
+    assert b"408" in answer.split(b"\r\n")[0]
+    assert b"request_timeout" in answer
+
+
+def test_headers_have_a_limit(server: Served) -> None:
+    with connect(server.port) as plain:
+        plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 70_000)
+        assert b"400" in plain.recv(1000).split(b"\r\n")[0]
+
+
+def test_requests_one_behind_the_other(server: Served) -> None:
+    asked = [raw_post(TEXT, CONTINUED), raw_post(TEXT, {**CONTINUED, "n": -1}), b"GET /health HTTP/1.1\r\nHost: x\r\n"]
+    with connect(server.port) as plain:
+        plain.sendall(b"".join(asked) + b"Connection: close\r\n\r\n")
+        got = b""
+        while part := plain.recv(4000):
+            got += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"400", b"200"]
 
 
 def test_only_json_is_taken_so_that_no_web_page_can_ask_behind_ones_back(server: Served) -> None:
@@ -206,6 +265,28 @@ def test_the_key() -> None:
         assert server.client(api_key="secret").models.list().data[0].id == MODEL
 
 
+def test_a_page_that_pretends_to_be_its_own_server_is_refused() -> None:
+    """A name of somebody else that points at this machine: what a browser takes for the same origin."""
+    with served(local=True) as server:
+        for host in ("evil.org", "evil.org:8000", "localhost.evil.org", "127.0.0.1.evil.org:80", "notlocalhost"):
+            for path in ("/", "/v1/models", "/louiskv/v1/figures"):
+                status, told, _ = server.ask(path, None, Host=host)
+                assert (status, told["error"]["code"]) == (403, "host_not_allowed")
+        for host in (
+            "localhost",
+            "LOCALHOST:80",
+            "me.localhost:8000",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "10.0.0.3",
+            "[::1]",
+        ):
+            assert server.ask("/v1/models", None, Host=host)[0] == 200
+        assert server.client().models.list().data[0].id == MODEL
+    with served() as server:
+        assert server.ask("/v1/models", None, Host="evil.org")[0] == 200, "others may have names"
+
+
 def test_other_web_pages_may_ask_where_it_was_said() -> None:
     with served(api_key="secret", origins=("https://example.org",)) as server:
         asking = {"Origin": "https://example.org", "Access_Control_Request_Method": "POST"}
@@ -217,12 +298,19 @@ def test_other_web_pages_may_ask_where_it_was_said() -> None:
 
 
 def test_a_full_queue(server: Served) -> None:
-    with served(rows=1, queue=2) as full:
-        status, told, headers = full.ask(CHAT, {**ASKED, "n": 8, "max_tokens": 50})
-        assert (status, told["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert int(headers["retry-after"]) >= 1
-        with pytest.raises(openai.RateLimitError, match="wait already"):
-            full.client().chat.completions.create(**ASKED, n=8)
+    with served(rows=1, queue=2) as full, connect(full.port) as plain:
+        plain.sendall(raw_post(CHAT, {**ASKED, "max_tokens": 2000, "ignore_eos": True}))
+        until(lambda: full.engine.figures().running == 1)
+        with connect(full.port) as waiting:
+            waiting.sendall(raw_post(CHAT, ASKED))
+            until(lambda: full.engine.figures().waiting == 1)
+            status, told, headers = full.ask(CHAT, {**ASKED, "n": 2})
+            assert (status, told["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert int(headers["retry-after"]) >= 1
+            with pytest.raises(openai.RateLimitError, match="wait already"):
+                full.client().chat.completions.create(**ASKED, n=2)
+            until(lambda: full.engine.figures().waiting == 1)
+        plain.close()
         assert full.ask(CHAT, ASKED)[0] == 200, "those that were withdrawn make room"
 
 

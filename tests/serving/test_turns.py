@@ -113,6 +113,24 @@ def test_an_answer_is_told_from_one_that_was_changed() -> None:
     assert changed == prompts._ids(prompts.text(changed))
 
 
+def test_a_chat_of_its_own_is_made_of_its_text_whatever_was_said_before() -> None:
+    """So that the same seed gives the same text on any server."""
+    with served(WHOLE) as server:
+        client, asked = server.client(), [{"role": "user", "content": "Hello"}]
+
+        def ask(messages: Any, **own: Any) -> Any:
+            extra = {"ignore_eos": True, "louiskv": own}
+            return client.chat.completions.create(
+                model=MODEL, messages=messages, max_tokens=40, seed=1, temperature=2, extra_body=extra
+            )
+
+        made = ask(asked)
+        messages: Any = [*asked, {"role": "assistant", "content": made.choices[0].message.content}, *asked]
+        fresh = len(server.prompts._ids(server.prompts._rendered(messages)))
+        assert ask(messages, kept=False).usage.prompt_tokens == fresh
+        assert ask(messages).usage.prompt_tokens == len(server.prompts.of_chat(messages).token_ids) != fresh
+
+
 def test_a_stop_text_cuts_the_tokens_as_well() -> None:
     prompts = Prompts(tokenizer(), frozenset({2}))
     asked = [{"role": "user", "content": "Hello"}]

@@ -108,8 +108,7 @@ struct AssignSlots {
 
 // By the mean cosine of each group, or of all heads.
 struct Turned {
-  Array query, previous;
-  float tau = 0.0f;
+  Array query, previous, tau;
   bool by_group = false;
   Array similarity, fired;
 };

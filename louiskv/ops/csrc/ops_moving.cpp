@@ -16,12 +16,12 @@ Tensor query_cosines(const Tensor& query, const Tensor& other) {
   return out;
 }
 
-Tensor turned(const Tensor& query, const Tensor& previous, const Tensor& similarity, double tau, int64_t num_groups,
-              bool by_group) {
+Tensor turned(const Tensor& query, const Tensor& previous, const Tensor& similarity, const Tensor& tau,
+              int64_t num_groups, bool by_group) {
   Turned p;
   p.query = array_of(query);
   p.previous = array_of(previous);
-  p.tau = static_cast<float>(tau);
+  p.tau = array_of(tau);
   p.by_group = by_group;
   const Array &a = p.query, &b = p.previous;
   STD_TORCH_CHECK(a.type == b.type && is_real(a), "louiskv: queries of one dtype");
@@ -35,6 +35,8 @@ Tensor turned(const Tensor& query, const Tensor& previous, const Tensor& similar
   p.fired = array_of(fired);
   STD_TORCH_CHECK(p.similarity.type == Type::f32 && p.similarity.size[0] == a.size[0] && p.similarity.stride[0] == 1,
                   "louiskv: similarity must be float32 [B]");
+  STD_TORCH_CHECK(p.tau.type == Type::f32 && p.tau.size[0] == a.size[0] && p.tau.stride[0] == 1,
+                  "louiskv: tau must be float32 [B]");
   kernels().turned(p);
   return fired;
 }
@@ -89,7 +91,7 @@ void store_rows(const Tensor& target, const Tensor& lengths, const Tensor& rows,
 STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("query_cosines(Tensor query, Tensor other) -> Tensor");
   library.def(
-      "turned(Tensor query, Tensor(a!) previous, Tensor(b!) similarity, float tau, int num_groups, bool by_group) -> "
+      "turned(Tensor query, Tensor(a!) previous, Tensor(b!) similarity, Tensor tau, int num_groups, bool by_group) -> "
       "Tensor");
   library.def(
       "append_token(Tensor(a!) rows, Tensor(b!) bias, Tensor(c!) lengths, Tensor keys, Tensor values, int num_sinks, "

@@ -58,11 +58,11 @@ void turned_of(const Turned& p) {
       of_groups[head / size] += kept;
       std::memcpy(const_cast<T*>(previous), query, p.query.size[2] * sizeof(T));
     }
-    const float mean = of_all / num_heads;
+    const float mean = of_all / num_heads, tau = static_cast<const float*>(p.tau.data)[row];
     static_cast<float*>(p.similarity.data)[row] = mean;
     bool* fired = static_cast<bool*>(p.fired.data) + row * num_groups;
     for (int64_t group = 0; group < num_groups; ++group)
-      fired[group] = !((p.by_group ? of_groups[group] / size : mean) >= p.tau);
+      fired[group] = !((p.by_group ? of_groups[group] / size : mean) >= tau);
   }
 }
 
