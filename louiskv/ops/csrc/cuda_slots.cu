@@ -14,7 +14,7 @@ constexpr int64_t kMostWords = 12 * 1024 - 64, kMapWords = 8192;
 
 __global__ void __launch_bounds__(kMostThreads)
     assign_slots(Slots of_all, Bias bias, const bool* where, unsigned long long* counts, int32_t* scratch,
-                 int64_t words, int64_t room, int64_t map_words) {
+                 int64_t words, int64_t room, int map_words) {
   extern __shared__ int32_t shared[];
   __shared__ uint32_t of_warps[kLanes];
   const int64_t row = blockIdx.x;
@@ -54,13 +54,15 @@ LOUISKV_EXPORT int louiskv_assign_slots(const int32_t* slot_place, const void* w
   using namespace louiskv;
   if (!rows || !slots) return cudaSuccess;
   const int64_t room = places_for(num_wanted), words = words_for(room);
-  const int64_t left = kMostWords - (scratch ? 0 : words), map_words = (left < kMapWords ? left : kMapWords) / 32 * 32;
+  const int64_t left = kMostWords - (scratch ? 0 : words), 
+                map_words = (left < kMapWords ? left : kMapWords) / 32 * 32;
   const int threads = slots > 1024 || room > 1024 ? kMostThreads : 256;
   return OnDevice(device).run([&] {
     const Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
     const Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};
     const int64_t bytes = 4 * (map_words + (scratch ? 0 : words));
     assign_slots<<<rows, threads, bytes, static_cast<cudaStream_t>(stream)>>>(
-        of_all, biases, where, static_cast<unsigned long long*>(counts), scratch, words, room, map_words);
+        of_all, biases, where, static_cast<unsigned long long*>(counts), scratch, words, room,
+        static_cast<int>(map_words));
   });
 }

@@ -91,7 +91,7 @@ LOUISKV_INLINE void sort(int32_t* places, int64_t room, const Team& team) {
 // A bit for each place up to some number.
 struct Map {
   uint32_t* bits;  // [words]
-  int64_t words;
+  int words;
 
   LOUISKV_INLINE bool reaches(int32_t place) const { return place < 32 * words; }
   LOUISKV_INLINE bool has(int32_t place) const { return bits[place / 32] >> place % 32 & 1; }
@@ -149,14 +149,17 @@ LOUISKV_INLINE uint32_t keep_in_order(const Slots& row, int32_t* places, int64_t
 // The same for places in any order, all of which the map reaches.
 template <typename Team>
 LOUISKV_INLINE uint32_t keep_by_map(const Slots& row, int32_t* places, const Map& map, const Team& team) {
-  for (int64_t word = team.rank(); word < map.words; word += team.size()) map.bits[word] = 0;
+  LOUISKV_ROLL
+  for (int word = team.rank(); word < map.words; word += team.size()) map.bits[word] = 0;
   team.barrier();
-  for (int64_t i = team.rank(); i < row.num_wanted; i += team.size()) {
+  LOUISKV_ROLL
+  for (int i = team.rank(); i < static_cast<int>(row.num_wanted); i += team.size()) {
     const int32_t place = row.want(i);
     if (place >= 0) team.mark(map.bits + place / 32, 1u << place % 32);
   }
   team.barrier();
-  for (int64_t slot = team.rank(); slot < row.slots; slot += team.size()) {
+  LOUISKV_ROLL
+  for (int slot = team.rank(); slot < static_cast<int>(row.slots); slot += team.size()) {
     const int32_t place = row.before[slot];
     const bool is_kept = place >= 0 && map.reaches(place) && map.has(place);
     if (is_kept) team.unmark(map.bits + place / 32, 1u << place % 32);
@@ -164,14 +167,16 @@ LOUISKV_INLINE uint32_t keep_by_map(const Slots& row, int32_t* places, const Map
   }
   team.barrier();
   // Each thread lists what is left in a stretch of its own, behind those of lower rank.
-  const int64_t stretch = (map.words + team.size() - 1) / team.size(), first = stretch * team.rank();
-  const int64_t end = first + stretch < map.words ? first + stretch : map.words;
+  const int stretch = (map.words + team.size() - 1) / team.size(), first = stretch * team.rank();
+  const int end = first + stretch < map.words ? first + stretch : map.words;
   uint32_t mine = 0, total;
-  for (int64_t word = first; word < end; ++word) mine += count_bits(map.bits[word]);
+  LOUISKV_ROLL
+  for (int word = first; word < end; ++word) mine += count_bits(map.bits[word]);
   uint32_t at = team.sum_before(mine, &total);
-  for (int64_t word = first; mine && word < end; ++word) {
+  LOUISKV_ROLL
+  for (int word = first; mine && word < end; ++word) {
     for (uint32_t bits = map.bits[word]; bits; bits &= bits - 1, --mine)
-      places[at++] = static_cast<int32_t>(32 * word + lowest_bit(bits));
+      places[at++] = 32 * word + lowest_bit(bits);
   }
   team.barrier();
   return total;

@@ -191,7 +191,7 @@ void assign_slots(const int32_t* slot_place, const void* wanted, int wanted_byte
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const louiskv::Slots of_row = louiskv::row_of(of_all, row);
     if (where && !where[row]) return louiskv::keep_row(of_row, team);
-    const louiskv::Held held = louiskv::assign_row(of_row, scratch.data(), room, {bits.data(), map_words}, team);
+    const louiskv::Held held = louiskv::assign_row(of_row, scratch.data(), room, {bits.data(), static_cast<int>(map_words)}, team);
     louiskv::open_row(of_all, row, biases, team);
     if (team.rank() == 0 && counts) {
       counts[0] += held.chosen;
