@@ -49,11 +49,13 @@ class LayerTelemetry:
 
     def reserve(self, num_steps: int) -> bool:
         """Make room for so many more steps; whether a series has moved for that."""
-        return any([series.reserve(num_steps) for series in (self.fired, self.ahead, self.similarity)])
+        moved = [series.reserve(num_steps) for series in (self.fired, self.ahead, self.similarity)]
+        return any(moved)
 
     def begin_step(self) -> bool:
         """Make room for the step that begins; whether a series has moved for that."""
-        return any([series.begin_step() for series in (self.fired, self.ahead, self.similarity)])
+        moved = [series.begin_step() for series in (self.fired, self.ahead, self.similarity)]
+        return any(moved)
 
     def record(
         self, fired: Tensor, ahead: Tensor | None = None, similarity: Tensor | None = None, impl: str | None = None

@@ -14,6 +14,16 @@ from louiskv.ops.triton_runtime import as_bytes, bucket, dense, kernel, strides_
 # Least rows of a product of tensor cores.
 LEAST_ROWS = 16
 
+
+@triton.jit
+def _signs(at: tl.tensor, is_there: tl.tensor, dim: tl.constexpr, dim_block: tl.constexpr) -> tl.tensor:
+    """Signs [tokens, dim_block], one bit each, of the bytes that begin at `at` [tokens]: each byte is read once."""
+    octet = tl.arange(0, dim_block // 8)
+    byte = tl.load(at[:, None] + octet[None], mask=is_there[:, None] & (8 * octet < dim)[None], other=0).to(tl.int32)
+    bit = (byte[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(bit * 2 - 1, [at.shape[0], dim_block])
+
+
 _LOGITS: dict[str, Any] = {"query": "*T", "out": "*fp32", "scaling": "fp32", "num_units": "i32", "_bucket": "i32"}
 _LOGITS |= dict.fromkeys(("query_row", "query_head", "first_row", "first_unit", "second_row", "second_unit"), "i32")
 _LOGITS |= {"units_per_scale": "i32", "group": 4, "heads": 16, "dim": 128, "dim_block": 128}
@@ -68,24 +78,23 @@ def _estimate(
     mask = is_unit[:, None] & is_channel[None]
     at_query = query + row * query_row + head[:, None] * query_head + channel[None]
     asked = tl.load(at_query, mask=is_head[:, None] & is_channel[None], other=0.0)
-    of_unit = first + row * first_row + unit.to(tl.int64)[:, None] * first_unit
+    of_unit = first + row * first_row + unit.to(tl.int64) * first_unit
     kind_of: tl.constexpr = query.dtype.element_ty
     if kind == "one_bit":
-        byte = tl.load(of_unit + (channel // 8)[None], mask=mask, other=0).to(tl.int32)
-        signs = (((byte >> (channel % 8)[None]) & 1) * 2 - 1).to(tl.float32)
+        signs = _signs(of_unit, is_unit, dim, dim_block).to(tl.float32)
         at_scale = second + row * second_row + (unit // units_per_scale)[:, None] * second_unit + channel[None]
         scale = tl.load(at_scale, mask=mask, other=0.0).to(tl.float32)
         middle = tl.load(at_scale + dim, mask=mask, other=0.0)
         logits = product(operand(asked, kind_of), tl.trans(operand(signs * scale, kind_of)))
         logits += product(operand(asked, kind_of), tl.trans(operand(middle, kind_of)))
     elif kind == "bound":
-        high = tl.load(of_unit + channel[None], mask=mask, other=0.0)
-        low = tl.load(of_unit + dim + channel[None], mask=mask, other=0.0)
+        high = tl.load(of_unit[:, None] + channel[None], mask=mask, other=0.0)
+        low = tl.load(of_unit[:, None] + dim + channel[None], mask=mask, other=0.0)
         wide = asked.to(tl.float32)
         logits = product(operand(tl.maximum(wide, 0.0), kind_of), tl.trans(operand(high, kind_of)))
         logits += product(operand(tl.minimum(wide, 0.0), kind_of), tl.trans(operand(low, kind_of)))
     else:
-        summary = tl.load(of_unit + channel[None], mask=mask, other=0)
+        summary = tl.load(of_unit[:, None] + channel[None], mask=mask, other=0)
         logits = product(operand(asked, kind_of), tl.trans(operand(summary, kind_of)))
     if kind == "sketch":
         at_step = second + row * second_row + unit * second_unit
@@ -174,9 +183,7 @@ def _score(
     asked = tl.load(at_query, mask=is_head[:, None] & is_channel[None], other=0.0)
     # Where there is no token any will do.
     where = tl.maximum(where, 0)
-    at_bits = bits + row * bits_row + where[:, None] * bits_token + (channel // 8)[None]
-    byte = tl.load(at_bits, mask=is_wanted[:, None] & is_channel[None], other=0).to(tl.int32)
-    signs = ((byte >> (channel % 8)[None]) & 1) * 2 - 1
+    signs = _signs(bits + row * bits_row + where * bits_token, is_wanted, dim, dim_block)
     off = product(operand(asked, query.dtype.element_ty), tl.trans(operand(signs, query.dtype.element_ty))) * scaling
     off *= tl.load(steps + row * steps_row + of_token * steps_unit, mask=is_wanted, other=0.0).to(tl.float32)[None]
     at_share = shares + row * shares_row + head[:, None] * shares_head + of_token[None]
