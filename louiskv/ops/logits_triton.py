@@ -137,14 +137,22 @@ def unit_logits(
 @kernel(
     checks=(
         {"query": "*T", "shares": "*fp32", "bits": "*u8", "steps": "*fp32", "unit": "*i64", "place": "*i64"}
-        | {"out": "*fp32", "scaling": "fp32", "log_group": "fp32", "num_wanted": "i32"}
+        | {"out": "*fp32", "scaling": "fp32", "log_group": "fp32", "num_wanted": "i32", "_bucket": "i32"}
         | dict.fromkeys(("query_row", "query_head", "shares_row", "shares_head", "bits_row", "bits_token"), "i32")
         | dict.fromkeys(("steps_row", "steps_unit", "unit_row", "place_row"), "i32")
         | {"group": 4, "heads": 16, "dim": 128, "dim_block": 128},
     ),
-    configs=({"block": 32, "num_warps": 4, "num_stages": 1},),
+    configs=(
+        {"block": 32, "num_warps": 4, "num_stages": 1},
+        {"block": 64, "num_warps": 4, "num_stages": 1},
+        {"block": 128, "num_warps": 4, "num_stages": 1},
+        {"block": 128, "num_warps": 8, "num_stages": 1},
+    ),
+    key=("dim", "group", "_bucket"),
 )
-@triton.jit(do_not_specialize=["num_wanted", "shares_row", "shares_head", "steps_row", "unit_row", "place_row"])
+@triton.jit(
+    do_not_specialize=["num_wanted", "_bucket", "shares_row", "shares_head", "steps_row", "unit_row", "place_row"]
+)
 def _score(
     query: tl.tensor,
     shares: tl.tensor,
@@ -166,6 +174,7 @@ def _score(
     steps_unit: tl.tensor,
     unit_row: tl.tensor,
     place_row: tl.tensor,
+    _bucket: tl.tensor,
     group: tl.constexpr,
     heads: tl.constexpr,
     dim: tl.constexpr,
@@ -200,7 +209,7 @@ def score_tokens(
     num_wanted = unit.shape[1]
     out = query.new_empty(unit.shape, dtype=torch.float32)
     strides = (*query.stride()[:2], *shares.stride()[:2], *bits.stride()[:2], *steps.stride())
-    _score[num_rows, triton.cdiv(num_wanted, 32)](
+    _score[lambda config: (num_rows, triton.cdiv(num_wanted, config["block"]))](
         query,
         shares,
         bits,
@@ -214,9 +223,10 @@ def score_tokens(
         *strides,
         unit.stride(0),
         place.stride(0),
-        group,
-        max(LEAST_ROWS, triton.next_power_of_2(group)),
-        dim,
-        max(16, triton.next_power_of_2(dim)),
+        _bucket=bucket(num_rows * num_wanted),
+        group=group,
+        heads=max(LEAST_ROWS, triton.next_power_of_2(group)),
+        dim=dim,
+        dim_block=max(16, triton.next_power_of_2(dim)),
     )
     return out

@@ -39,7 +39,7 @@ def cases(shape: tuple[int, int, int], seed: int, *, in_order: bool) -> tuple[Te
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_host_changes_what_the_reference_changes(shape: tuple[int, int, int], in_order: bool) -> None:
     # A map that reaches all places, one that does not, and none.
-    for seed, threads, map_words in ((0, 1, 1024), (1, 1, 64), (2, 1, 0), (3, 4, 1024), (4, 4, 160)):
+    for seed, threads, map_words in ((0, 1, 1024), (1, 1, 64), (2, 1, 0), (3, 4, 1024), (4, 4, 160), (5, 4, 1100)):
         before = cases(shape, seed, in_order=in_order)
         place, missing = cuda_on_host.assign_slots(*before, threads=threads, map_words=map_words)
         expected = assign_slots(*before, impl="torch")

@@ -8,6 +8,8 @@
 namespace louiskv {
 
 constexpr int32_t kNowhere = 0x7fffffff;
+// Words of a map for which each thread of a large block has one.
+constexpr int kSmallMap = 1024;
 
 // Places wanted are of 4 or 8 bytes. The new places may be written where the old ones are.
 struct Slots {
@@ -186,7 +188,7 @@ LOUISKV_INLINE uint32_t keep_by_map(const Slots& row, int32_t* places, const Map
 // no words, saves sorting.
 template <typename Team>
 LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, const Map& map, const Team& team) {
-  bool falls = false, is_beyond = false;
+  bool falls = false, is_beyond = false, is_far = false;
   LOUISKV_ROLL
   for (int64_t i = team.rank(); i < room; i += team.size()) {
     const int32_t place = row.want(i), next = row.want(i + 1);
@@ -194,12 +196,14 @@ LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, 
     // Of whole units they come in order.
     falls |= static_cast<uint32_t>(place) > static_cast<uint32_t>(next);
     is_beyond |= !map.reaches(place);
+    is_far |= place >= 32 * kSmallMap;
   }
   uint32_t num_missing, total;
   if (!team.any(falls)) {
     num_missing = keep_in_order(row, places, room, team);
   } else if (!team.any(is_beyond)) {
-    num_missing = keep_by_map(row, places, map, team);
+    const bool is_small = !team.any(is_far) && map.words > kSmallMap;
+    num_missing = keep_by_map(row, places, {map.bits, is_small ? kSmallMap : map.words}, team);
   } else {
     sort(places, room, team);
     num_missing = keep_in_order(row, places, room, team);
