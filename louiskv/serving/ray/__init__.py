@@ -1,0 +1,1 @@
+"""The engine on many machines, as an application for Ray Serve; needs the extra: pip install 'louiskv[serve,ray]'."""
