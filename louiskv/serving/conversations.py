@@ -1,7 +1,7 @@
 """How a conversation is known again without the client's help: by all that was said in it so far.
 
-The key of a place in a conversation is a digest of every role and text up to there. A client that goes on from an answer
-sends all of them back, so the key behind its last answer is the one under which that answer was remembered.
+The key of a place in a conversation is a digest of every role and text up to there. A client that goes on from an
+answer sends all of them back, so the key behind its last answer is the one under which that answer was remembered.
 """
 
 import hashlib

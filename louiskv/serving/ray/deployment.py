@@ -87,7 +87,7 @@ class Front:
         self.replicas, self.life = Replicas(replicas), Life()
         self._settings: dict[str, Any] = {"max_body": max_body, "api_key": api_key, "origins": origins}
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: N807
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         counter = Counter("louiskv_front_requests", "Requests by path and status", ("path", "status"))
 
         def count(path: str, status: str) -> None:
@@ -98,10 +98,6 @@ class Front:
     async def end(self) -> None:
         """Take no more requests."""
         self.life.stopping = True
-
-    async def end_replicas(self, grace: float) -> None:
-        """Let the replicas end in good order; a second call waits no longer."""
-        await self.replicas.every("end", grace, patience=None)
 
 
 def application(
@@ -117,26 +113,26 @@ def application(
     """
     settings = dict(blueprint.engine)
     rows, queue = settings.get("rows") or 8, settings.get("queue") or 64
-    router = RequestRouterConfig(
-        request_router_class=ConversationRouter,  # type: ignore[call-arg]
-        request_router_kwargs={"rows": rows},
-        request_routing_stats_period_s=TELLING,
-    )
-    replica = serve.deployment(Replica).options(
+    router: dict[str, Any] = {
+        "request_router_class": ConversationRouter,
+        "request_router_kwargs": {"rows": rows},
+        "request_routing_stats_period_s": TELLING,
+    }
+    replica = serve.deployment(
         ray_actor_options={"num_cpus": fleet.cpus, "num_gpus": fleet.gpus},
         # The engine itself says when its queue is full, and then another replica is asked.
         max_ongoing_requests=rows + queue + BESIDE,
-        request_router_config=router,
+        request_router_config=RequestRouterConfig(**router),
         graceful_shutdown_timeout_s=fleet.grace,
         max_constructor_retry_count=2,
         **fleet.scaling(rows),
-    )
-    front = serve.deployment(Front).options(
+    )(Replica)
+    front = serve.deployment(
         ray_actor_options={"num_cpus": 0},
         num_replicas=fleet.fronts or sum(bool(node["Alive"]) for node in ray.nodes()) or 1,
         # It only passes on: the replicas say what is too much.
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=fleet.grace,
-    )
+    )(Front)
     app: Application = front.bind(replica.bind(blueprint), blueprint.limits.max_body, api_key, origins)
     return app

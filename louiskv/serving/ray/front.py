@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from louiskv.serving.app import for_origins, the_page
 from louiskv.serving.bodies import body_of
-from louiskv.serving.calls import JSON, Call
+from louiskv.serving.calls import Call
 from louiskv.serving.errors import ApiError
 from louiskv.serving.guard import Guard
 from louiskv.serving.life import Life
@@ -61,7 +61,7 @@ def make_front(
     ]
     # What is none of these, a replica answers: the models, what there is, and that there is nothing else.
     app = Starlette(routes=[*routes, Route("/{path:path}", front.other, methods=METHODS)])
-    app.add_exception_handler(ApiError, lambda _, error: error.response)  # type: ignore[attr-defined]
+    app.add_exception_handler(ApiError, lambda _, error: error.response)
     app.add_exception_handler(HTTPException, front.wrong_way)
     guarded = Guard(app, life, count, api_key, frozenset(route.path for route in routes))
     return _from_root(for_origins(guarded, origins))
@@ -112,7 +112,7 @@ class Front:
         """What the replica that knows a watched answer tells of it."""
         told = await self.replicas.all(Call(request.scope["path"], method="GET"))
         _, status, body = min(told, key=lambda each: each[1])
-        return Response(body, status, dict([tuple(part.decode() for part in JSON)]))
+        return Response(body, status, media_type="application/json")
 
     async def wrong_way(self, request: Request, _: Exception) -> Response:
         """405, as a replica says it."""
@@ -129,5 +129,3 @@ def _from_root(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, send)
 
     return rooted
-
-

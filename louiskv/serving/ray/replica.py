@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -53,7 +53,7 @@ class Blueprint:
     device: str = "auto"
     impl: str | None = None
     engine: tuple[tuple[str, Any], ...] = ()
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     per_node: int = 1
 
     def build(self) -> tuple[Engine, Prompts, Method]:

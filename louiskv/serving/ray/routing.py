@@ -1,4 +1,4 @@
-"""Which replica answers: the one that holds the conversation, unless it is gone or full; otherwise one with little to do.
+"""Which replica answers: the one that holds the conversation, unless it is gone or full, or one with little to do.
 
 Ray Serve's own routing asks this router, and does the rest: it knows the replicas, how many requests each has, and that
 one has died.
@@ -20,7 +20,7 @@ CONVERSATIONS = "conversations"
 class ConversationRouter(LocalityMixin, RequestRouter):
     """Sends a conversation to the replica that holds its cache.
 
-    It waits for that replica as long as no other one has a free row: to take the prompt in again is then the lesser evil.
+    It waits for that one as long as no other has a free row: then to take the prompt in again is the lesser evil.
     """
 
     # Replicas that compute with all their cores are late with an answer.

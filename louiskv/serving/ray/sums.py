@@ -34,9 +34,7 @@ def labelled(told: Mapping[str, bytes]) -> bytes:
     for name, text in told.items():
         for family in text_string_to_metric_families(text.decode()):
             known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            known.samples += [
-                sample._replace(labels={**sample.labels, "replica": name}) for sample in family.samples
-            ]
+            known.samples += [sample._replace(labels={**sample.labels, "replica": name}) for sample in family.samples]
     registry = CollectorRegistry()
     registry.register(_Told(list(families.values())))
     return generate_latest(registry)
