@@ -74,18 +74,18 @@ def serve(
 
     SIGTERM or Ctrl-C ends it in good order, a second one at once.
     """
-    _check_extra()
+    check_extra()
     fleet.check()
     built = method.build()
     settings: dict[str, Any] = {
-        "host_memory": _size("--host-memory", host_memory),
-        "kept_memory": _size("--kept-memory", kept_memory),
+        "host_memory": size_of("--host-memory", host_memory),
+        "kept_memory": size_of("--kept-memory", kept_memory),
         "rows": rows,
         "max_length": max_length,
         "prefill_chunk": prefill_chunk,
         "queue": queue,
     }
-    sizes = _size("--max-body", max_body) or 0, max_prompt
+    sizes = size_of("--max-body", max_body) or 0, max_prompt
     shown: dict[str, Any] = {
         "name": model_name,
         "api_key": _checked_key(api_key),
@@ -167,7 +167,8 @@ def _run(
     asyncio.run(answer(made, bound, life, grace, on_ready))
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raise `UsageError` without the extra."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     missing += ["uvicorn"] if find_spec("uvicorn") is None else []
     if missing:
@@ -180,8 +181,8 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
-def _size(option: str, text: str | None) -> int | None:
-    """Bytes of a size such as 512M or 8G."""
+def size_of(option: str, text: str | None) -> int | None:
+    """Bytes of a size such as 512M or 8G; raises `UsageError`."""
     if text is None:
         return None
     try:

@@ -1,6 +1,7 @@
 """A served application from its first request to its last, seen from the process that has started it."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.context import _get_global_client
 
@@ -42,6 +44,8 @@ def connected(address: str | None) -> Generator[bool, None, None]:
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     own = address is None
+    # What Ray's core has to say of itself is not for who asks on a terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if own:
             ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
@@ -53,8 +57,11 @@ def connected(address: str | None) -> Generator[bool, None, None]:
         # Ray's own way to hear of SIGTERM is to abort.
         with _signals(_leave):
             yield own
+    except RayError as error:
+        raise ClusterError(_reason(str(error))) from error
     finally:
         if own:
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
             serve.shutdown()
         ray.shutdown()
 
