@@ -1,7 +1,6 @@
 """A served application from its first request to its last, seen from the process that has started it."""
 
 import logging
-import os
 import signal
 import socket
 import sys
@@ -44,8 +43,6 @@ def connected(address: str | None) -> Generator[bool, None, None]:
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     own = address is None
-    # What Ray's core has to say of itself is not for who asks on a terminal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if own:
             ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)

@@ -22,6 +22,8 @@ from louiskv.serving.ray.routing import ConversationRouter
 BESIDE = 16
 # How often a replica tells the routers what it holds.
 TELLING = 2.0
+# Seconds of the past that decide how many replicas are needed, at the least; Ray Serve warns below.
+SHORTEST_LOOK = 11.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,7 @@ class Fleet:
             target_ongoing_requests=rows,
             upscale_delay_s=self.upscale_delay,
             downscale_delay_s=self.downscale_delay,
-            metrics_interval_s=min(10.0, max(0.5, self.upscale_delay / 3)),
-            look_back_period_s=min(30.0, max(1.0, self.upscale_delay)),
+            look_back_period_s=min(30.0, max(SHORTEST_LOOK, self.upscale_delay)),
         )
         return {"autoscaling_config": config}
 
