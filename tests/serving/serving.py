@@ -65,6 +65,7 @@ class Served:
     prompts: Prompts
     stop: Callable[[], None] = lambda: None
     made: list[Any] = field(default_factory=list)
+    app: Any = None
 
     @property
     def port(self) -> int:
@@ -118,7 +119,7 @@ def served(
             running, prompts, name, method, life=life, limits=limits or Limits(), api_key=api_key, origins=origins
         )
         bound = listen_at("127.0.0.1", 0)
-        told = Served(address_of(bound), running, life, prompts)
+        told = Served(address_of(bound), running, life, prompts, app=app)
         ready = threading.Event()
 
         def on_ready(stop: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ os.environ |= {
 # Ray uses what its own dependencies warn of.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ray.data
+    import ray
     from ray import serve
     from ray.cluster_utils import Cluster
 

@@ -1,7 +1,8 @@
 """Two nodes with a replica each: what clients see of them, and what they see of it when one is killed."""
 
 import json
-from collections import Counter
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,6 @@ import openai
 import pytest
 from ray.cluster_utils import Cluster
 
-from louiskv import LouisKV
-from louiskv.serving.batch.lines import read_lines
-from louiskv.serving.ray.batch import answers_of
-from louiskv.serving.ray.deployment import Fleet
-from louiskv.serving.ray.replica import Blueprint
 from tests.serving.ray.fleet import CHAT, QUEUE, ROWS, TEXT, Fleeted, lines, request, until
 from tests.serving.serving import MODEL, connect, raw_post
 
@@ -42,17 +38,24 @@ def test_a_second_replica_comes_under_load(fleet: Fleeted) -> None:
     assert fleet.ask("/ready")[:2] == (200, {"status": "ready"})
 
 
-@pytest.mark.filterwarnings("ignore:.*use_push_based_shuffle:DeprecationWarning")
-def test_a_file_of_requests(cluster: Cluster, model_folder: Path) -> None:
+def test_a_file_of_requests(cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+    file, output = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
     asked = [request(f"request {number}", f"The number {number}") for number in range(9)]
-    read = list(read_lines(lines(*asked[:4], b"{", *asked[4:], {**asked[0], "custom_id": "wrong", "body": {}})))
-    blueprint = Blueprint(str(model_folder), MODEL, LouisKV(budget=256), device="cpu", engine=(("rows", 2),))
-    told = list(answers_of(read, blueprint, Fleet(1, 1, cpus=0.4)))
-    assert len(told) == 11
-    assert Counter(each["response"] and each["response"]["status_code"] for each in told) == {200: 9, 400: 1, None: 1}
-    good = {each["custom_id"]: each["response"]["body"] for each in told if each["response"]}
-    assert {name for name, body in good.items() if "error" not in body} == {each["custom_id"] for each in asked}
-    assert next(each["error"]["line"] for each in told if each["error"]) == 5
+    file.write_bytes(lines(*asked[:4], b"{", *asked[4:], {**asked[0], "custom_id": "wrong", "body": {}}))
+    settings = ["--model", str(model_folder), "--budget", "256", "--rows", "2", "--device", "cpu", "--json"]
+    there = ["--ray", "--ray-address", cluster.address, "--replicas", "1", "--cpus-per-replica", "0.5"]
+    command = [sys.executable, "-m", "louiskv", "batch", str(file), "--output", str(output), *settings, *there]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report, told = json.loads(done.stdout), [json.loads(line) for line in output.read_text().splitlines()]
+    assert (report["answered"], report["refused"], report["skipped"]) == (9, 2, 0)
+    good = {each["custom_id"]: each["response"] for each in told if each["response"]}
+    assert {name: each["status_code"] for name, each in good.items()} == {
+        **{each["custom_id"]: 200 for each in asked},
+        "wrong": 400,
+    }
+    assert [each["error"]["line"] for each in told if each["error"]] == [5]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -65,7 +68,12 @@ def test_a_conversation_goes_on_where_its_cache_is(fleet: Fleeted, stream: bool)
         for place, messages in enumerate(chats):
             # All begin alike: only their answers, longer than what they have in common, tell them apart.
             messages.append({"role": "user", "content": f"The other one, number {turn}"})
-            asked: Any = {"model": MODEL, "messages": messages, "max_tokens": 60, "seed": 10 * place + turn}
+            asked: Any = {
+                "model": MODEL,
+                "messages": messages,
+                "max_tokens": 60,
+                "seed": 1000 * stream + 10 * place + turn,
+            }
             asked |= {"extra_body": {"ignore_eos": True}}
             if stream:
                 asked |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -156,7 +164,7 @@ def _held(fleet: Fleeted) -> int:
 
 def test_a_node_is_killed_and_no_request_is_lost_in_silence(fleet: Fleeted) -> None:
     until(fleet.idle)
-    busy = [fleet.begin(stream=number % 2 == 0, max_tokens=3000, seed=number) for number in range(2 * ROWS)]
+    busy = [fleet.begin(stream=number % 2 == 0, max_tokens=2000, seed=number) for number in range(2 * ROWS)]
     until(lambda: fleet.figures()["figures"]["running"] == 2 * ROWS)
     fleet.cluster.remove_node(fleet.cluster.worker_nodes.copy().pop(), allow_graceful=False)
     outcomes = [each.end() for each in busy]
@@ -170,4 +178,3 @@ def test_a_node_is_killed_and_no_request_is_lost_in_silence(fleet: Fleeted) -> N
     assert fleet.ask("/ready")[:2] == (200, {"status": "ready"})
     status, _, _ = fleet.ask(CHAT, {**LONG, "max_tokens": 5})
     assert status == 200
-    assert json.loads(json.dumps(fleet.figures()))["figures"]["output_tokens"] > 0
