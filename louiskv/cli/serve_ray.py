@@ -15,7 +15,7 @@ from louiskv.models import name_of
 
 if TYPE_CHECKING:
     from louiskv.serving.desk import Limits
-    from louiskv.serving.ray.deployment import Fleet
+    from louiskv.serving.ray.fleet import Fleet
     from louiskv.serving.ray.replica import Blueprint
 
 
@@ -45,8 +45,8 @@ def on_cluster(
 
     from louiskv.serving.ray.builder import replicas_between
     from louiskv.serving.ray.cluster import ClusterError, check_room, connected
-    from louiskv.serving.ray.deployment import Fleet
-    from louiskv.serving.ray.replica import Blueprint, replicas_per_node
+    from louiskv.serving.ray.fleet import Fleet
+    from louiskv.serving.ray.replica import Blueprint
 
     least, most = replicas_between(choice.replicas, choice.min_replicas, choice.max_replicas)
     try:
@@ -57,7 +57,7 @@ def on_cluster(
             check_room(fleet)
             blueprint = Blueprint(
                 _everywhere(model.name), name or name_of(model.name), method, model.dtype, model.device, model.impl,
-                tuple(engine.items()), limits, replicas_per_node(fleet.cpus, fleet.gpus, most),
+                tuple(engine.items()), limits,
             )  # fmt: skip
             yield blueprint, fleet
     except ClusterError as error:

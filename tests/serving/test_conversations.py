@@ -26,7 +26,7 @@ def test_a_client_that_goes_on_has_the_key_under_which_its_answer_was_remembered
         answer = {"role": "assistant", "content": said}
         _, keys = keys_of(body(HELLO, answer, {"role": "user", "content": "And you?"}))
         assert keys == [key]
-    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    parts = [{"type": "text", "text": "Hell"}, {"type": "text", "text": "o"}]
     _, keys = keys_of(body({"role": "user", "content": parts}, {"role": "assistant", "content": "Good day"}))
     assert keys == [key]
 

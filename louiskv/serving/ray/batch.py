@@ -16,7 +16,7 @@ from louiskv.serving.app import make_app
 from louiskv.serving.batch.answering import QUEUE, answer
 from louiskv.serving.batch.lines import Line
 from louiskv.serving.life import Life
-from louiskv.serving.ray.deployment import Fleet
+from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.replica import Blueprint
 
 # Blocks of lines that are in an engine at once: while the last answers of one are waited for, others have the rows.
@@ -26,9 +26,8 @@ BLOCKS = 3
 class Answering:
     """An engine that answers blocks of lines, several at a time."""
 
-    def __init__(self, blueprint: Blueprint) -> None:
-        engine, prompts, method = blueprint.build()
-        engine.check_length(engine.max_length)
+    def __init__(self, blueprint: Blueprint, fleet: Fleet) -> None:
+        engine, prompts, method = blueprint.build(fleet.per_node())
         self._app = make_app(engine, prompts, blueprint.name, method, life=Life(), limits=blueprint.limits)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -63,7 +62,7 @@ def answers_of(lines: Sequence[Line], blueprint: Blueprint, fleet: Fleet) -> Ite
     asked = ray.data.from_items([{"line": pickle.dumps(line)} for line in lines], override_num_blocks=blocks)
     told = asked.map_batches(
         Answering,
-        fn_constructor_args=(blueprint,),
+        fn_constructor_args=(blueprint, fleet),
         batch_size=None,
         compute=pool,
         num_cpus=fleet.cpus,

@@ -10,8 +10,9 @@ from louiskv.errors import SettingsError
 from louiskv.methods import METHODS, Method
 from louiskv.models import DEFAULT_MODEL, name_of
 from louiskv.serving.desk import Limits
-from louiskv.serving.ray.deployment import Fleet, application
-from louiskv.serving.ray.replica import Blueprint, replicas_per_node
+from louiskv.serving.ray.deployment import application
+from louiskv.serving.ray.fleet import Fleet
+from louiskv.serving.ray.replica import Blueprint
 from louiskv.serving.sizes import bytes_of
 
 
@@ -57,7 +58,7 @@ class Arguments(BaseModel):
             grace=self.grace,
         )
 
-    def blueprint(self, per_node: int) -> Blueprint:
+    def blueprint(self) -> Blueprint:
         """What each replica is made of; raises `SettingsError`."""
         memory = {name: getattr(self, name) for name in ("host_memory", "kept_memory")}
         engine: dict[str, Any] = {name: None if text is None else bytes_of(name, text) for name, text in memory.items()}
@@ -71,7 +72,6 @@ class Arguments(BaseModel):
             impl=self.impl,
             engine=tuple(engine.items()),
             limits=Limits(bytes_of("max_body", self.max_body), self.max_prompt),
-            per_node=per_node,
         )
 
 
@@ -81,10 +81,8 @@ def build(arguments: Arguments) -> Application:
     Raises:
         SettingsError: An argument is wrong.
     """
-    fleet = arguments.fleet()
-    per_node = replicas_per_node(fleet.cpus, fleet.gpus, fleet.max_replicas)
     key = arguments.api_key or os.environ.get("LOUISKV_API_KEY")
-    return application(arguments.blueprint(per_node), fleet, api_key=key, origins=arguments.cors)
+    return application(arguments.blueprint(), arguments.fleet(), api_key=key, origins=arguments.cors)
 
 
 def replicas_between(replicas: int | None, least: int | None, most: int | None) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from ray.serve.context import _get_global_client
 
 from louiskv.errors import SettingsError
 from louiskv.serving.life import LAST_WORDS
-from louiskv.serving.ray.deployment import Fleet, Front
+from louiskv.serving.ray.deployment import Front
+from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.replica import Replica
 
 NAME = "louiskv"
@@ -49,7 +50,9 @@ def connected(address: str | None) -> Generator[bool, None, None]:
         else:
             ray.init(address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"There is no cluster of Ray at {address}: {error}") from error
+        raise ClusterError(
+            f"No cluster of Ray can be reached at {address}: {error}. One that wants a token needs RAY_AUTH_MODE=token."
+        ) from error
     try:
         # Ray's own way to hear of SIGTERM is to abort.
         with _signals(_leave):
@@ -57,20 +60,17 @@ def connected(address: str | None) -> Generator[bool, None, None]:
     except RayError as error:
         raise ClusterError(_reason(str(error))) from error
     finally:
-        if own:
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-            serve.shutdown()
         ray.shutdown()
 
 
 def check_room(fleet: Fleet) -> None:
     """Raise `SettingsError` if the cluster has too few cores or GPUs for the least replicas."""
     there = ray.cluster_resources()
-    for name, option, need in (("CPU", "cpus", fleet.cpus), ("GPU", "gpus", fleet.gpus)):
+    for name, option, need in (("CPU", "cpus_per_replica", fleet.cpus), ("GPU", "gpus_per_replica", fleet.gpus)):
         if need * fleet.min_replicas > there.get(name, 0):
             raise SettingsError(
                 f"{fleet.min_replicas} replicas with {option}={need:g} need {need * fleet.min_replicas:g} {name}s, but "
-                f"the cluster has {there.get(name, 0):g}. Give fewer replicas, or lower {option} of each."
+                f"the cluster has {there.get(name, 0):g}. Give fewer replicas, or lower {option}."
             )
 
 
@@ -89,7 +89,10 @@ def deploy(app: Application, host: str, port: int) -> str:
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if NAME in serve.status().applications:
-        raise ClusterError(f"The cluster serves an application {NAME} already. End it, or give it another model there.")
+        raise ClusterError(
+            f"The cluster serves an application {NAME} already. End it first: ray.serve.delete({NAME!r}) in Python, or "
+            "`serve shutdown` for all that it serves."
+        )
     try:
         serve.run(app, name=NAME)
     except RuntimeError as error:
@@ -164,4 +167,7 @@ def free_port(host: str) -> int:
 def _reason(message: str) -> str:
     """What a replica said last before it ended, out of a traceback through several processes."""
     ours = [line for line in message.splitlines() if line.startswith("louiskv.errors.")]
-    return ours[-1].partition(": ")[2] if ours else message
+    if ours:
+        return ours[-1].partition(": ")[2]
+    last = ([line for line in message.splitlines() if line.strip()] or ["It does not say why."])[-1]
+    return f"A replica does not begin: {last.strip()} Ray's logs say more (/tmp/ray/session_latest/logs/serve)."

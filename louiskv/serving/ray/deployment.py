@@ -1,18 +1,16 @@
 """The application for Ray Serve: a front on every node, and behind them the replicas, as many as are needed."""
 
-from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 from starlette.types import ASGIApp
 
-from louiskv.errors import SettingsError, check_count, check_range
 from louiskv.serving.life import Life
+from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.front import make_front
 from louiskv.serving.ray.replica import Blueprint, Replica
 from louiskv.serving.ray.replicas import Replicas
@@ -22,60 +20,6 @@ from louiskv.serving.ray.routing import ConversationRouter
 BESIDE = 16
 # How often a replica tells the routers what it holds.
 TELLING = 2.0
-# Seconds of the past that decide how many replicas are needed, at the least; Ray Serve warns below.
-SHORTEST_LOOK = 11.0
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """How many replicas there are, and what each one needs.
-
-    Attributes:
-        min_replicas: Replicas that are always there.
-        max_replicas: Replicas at the most; there are more than the least ones while they have more to do.
-        cpus: CPU cores of each one.
-        gpus: GPUs of each one: 0 or 1.
-        fronts: What clients reach; None for one on each node.
-        upscale_delay: Seconds that there is too much to do before a replica is added.
-        downscale_delay: Seconds that there is too little to do before one goes.
-        grace: Seconds that a replica's requests have when it goes.
-    """
-
-    min_replicas: int = 1
-    max_replicas: int = 1
-    cpus: float = 1
-    gpus: int = 0
-    fronts: int | None = None
-    upscale_delay: float = 30.0
-    downscale_delay: float = 600.0
-    grace: float = 30.0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        check_count("min_replicas", self.min_replicas, 1)
-        check_count("max_replicas", self.max_replicas, 1)
-        if self.max_replicas < self.min_replicas:
-            raise SettingsError(
-                f"max_replicas={self.max_replicas} is below min_replicas={self.min_replicas}: give as many or more."
-            )
-        check_range("cpus", self.cpus, 0.1, 1024)
-        check_range("gpus", self.gpus, 0, 1)
-        if self.fronts is not None:
-            check_count("fronts", self.fronts, 1)
-
-    def scaling(self, rows: int) -> dict[str, Any]:
-        """How many replicas, as Ray Serve takes it: there are more when the rows of those that there are do not do."""
-        if self.min_replicas == self.max_replicas:
-            return {"num_replicas": self.min_replicas}
-        config = AutoscalingConfig(
-            min_replicas=self.min_replicas,
-            max_replicas=self.max_replicas,
-            target_ongoing_requests=rows,
-            upscale_delay_s=self.upscale_delay,
-            downscale_delay_s=self.downscale_delay,
-            look_back_period_s=min(30.0, max(SHORTEST_LOOK, self.upscale_delay)),
-        )
-        return {"autoscaling_config": config}
 
 
 @serve.ingress()
@@ -130,10 +74,10 @@ def application(
     )(Replica)
     front = serve.deployment(
         ray_actor_options={"num_cpus": 0},
-        num_replicas=fleet.fronts or sum(bool(node["Alive"]) for node in ray.nodes()) or 1,
+        num_replicas=fleet.num_fronts(),
         # It only passes on: the replicas say what is too much.
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=fleet.grace,
     )(Front)
-    app: Application = front.bind(replica.bind(blueprint), blueprint.limits.max_body, api_key, origins)
+    app: Application = front.bind(replica.bind(blueprint, fleet), blueprint.limits.max_body, api_key, origins)
     return app

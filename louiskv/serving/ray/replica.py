@@ -6,13 +6,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray import serve
 from starlette.types import Message
 
 from louiskv import calibration, models
 from louiskv.engine import Engine
-from louiskv.errors import EngineStoppedError, NotCalibratedError
+from louiskv.errors import DeviceMemoryError, EngineStoppedError, HostMemoryError, NotCalibratedError
 from louiskv.methods import Method
 from louiskv.serving.app import make_app
 from louiskv.serving.calls import Call, messages_of, whole
@@ -20,6 +19,7 @@ from louiskv.serving.conversations import Heard, Places, following, keys_of
 from louiskv.serving.desk import Limits
 from louiskv.serving.life import Life
 from louiskv.serving.prompts import Prompts
+from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.routing import CONVERSATIONS
 from louiskv.store.pool import available_host_memory
 
@@ -43,7 +43,6 @@ class Blueprint:
         impl: Implementation of the operations.
         engine: Further settings of `Engine`.
         limits: What one request may be.
-        per_node: Replicas that share a node's memory at the most.
     """
 
     model: str
@@ -54,29 +53,39 @@ class Blueprint:
     impl: str | None = None
     engine: tuple[tuple[str, Any], ...] = ()
     limits: Limits = field(default_factory=Limits)
-    per_node: int = 1
 
-    def build(self) -> tuple[Engine, Prompts, Method]:
-        """Load the model and begin; the method is as it is for the model."""
+    def build(self, per_node: int) -> tuple[Engine, Prompts, Method]:
+        """Load the model and begin; the method is as it is for the model.
+
+        Args:
+            per_node: Engines that share the node's memory at the most.
+
+        Raises:
+            HostMemoryError: Not even one of the longest sequences fits.
+            DeviceMemoryError: The same of the device.
+        """
         model, words = models.load(self.model, dtype=self.dtype, device=self.device)
         try:
             method = self.method.for_model(model)
         except NotCalibratedError:
             calibration.score_heads(model)
             method = self.method.for_model(model)
-        settings = {"host_memory": available_host_memory() * 9 // 10 // self.per_node}
+        settings = {"host_memory": available_host_memory() * 9 // 10 // per_node}
         settings |= {name: value for name, value in self.engine if value is not None}
         engine = Engine(model, words, method, impl=self.impl, **settings)  # type: ignore[arg-type]
+        try:
+            engine.check_length(engine.max_length)
+        except (HostMemoryError, DeviceMemoryError) as error:
+            raise type(error)(f"{error} A lower max_length or a larger host_memory lets the replica begin.") from error
         return engine, Prompts(words, engine.end_tokens), method
 
 
 class Replica:
     """Answers what the front sends it."""
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    def __init__(self, blueprint: Blueprint, fleet: Fleet) -> None:
         self.name = serve.get_replica_context().replica_id.unique_id
-        self.engine, prompts, method = blueprint.build()
-        self.engine.check_length(self.engine.max_length)
+        self.engine, prompts, method = blueprint.build(fleet.per_node())
         self.life, self.places = Life(), Places(MAX_TOLD)
         self.app = make_app(self.engine, prompts, blueprint.name, method, life=self.life, limits=blueprint.limits)
         self._hurry = asyncio.Event()
@@ -121,10 +130,3 @@ class Replica:
     def __del__(self) -> None:
         if engine := vars(self).get("engine"):
             engine.stop(finish=False)
-
-
-def replicas_per_node(cpus: float, gpus: float, most: int) -> int:
-    """Replicas that may come to lie on one node of the cluster."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = [min(node.get(name, 0) // need for name, need in (("CPU", cpus), ("GPU", gpus)) if need) for node in nodes]
-    return max(1, min(most, int(max(places, default=1))))
