@@ -93,12 +93,12 @@ def serve(
         "grace": grace,
     }
     console = Console(stderr=True)
-    if shown["api_key"] is None and host not in LOCAL:
-        _say(console, f"warning: anyone who reaches {host} may ask: give --api-key or LOUISKV_API_KEY.", "yellow")
     if fleet.ray:
         check_ray()
     # Before the model is loaded, which takes longer than to learn that the port is taken.
     bound = _bound(host, port)
+    if shown["api_key"] is None and host not in LOCAL:
+        _say(console, f"warning: anyone who reaches {host} may ask: give --api-key or LOUISKV_API_KEY.", "yellow")
     try:
         if fleet.ray:
             bound.close()

@@ -14,8 +14,6 @@ import pytest
 from tests.cli.conftest import Run, haystack, head_scores, loaded, refused, run, unasked  # noqa: F401
 from tests.serving.serving import MODEL
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def test_it_serves_and_ends_with_zero(model_folder: Path) -> None:
     settings = ["--model", str(model_folder), "--budget", "256", "--dtype", "float32", "--device", "cpu"]

@@ -13,7 +13,6 @@ from ray.cluster_utils import Cluster
 from tests.serving.ray.fleet import CHAT, QUEUE, ROWS, TEXT, Fleeted, lines, request, until
 from tests.serving.serving import MODEL, connect, raw_post
 
-pytestmark = pytest.mark.xdist_group("ray")
 LONG: dict[str, Any] = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "Go on and on"}],
