@@ -38,7 +38,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Any worker takes any test, but those of one cluster are for one worker: two clusters at a time are too much."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Scheduling(LoadScopeScheduling):
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return ONE_CLUSTER if nodeid.startswith(ONE_CLUSTER) else nodeid
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncGenerator
+from inspect import getdoc
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.serve.request_router import PendingRequest
 from starlette.types import Message
 
 from louiskv import LouisKVPlus, SettingsError
+from louiskv.serving import ray as fleet
 from louiskv.serving.conversations import Course
 from louiskv.serving.ray import Arguments
 from louiskv.serving.ray.cluster import _reason
@@ -138,6 +140,11 @@ def test_sums_and_labels() -> None:
     text = b'# HELP x_total Of x\n# TYPE x_total counter\nx_total{path="/"} 3.0\n'
     family = next(iter(text_string_to_metric_families(labelled({"a": text, "b": text}).decode())))
     assert [(sample.labels["replica"], sample.value) for sample in family.samples] == [("a", 3), ("b", 3)]
+
+
+def test_names() -> None:
+    assert sorted(fleet.__all__) == ["Arguments", "build"]
+    assert all(getdoc(getattr(fleet, name)) for name in fleet.__all__)
 
 
 def test_arguments_are_texts_or_what_yaml_has() -> None:
