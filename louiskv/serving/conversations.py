@@ -7,7 +7,7 @@ answer sends all of them back, so the key behind its last answer is the one unde
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,10 @@ class Places:
     def find(self, keys: Iterable[str]) -> str | None:
         """Where the first one is that is known."""
         return next((self._places[key] for key in keys if key in self._places), None)
+
+    def first(self, keys: Sequence[str]) -> int | None:
+        """The place of the first key that is known."""
+        return next((place for place, key in enumerate(keys) if key in self._places), None)
 
     def newest(self, count: int) -> list[str]:
         """Keys of the newest ones."""

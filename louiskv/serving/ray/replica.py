@@ -1,7 +1,7 @@
 """One engine as a replica of a Ray Serve deployment; it answers as the server of one process does."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,6 +107,11 @@ class Replica:
     async def whole(self, call: Call) -> tuple[str, int, bytes]:
         """The replica's name, and status and body of what the app answers."""
         return self.name, *await whole(self.app, call)
+
+    async def holds(self, keys: Sequence[str]) -> tuple[int, str] | None:
+        """The place of the first key of a conversation that it holds, and its name; None if it holds none."""
+        known = self.places.first(keys)
+        return None if known is None else (known, self.name)
 
     async def name_of(self) -> str:
         """The replica's name, which tells that it is there."""

@@ -18,6 +18,8 @@ from louiskv.serving.ray.replica import CHAT, SAID
 
 # Seconds that a request waits for a replica that takes it, and in which a replica tells of itself.
 PATIENCE = 10.0
+# Seconds in which a replica says whether it holds a conversation.
+SOON = 1.0
 # Statuses by which a replica has not taken a request: its queue is full, or it is on its way down.
 ELSEWHERE = (429, 503)
 Told = tuple[str, int, bytes]
@@ -39,7 +41,7 @@ class Replicas:
         keys = (await run_in_threadpool(keys_of, call.body))[1] if call.path == CHAT else []
         tried, refusal = set[str](), list[Message]()
         while True:
-            course = Course(tuple(keys), self._places.find(keys), frozenset(tried))
+            course = Course(tuple(keys), await self._place_of(keys), frozenset(tried))
             async with self._chosen(course) as chosen, aclosing(self._sent(chosen, call)) as messages:
                 if chosen.replica_id in tried:
                     break
@@ -53,6 +55,15 @@ class Replicas:
                 refusal = [first, *[message async for message in messages]]
         for message in refusal:
             yield message
+
+    async def _place_of(self, keys: list[str]) -> str | None:
+        """Which replica holds a conversation; they are asked only where it has come by another front."""
+        if keys and self._places.find(keys[:1]) is None:
+            told = [each for each in await self.every("holds", keys, patience=SOON) if each is not None]
+            if told:
+                first, name = min(told)
+                self._places.keep(keys[first : first + 1], name)
+        return self._places.find(keys)
 
     async def all(self, call: Call) -> list[Told]:
         """What each of them answers that answers in time: its name, status and body.
