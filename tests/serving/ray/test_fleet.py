@@ -164,11 +164,14 @@ def _held(fleet: Fleeted) -> int:
 def test_a_node_is_killed_and_no_request_is_lost_in_silence(fleet: Fleeted) -> None:
     until(fleet.idle)
     busy = [fleet.begin(stream=number % 2 == 0, max_tokens=2000, seed=number) for number in range(2 * ROWS)]
-    until(lambda: fleet.figures()["figures"]["running"] == 2 * ROWS)
+    # Two fronts do not know of each other's requests: one replica may have more of them.
+    until(lambda: _held(fleet) == 2 * ROWS)
+    assert all(each["running"] for each in fleet.figures()["replicas"].values())
     fleet.cluster.remove_node(fleet.cluster.worker_nodes.copy().pop(), allow_graceful=False)
     outcomes = [each.end() for each in busy]
     lost = [each for each in outcomes if isinstance(each, openai.OpenAIError)]
-    assert outcomes.count("length") == len(outcomes) - len(lost) == ROWS, outcomes
+    assert outcomes.count("length") == len(outcomes) - len(lost), outcomes
+    assert 0 < len(lost) < len(outcomes)
     assert all("is lost" in str(each) for each in lost)
     # Those behind it are answered by what is left, and a conversation is taken in anew.
     later = [fleet.begin(stream=number % 2 == 0, max_tokens=20, seed=number) for number in range(ROWS + 1)]
