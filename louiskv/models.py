@@ -96,6 +96,12 @@ def _check_split(name: str, config: PretrainedConfig, num_ranks: int) -> None:
         check_heads(name, kv_heads_of(decoder), num_ranks)
 
 
+def name_of(model: str) -> str:
+    """How others call a model: its own name, without the folders where it lies."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
+
+
 def find_device(name: str) -> torch.device:
     """The device of a name such as "cpu" or "cuda:1"; "auto" is the first GPU where there is one.
 

@@ -27,8 +27,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     native.why_not()
 
+ONE_CLUSTER = "tests/serving/ray/"
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Any worker takes any test, but those of one cluster are for one worker: two clusters at a time are too much."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return ONE_CLUSTER if nodeid.startswith(ONE_CLUSTER) else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture

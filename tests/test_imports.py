@@ -53,7 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "plan": {"cache", "methods", "shard", "store", "telemetry"},
     "models": {"folders", "ranks", "shard"},
     "engine": {"engine", "attach", "cache", "captured", "methods", "ops", "plan", "store", "telemetry"},
-    "serving": {"serving", "engine", "methods", ""},
+    "serving": {"serving", "calibration", "engine", "methods", "models", "store", ""},
     "prompts": set(),
     "provenance": {"", "measured"},
     "results": set(),

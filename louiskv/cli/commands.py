@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "Answer a prompt, or a question about a document.",
     "chat": "Talk with a model, several turns on one cache.",
     "serve": "Answer OpenAI's API, many requests at a time, with a page that shows what the cache does.",
+    "batch": "Answer a file of requests, here or on a cluster; each line has an answer or an error.",
     "methods": "List the methods: paper, what each keeps where, settings with their defaults.",
     "plan": "Work out the memory of each tier before anything is loaded.",
     "doctor": "Show versions, devices, and which implementation of each operation can run here.",

@@ -149,6 +149,45 @@ def takes_model(command: Command) -> Command:
     return _bundled(command, "model", options, lambda given: ModelChoice(given.pop("model"), **given))
 
 
+@dataclass(frozen=True)
+class FleetChoice:
+    """Whether and how the server runs on many machines."""
+
+    ray: bool
+    ray_address: str | None
+    replicas: int | None
+    min_replicas: int | None
+    max_replicas: int | None
+    cpus_per_replica: float | None
+    gpus_per_replica: int | None
+
+    def check(self) -> None:
+        """Raise `SettingsError` if there are options of it without --ray."""
+        # The address may stand in the environment for other programs.
+        names = ("replicas", "min_replicas", "max_replicas", "cpus_per_replica", "gpus_per_replica")
+        given = [flag(name) for name in names if getattr(self, name) is not None]
+        if given and not self.ray:
+            raise SettingsError(f"{', '.join(given)} are for replicas on a cluster: give --ray as well.")
+
+
+def takes_fleet(command: Command) -> Command:
+    """Give a command --ray and how many replicas there are, as its argument `fleet`."""
+    panel, many = "Many machines", {"min": 1, "metavar": "N"}
+    address = "Cluster to run on, auto for the one of this machine; one is started here unless given."
+    options = [
+        _option("ray", bool, False, "Serve replicas with Ray Serve, on this machine or a cluster.", panel),
+        _option("ray_address", str | None, None, address, panel, envvar="RAY_ADDRESS", metavar="ADDRESS"),
+        _option("replicas", int | None, None, "Replicas: each has the model and answers alone.", panel, **many),
+        _option("min_replicas", int | None, None, "Least replicas, where they come and go.", panel, **many),
+        _option("max_replicas", int | None, None, "Most replicas, where they come and go.", panel, **many),
+        _option("cpus_per_replica", float | None, None, "CPU cores of each one (1).", panel, min=0.1, metavar="N"),
+        _option(
+            "gpus_per_replica", int | None, None, "GPUs of each one: 1 where there are any, or 0.", panel, min=0, max=1
+        ),
+    ]
+    return _bundled(command, "fleet", options, lambda given: FleetChoice(**given))
+
+
 def takes_sampling(command: Command) -> Command:
     """Give a command the options of generation, as its argument `sampling`."""
     panel = "Generation"

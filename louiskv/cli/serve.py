@@ -1,11 +1,9 @@
 """`louiskv serve`: an OpenAI-compatible server, with a page that shows what the cache does."""
 
 import asyncio
-import re
 import socket
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,18 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from louiskv.cli.failures import ServerError, UsageError
 from louiskv.cli.loading import load, ready
-from louiskv.cli.options import MethodChoice, ModelChoice, takes_method, takes_model
+from louiskv.cli.options import FleetChoice, MethodChoice, ModelChoice, takes_fleet, takes_method, takes_model
+from louiskv.cli.serve_ray import check_ray, serve_fleet
 from louiskv.engine import Engine
-from louiskv.errors import DeviceMemoryError, HostMemoryError
+from louiskv.errors import DeviceMemoryError, HostMemoryError, SettingsError
 from louiskv.methods import Method
+from louiskv.models import name_of
 from louiskv.plan import plan
+from louiskv.serving.sizes import bytes_of
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 PACKAGES = {"fastapi": "fastapi", "jinja2": "jinja2", "openai": "openai", "prometheus_client": "prometheus-client"}
 SERVER, MEMORY, LIMITS = "Server", "Rows and memory", "Limits"
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 HOST = "Address to listen at; any other than this machine's own should have a key."
@@ -46,9 +46,11 @@ MAX_BODY = "Size of a request's body at the most."
 @app.command()
 @takes_method
 @takes_model
+@takes_fleet
 def serve(
     method: MethodChoice,
     model: ModelChoice,
+    fleet: FleetChoice,
     host: Annotated[str, typer.Option(help=HOST, rich_help_panel=SERVER)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help=PORT, min=0, max=65535, metavar="N", rich_help_panel=SERVER)] = 8000,
     api_key: Annotated[
@@ -72,36 +74,59 @@ def serve(
 
     SIGTERM or Ctrl-C ends it in good order, a second one at once.
     """
-    _check_extra()
+    check_extra()
+    fleet.check()
     built = method.build()
-    key = _checked_key(api_key)
-    memory = _size("--host-memory", host_memory), _size("--kept-memory", kept_memory)
-    body_size = _size("--max-body", max_body)
-    assert body_size is not None
+    settings: dict[str, Any] = {
+        "host_memory": size_of("--host-memory", host_memory),
+        "kept_memory": size_of("--kept-memory", kept_memory),
+        "rows": rows,
+        "max_length": max_length,
+        "prefill_chunk": prefill_chunk,
+        "queue": queue,
+    }
+    sizes = size_of("--max-body", max_body) or 0, max_prompt
+    shown: dict[str, Any] = {
+        "name": model_name,
+        "api_key": _checked_key(api_key),
+        "origins": tuple(cors),
+        "grace": grace,
+    }
+    console = Console(stderr=True)
+    if fleet.ray:
+        check_ray()
     # Before the model is loaded, which takes longer than to learn that the port is taken.
     bound = _bound(host, port)
+    if shown["api_key"] is None and host not in LOCAL:
+        _say(console, f"warning: anyone who reaches {host} may ask: give --api-key or LOUISKV_API_KEY.", "yellow")
     try:
-        console = Console(stderr=True)
-        if key is None and host not in LOCAL:
-            _say(console, f"warning: anyone who reaches {host} may ask: give --api-key or LOUISKV_API_KEY.", "yellow")
-        loaded, words = load(model, console)
-        method_here = ready(loaded, built, console)
-        settings = {"rows": rows, "max_length": max_length, "prefill_chunk": prefill_chunk, "queue": queue}
-        with Engine(
-            loaded,
-            words,
-            method_here,
-            host_memory=memory[0],
-            kept_memory=memory[1],
-            impl=model.impl,
-            **settings,  # type: ignore[arg-type]
-        ) as engine:
-            _tell_plan(console, loaded, method_here, engine, rows)
-            name = model_name or _name_of(model.name)
-            _run(engine, words, name, method_here, bound, key, tuple(cors), grace, (body_size, max_prompt))
-            engine.stop(finish=False)
+        if fleet.ray:
+            bound.close()
+            serve_fleet(fleet, model, built, settings, sizes, address=(host, port), console=console, **shown)
+        else:
+            _serve_here(model, built, settings, sizes, bound=bound, console=console, **shown)
     finally:
         bound.close()
+
+
+def _serve_here(
+    model: ModelChoice,
+    method: Method,
+    settings: dict[str, Any],
+    sizes: tuple[int, int | None],
+    *,
+    bound: socket.socket,
+    console: Console,
+    name: str | None,
+    **shown: Any,
+) -> None:
+    """Serve from this process."""
+    loaded, words = load(model, console)
+    method_here = ready(loaded, method, console)
+    with Engine(loaded, words, method_here, impl=model.impl, **settings) as engine:
+        _tell_plan(console, loaded, method_here, engine, settings["rows"])
+        _run(engine, words, name or name_of(model.name), method_here, bound, sizes=sizes, **shown)
+        engine.stop(finish=False)
 
 
 def _run(
@@ -110,6 +135,7 @@ def _run(
     name: str,
     method: Method,
     bound: socket.socket,
+    *,
     api_key: str | None,
     origins: tuple[str, ...],
     grace: float,
@@ -143,7 +169,8 @@ def _run(
     asyncio.run(answer(door, bound, life, grace, on_ready))
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raise `UsageError` without the extra."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     missing += ["uvicorn"] if find_spec("uvicorn") is None else []
     if missing:
@@ -159,14 +186,14 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
-def _size(option: str, text: str | None) -> int | None:
-    """Bytes of a size such as 512M or 8G."""
+def size_of(option: str, text: str | None) -> int | None:
+    """Bytes of a size such as 512M or 8G; raises `UsageError`."""
     if text is None:
         return None
-    read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if read is None:
-        raise UsageError(f"{option} {text} is no size: give bytes, or a number with K, M, G or T such as 8G.")
-    return int(float(read[1]) * UNITS[read[2].upper()])
+    try:
+        return bytes_of(option, text)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -177,12 +204,6 @@ def _bound(host: str, port: int) -> socket.socket:
     except OSError as error:
         way_out = "Give another --port, or 0 for a free one." if port else "Give another --host."
         raise ServerError(f"Nothing can listen at {host} port {port}: {error.strerror or error}. {way_out}") from error
-
-
-def _name_of(model: str) -> str:
-    """How clients call a model: its own name, without the folders where it lies."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.exists() else model
 
 
 def _tell_plan(console: Console, model: PreTrainedModel, method: Method, engine: Engine, rows: int) -> None:

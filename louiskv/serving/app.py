@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from louiskv import __version__
 from louiskv.engine import Engine
 from louiskv.methods import Method
+from louiskv.serving.bodies import body_of
 from louiskv.serving.desk import Desk, Limits
 from louiskv.serving.errors import ApiError, internal
 from louiskv.serving.fields import ChatBody, CompletionBody, read
@@ -62,10 +63,12 @@ def make_app(
     api.add_exception_handler(ClientDisconnect, lambda *_: Response(status_code=499))
     api.add_exception_handler(Exception, lambda *_: internal().response)
     paths = frozenset(route.path for route in api.routes)  # type: ignore[attr-defined]
-    guarded: ASGIApp = Guard(api, life, metrics, api_key, paths)
-    if origins:
-        guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    return guarded
+    return for_origins(Guard(api, life, metrics.count, api_key, paths), origins)
+
+
+def for_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Let other web pages ask."""
+    return CORSMiddleware(app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
 
 
 def _openai(api: FastAPI, desk: Desk) -> None:
@@ -74,12 +77,12 @@ def _openai(api: FastAPI, desk: Desk) -> None:
     @api.post("/v1/chat/completions", openapi_extra=_body_of(ChatBody), tags=["OpenAI"])
     async def chat(request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
-        return await desk.chat(read(await _body(request, desk.limits), ChatBody))
+        return await desk.chat(read(await body_of(request, desk.limits.max_body), ChatBody))
 
     @api.post("/v1/completions", openapi_extra=_body_of(CompletionBody), tags=["OpenAI"])
     async def completion(request: Request) -> Response:
         """Go on from a text, or several."""
-        return await desk.completion(read(await _body(request, desk.limits), CompletionBody))
+        return await desk.completion(read(await body_of(request, desk.limits.max_body), CompletionBody))
 
     @api.get("/v1/models", tags=["OpenAI"])
     async def models() -> dict[str, Any]:
@@ -100,8 +103,7 @@ def _own(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY, "X-Frame-Options": "DENY"}
-        return HTMLResponse(files("louiskv.serving").joinpath("page.html").read_text("utf-8"), headers=headers)
+        return the_page()
 
     @api.get("/louiskv/v1/figures", tags=["louiskv"])
     async def figures() -> dict[str, Any]:
@@ -144,6 +146,12 @@ POLICY = (
 )
 
 
+def the_page() -> HTMLResponse:
+    """The page that shows what the cache does."""
+    headers = {"Cache-Control": "no-cache", "Content-Security-Policy": POLICY, "X-Frame-Options": "DENY"}
+    return HTMLResponse(files("louiskv.serving").joinpath("page.html").read_text("utf-8"), headers=headers)
+
+
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "louiskv"}
 
@@ -151,27 +159,6 @@ def _model(name: str) -> dict[str, Any]:
 def _body_of(kind: type[BaseModel]) -> dict[str, Any]:
     """The schema of a body that is read by hand, for OpenAPI."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The body, as long as it is not too large.
-
-    Raises:
-        ApiError: 413 if it is; 400 if it is not said to be JSON, which no web page may say without being asked for.
-    """
-    message = f"The body has more than the {limits.max_body} bytes that this server takes."
-    too_large = ApiError(413, message, code="request_too_large")
-    said = request.headers.get("content-length", "")
-    if said.isdecimal() and int(said) > limits.max_body:
-        raise too_large
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(400, "Send JSON, with the header Content-Type: application/json.", code="invalid_content_type")
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limits.max_body:
-            raise too_large
-    return bytes(body)
 
 
 def _no_such_place(request: Request, error: Exception) -> Response:

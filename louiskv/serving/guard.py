@@ -1,13 +1,13 @@
 """What stands before every endpoint: whether the server takes requests, the key, and that no error gets out raw."""
 
 import hmac
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from louiskv.serving.errors import ApiError, internal, log
 from louiskv.serving.life import Life
-from louiskv.serving.metrics import Metrics
 
 # What needs no key, and is answered while the server stops.
 OPEN = frozenset({"/", "/health", "/ready"})
@@ -16,8 +16,19 @@ OPEN = frozenset({"/", "/health", "/ready"})
 class Guard:
     """Lets requests through to an app, or answers for it."""
 
-    def __init__(self, app: ASGIApp, life: Life, metrics: Metrics, api_key: str | None, paths: frozenset[str]) -> None:
-        self.app, self.life, self.metrics, self.paths = app, life, metrics, paths
+    def __init__(
+        self, app: ASGIApp, life: Life, count: Callable[[str, str], None], api_key: str | None, paths: frozenset[str]
+    ) -> None:
+        """Stand before an app.
+
+        Args:
+            app: Answers.
+            life: Says when no more requests are taken.
+            count: Is told path and status of every request.
+            api_key: What clients must give; None for nothing.
+            paths: Those that the app knows.
+        """
+        self.app, self.life, self.paths, self._count = app, life, paths, count
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +55,7 @@ class Guard:
                 await internal().response(scope, receive, sending)
         finally:
             # 499 stands for a client that was gone before there was anything to send.
-            self.metrics.requests.labels(self._known(scope["path"]), str(status or 499)).inc()
+            self._count(self._known(scope["path"]), str(status or 499))
 
     def _check(self, scope: Scope) -> None:
         if scope["path"] in OPEN:

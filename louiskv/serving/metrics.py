@@ -45,6 +45,10 @@ class Metrics:
         self.whole = Histogram("answer_seconds", "From request to the end of the answer", buckets=SECONDS, **own)
         self.registry.register(_OfEngine(engine))
 
+    def count(self, path: str, status: str) -> None:
+        """Count a request."""
+        self.requests.labels(path, status).inc()
+
     def timing(self) -> "Timing":
         """A clock for one answer."""
         return Timing(self)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -28,19 +28,10 @@ class Reply(Response, ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send, until all is sent or the client is gone."""
-        sending, gone = asyncio.create_task(self._send(send)), asyncio.create_task(_until_gone(receive))
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await unless_gone(self._send(send), receive, self.asked.cancel)
         finally:
-            self.asked.cancel()
-            gone.cancel()
-            if not sending.done():
-                sending.cancel()
-            with suppress(asyncio.CancelledError):
-                await asyncio.gather(sending, gone, return_exceptions=True)
             self._done()
-        if not sending.cancelled() and (error := sending.exception()) is not None:
-            raise error
 
     @abstractmethod
     async def _send(self, send: Send) -> None:
@@ -54,7 +45,7 @@ class Whole(Reply):
         try:
             body = self.shape.whole(await self.asked.all()).model_dump_json(exclude_unset=True).encode()
         except ApiError as error:
-            await _send_error(error, send)
+            await send_error(error, send)
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -82,7 +73,7 @@ class Events(Reply):
                 await self._event(send, counted)
         except ApiError as error:
             if not self._started:
-                await _send_error(error, send)
+                await send_error(error, send)
                 return
             await self._event(send, json.dumps(error.body))
         await self._event(send, "[DONE]", more=False)
@@ -112,12 +103,35 @@ class Events(Reply):
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": more})
 
 
+async def unless_gone(sending: Coroutine[Any, Any, None], receive: Receive, leave: Callable[[], None]) -> None:
+    """Send to a client, but no longer than it is there.
+
+    Args:
+        sending: Sends all.
+        receive: Tells when the client goes away.
+        leave: Called when all is sent or the client is gone.
+    """
+    at_work, gone = asyncio.create_task(sending), asyncio.create_task(_until_gone(receive))
+    try:
+        await asyncio.wait({at_work, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leave()
+        gone.cancel()
+        if not at_work.done():
+            at_work.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(at_work, gone, return_exceptions=True)
+    if not at_work.cancelled() and (error := at_work.exception()) is not None:
+        raise error
+
+
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _send_error(error: ApiError, send: Send) -> None:
+async def send_error(error: ApiError, send: Send) -> None:
+    """Send an error as a whole response."""
     response = error.response
     await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body})

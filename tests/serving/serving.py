@@ -66,6 +66,7 @@ class Served:
     prompts: Prompts
     stop: Callable[[], None] = lambda: None
     made: list[Any] = field(default_factory=list)
+    app: Any = None
 
     @property
     def port(self) -> int:
@@ -122,7 +123,7 @@ def served(
         )
         app = Door(app, local, body_seconds)
         bound = listen_at("127.0.0.1", 0)
-        told = Served(address_of(bound), running, life, prompts)
+        told = Served(address_of(bound), running, life, prompts, app=app)
         ready = threading.Event()
 
         def on_ready(stop: Callable[[], None]) -> None:

@@ -1,0 +1,197 @@
+"""The parts of a fleet one by one, without a cluster."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator
+from inspect import getdoc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from ray.serve.request_router import PendingRequest
+from starlette.types import Message
+
+from louiskv import LouisKVPlus, SettingsError
+from louiskv.serving import ray as fleet
+from louiskv.serving.conversations import Course
+from louiskv.serving.ray import Arguments
+from louiskv.serving.ray.cluster import _reason
+from louiskv.serving.ray.fleet import Fleet
+from louiskv.serving.ray.passed import Passed
+from louiskv.serving.ray.replicas import lost
+from louiskv.serving.ray.routing import ConversationRouter
+from louiskv.serving.ray.sums import labelled, summed
+
+
+def router(loads: dict[str, int]) -> ConversationRouter:
+    """A router over replicas with so many requests, each decoding two at once."""
+    made = ConversationRouter.__new__(ConversationRouter)
+    made.initialize_state(rows=2)
+    made._replica_queue_len_cache = SimpleNamespace(get=lambda name: loads[name.unique_id])  # type: ignore[assignment]
+    return made
+
+
+def chosen(loads: dict[str, int], course: Course, holds: dict[str, tuple[str, ...]] | None = None) -> list[str]:
+    """Names in the order in which they are tried."""
+    replicas: Any = [
+        SimpleNamespace(
+            replica_id=_Name(name), routing_stats={"conversations": (holds or {}).get(name, ())}, max_ongoing_requests=9
+        )
+        for name in loads
+    ]
+    context, metadata = SimpleNamespace(should_backoff=False), SimpleNamespace()
+    asked: Any = SimpleNamespace(args=[course], kwargs={}, metadata=metadata, routing_context=context)
+    pending: PendingRequest = asked
+    ranks = asyncio.run(router(loads).choose_replicas(replicas, pending))
+    return [each.replica_id.unique_id for rank in ranks for each in rank]
+
+
+class _Name(str):
+    __slots__ = ()
+
+    @property
+    def unique_id(self) -> str:
+        return str(self)
+
+
+def test_who_holds_the_conversation_comes_first_and_then_who_has_least_to_do() -> None:
+    assert chosen({"a": 1, "b": 0}, Course(place="a")) == ["a", "b", "a"]
+    assert chosen({"a": 1, "b": 0}, Course(place="gone")) == ["b", "a"]
+    assert chosen({"a": 1, "b": 0}, Course(keys=("new", "old")), {"a": ("old",)}) == ["a", "b", "a"]
+    assert chosen({"a": 1, "b": 0}, Course(keys=("new", "old")), {"a": ("old",), "b": ("new",)})[0] == "b"
+
+
+def test_it_is_waited_for_only_while_no_other_has_a_free_row() -> None:
+    assert chosen({"a": 2, "b": 1}, Course(place="a")) == ["b", "a"]
+    assert chosen({"a": 3, "b": 2}, Course(place="a"))[0] == "a"
+
+
+def test_one_that_had_no_room_is_not_asked_again() -> None:
+    assert chosen({"a": 0, "b": 1}, Course(place="a", tried=frozenset("a"))) == ["b"]
+    assert set(chosen({"a": 0, "b": 1}, Course(tried=frozenset("ab")))) == {"a", "b"}, "the front sees that it is over"
+
+
+def test_requests_of_one_moment_are_spread() -> None:
+    made = router({"a": 0, "b": 0})
+    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in "ab"]
+    first: list[Any] = [asyncio.run(made.choose_replicas(replicas))[0][0].replica_id for _ in range(4)]
+    assert first.count("a") == first.count("b") == 2
+    long_ago: Any = {_Name(name): deque([0.0] * 9) for name in "ab"}
+    made._sent = long_ago
+    assert made._load(replicas[0]) == 0, "what was sent long ago is in the replica's own count"
+
+
+def sent_by(messages: AsyncGenerator[Message, None]) -> list[Message]:
+    got: list[Message] = []
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    asyncio.run(Passed(messages)({"type": "http"}, receive, send))
+    return got
+
+
+async def breaking(kind: bytes, parts: int) -> AsyncGenerator[Message, None]:
+    """A response that is lost after so many parts."""
+    yield {"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]}
+    for _ in range(parts):
+        yield {"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True}
+    raise lost("a")
+
+
+def test_a_loss_before_the_first_part_is_a_status() -> None:
+    for kind in (b"text/event-stream; charset=utf-8", b"application/json"):
+        start, body = sent_by(breaking(kind, 0))
+        assert start["status"] == 502
+        assert json.loads(body["body"])["error"]["code"] == "replica_lost"
+
+
+def test_a_loss_in_a_stream_is_an_event_and_the_end() -> None:
+    *_, last = sent_by(breaking(b"text/event-stream; charset=utf-8", 2))
+    error, done, rest = last["body"].split(b"\n\n")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "replica_lost"
+    assert (done, rest, last.get("more_body", False)) == (b"data: [DONE]", b"", False)
+
+
+def test_a_loss_in_a_whole_answer_breaks_the_connection() -> None:
+    with pytest.raises(type(lost("a"))):
+        sent_by(breaking(b"application/json", 1))
+
+
+def test_sums_and_labels() -> None:
+    def told(tokens: int, rate: float) -> bytes:
+        return json.dumps({"model": "m", "figures": {"output_tokens": tokens, "retrieval_rate": rate}}).encode()
+
+    assert summed({"a": told(30, 0.5), "b": told(10, 0.1)}) == {
+        "model": "m",
+        "figures": {"output_tokens": 40, "retrieval_rate": 0.4},
+        "replicas": {
+            "a": {"output_tokens": 30, "retrieval_rate": 0.5},
+            "b": {"output_tokens": 10, "retrieval_rate": 0.1},
+        },
+    }
+    assert summed({"a": told(0, 0.0)})["figures"]["retrieval_rate"] == 0
+    text = b'# HELP x_total Of x\n# TYPE x_total counter\nx_total{path="/"} 3.0\n'
+    family = next(iter(text_string_to_metric_families(labelled({"a": text, "b": text}).decode())))
+    assert [(sample.labels["replica"], sample.value) for sample in family.samples] == [("a", 3), ("b", 3)]
+
+
+def test_names() -> None:
+    assert sorted(fleet.__all__) == ["Arguments", "build"]
+    assert all(getdoc(getattr(fleet, name)) for name in fleet.__all__)
+
+
+def test_arguments_are_texts_or_what_yaml_has() -> None:
+    given = Arguments.model_validate(
+        {
+            "model": "/models/tiny",
+            "method": "louiskv_plus",
+            "budget": "512",
+            "tau": 0.8,
+            "rows": "4",
+            "host_memory": "2G",
+        }
+    )
+    blueprint = given.blueprint()
+    assert (blueprint.model, blueprint.name) == ("/models/tiny", "/models/tiny")
+    assert blueprint.method == LouisKVPlus(budget=512, tau=0.8)
+    assert dict(blueprint.engine)["rows"] == 4 and dict(blueprint.engine)["host_memory"] == 2**31
+    assert given.fleet() == Fleet(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "nope"}, "There is no method 'nope'"),
+        ({"bugdet": "5"}, "There is no argument bugdet; the settings of louiskv are budget"),
+        ({"budget": "many"}, "A setting of louiskv is of the wrong type"),
+        ({"host_memory": "much"}, "host_memory much is no size"),
+        ({"replicas": 2, "max_replicas": 3}, "replicas=2 is a fixed number"),
+        ({"min_replicas": 3, "max_replicas": 2}, "max_replicas=2 is below min_replicas=3"),
+        ({"replicas": 0}, "min_replicas=0 is not allowed"),
+        ({"gpus_per_replica": 2}, "gpus=2 is not allowed"),
+    ],
+)
+def test_wrong_arguments(given: dict[str, Any], message: str) -> None:
+    arguments = Arguments.model_validate(given)
+    with pytest.raises(SettingsError, match=message.replace("(", "\\(")):
+        arguments.fleet(), arguments.blueprint()
+
+
+def test_replicas_come_when_there_are_more_requests_than_rows() -> None:
+    assert Fleet(2, 2).scaling(8) == {"num_replicas": 2}
+    config = Fleet(1, 4, upscale_delay=15, downscale_delay=100).scaling(8)["autoscaling_config"]
+    assert (config.min_replicas, config.max_replicas, config.target_ongoing_requests) == (1, 4, 8)
+    assert (config.upscale_delay_s, config.downscale_delay_s, config.look_back_period_s) == (15, 100, 15)
+
+
+def test_of_a_traceback_the_reason_is_told() -> None:
+    message = "The replica failed: ray::Replica\n  File x\nlouiskv.errors.HostMemoryError: A sequence is too long.\n"
+    assert _reason(message) == "A sequence is too long."
+    assert _reason("Traceback\n  File x\nOSError: gone\n").startswith("A replica does not begin: OSError: gone")
