@@ -1,6 +1,7 @@
 """The pool: keys and values of every unit of one layer, in host memory or (for methods that save work only) not."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -59,13 +60,17 @@ class Pool:
         """Bytes of one coded token."""
         return self.coding.token_size
 
-    def append(self, rows: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
+    def append(
+        self, rows: Tensor, positions: Tensor, counts: Tensor, stream: "torch.cuda.Stream | None" = None
+    ) -> Tensor:
         """Copy tokens of a prompt to the end of the pool.
 
         Args:
             rows: [N, T, C] coded tokens, on any device.
             positions: [N, T].
             counts: [N] tokens of each row.
+            stream: Where they are copied, beside what follows; None for the current one. All but the copies is of the
+                current one.
 
         Returns:
             [N] where each row's new tokens begin.
@@ -78,8 +83,15 @@ class Pool:
         held, new = torch.stack([self.lengths, counts]).cpu()
         ends = held + new
         self.reserve(int(ends.max()), filled=int(ends.min()))
-        append_rows(self.rows, held, rows, new)
-        append_rows(self.positions, held, positions.to(torch.int32), new)
+        positions = positions.to(torch.int32)
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(rows.device))
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            append_rows(self.rows, held, rows, new)
+            append_rows(self.positions, held, positions, new)
+        if stream is not None:
+            for each in (rows, positions):
+                each.record_stream(stream)
         return self._lengthen(counts)
 
     def append_few(self, rows: Tensor, positions: Tensor, counts: Tensor, impl: str | None = None) -> Tensor:

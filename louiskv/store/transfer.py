@@ -71,10 +71,7 @@ class Transfer:
         self._count_offloaded(pool, counts)
         if self._stream is None or pool.tier == "device":
             return pool.append(coded, positions, counts), held
-        self._stream.wait_stream(torch.cuda.current_stream(rows.device))
-        with torch.cuda.stream(self._stream):
-            begin = pool.append(coded, positions, counts)
-        coded.record_stream(self._stream)
+        begin = pool.append(coded, positions, counts, self._stream)
         self._on_its_way = True
         return begin, held
 

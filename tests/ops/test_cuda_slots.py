@@ -1,5 +1,7 @@
 """What slots hold from one selection to the next: exactly the reference's, on the host and wherever it can run."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +69,7 @@ def in_place(impl: str, held: Tensor, wanted: Tensor, dtype: torch.dtype, device
     counts = torch.tensor([100, 10], device=device)
     bias = torch.full((NUM_ROWS, 1, held.shape[1] + 5), 7.0, dtype=dtype, device=device)
     wanted = wanted.masked_fill(~where[:, None], 10**6).to(device)
-    given = {"where": where.to(device), "counts": counts, "bias": bias[:, 0, 5:], "out": slots}
+    given: dict[str, Any] = {"where": where.to(device), "counts": counts, "bias": bias[:, 0, 5:], "out": slots}
     if impl == "host":
         place, missing = cuda_on_host.assign_slots(slots, wanted, threads=2, **given)
     else:
