@@ -1,5 +1,6 @@
 """What the user gave, read and made to fit."""
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from louiskv.prompts import Request, encode
 
 # Stands where the middle of a text was cut out.
 CUT = "\n[...]\n"
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def read_text(source: str) -> str:
@@ -31,6 +33,20 @@ def read_text(source: str) -> str:
     if not text.strip():
         raise UsageError(f"{name} is empty.")
     return text
+
+
+def size_of(option: str, text: str | None) -> int | None:
+    """Bytes of a size such as 512M or 8G; None for none.
+
+    Raises:
+        UsageError: It is no size.
+    """
+    if text is None:
+        return None
+    read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if read is None:
+        raise UsageError(f"{option} {text} is no size: give bytes, or a number with K, M, G or T such as 8G.")
+    return int(float(read[1]) * UNITS[read[2].upper()])
 
 
 def room(config: PretrainedConfig, max_new_tokens: int) -> int | None:

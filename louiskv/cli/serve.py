@@ -1,7 +1,6 @@
 """`louiskv serve`: an OpenAI-compatible server, with a page that shows what the cache does."""
 
 import asyncio
-import re
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from louiskv.cli.failures import ServerError, UsageError
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import MethodChoice, ModelChoice, takes_method, takes_model
+from louiskv.cli.prompts import size_of
 from louiskv.engine import Engine
 from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.methods import Method
@@ -24,7 +24,6 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 PACKAGES = {"fastapi": "fastapi", "jinja2": "jinja2", "openai": "openai", "prometheus_client": "prometheus-client"}
 SERVER, MEMORY, LIMITS = "Server", "Rows and memory", "Limits"
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 HOST = "Address to listen at; any other than this machine's own should have a key."
@@ -36,6 +35,7 @@ NAME = "Name by which clients know the model; the model's own unless given."
 ROWS = "Answers that are decoded together at the most."
 MAX_LENGTH = "Tokens of prompt and answer at the most; what the model has positions for unless given."
 HOST_MEMORY = "Host memory for keys and values, such as 8G; nine tenths of what is free unless given."
+DEVICE_MEMORY = "Device memory for keys and values, such as 2G; nine tenths of what is free unless given."
 KEPT_MEMORY = "Memory for conversations that may go on, such as 2G; a quarter of the host memory unless given."
 CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run."
 QUEUE = "Requests that may wait; more are answered 429."
@@ -60,6 +60,9 @@ def serve(
     rows: Annotated[int, typer.Option(help=ROWS, min=1, metavar="N", rich_help_panel=MEMORY)] = 8,
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
+    device_memory: Annotated[
+        str | None, typer.Option(help=DEVICE_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)
+    ] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=2, metavar="N", rich_help_panel=MEMORY)] = 512,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
@@ -72,11 +75,15 @@ def serve(
 
     SIGTERM or Ctrl-C ends it in good order, a second one at once.
     """
-    _check_extra()
+    check_extra()
     built = method.build()
     key = _checked_key(api_key)
-    memory = _size("--host-memory", host_memory), _size("--kept-memory", kept_memory)
-    body_size = _size("--max-body", max_body)
+    memory = {
+        "host_memory": size_of("--host-memory", host_memory),
+        "device_memory": size_of("--device-memory", device_memory),
+        "kept_memory": size_of("--kept-memory", kept_memory),
+    }
+    body_size = size_of("--max-body", max_body)
     assert body_size is not None
     # Before the model is loaded, which takes longer than to learn that the port is taken.
     bound = _bound(host, port)
@@ -91,9 +98,8 @@ def serve(
             loaded,
             words,
             method_here,
-            host_memory=memory[0],
-            kept_memory=memory[1],
             impl=model.impl,
+            **memory,  # type: ignore[arg-type]
             **settings,  # type: ignore[arg-type]
         ) as engine:
             _tell_plan(console, loaded, method_here, engine, rows)
@@ -141,7 +147,8 @@ def _run(
     asyncio.run(answer(made, bound, life, grace, on_ready))
 
 
-def _check_extra() -> None:
+def check_extra() -> None:
+    """Raise `UsageError` if what the server needs is not installed."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     missing += ["uvicorn"] if find_spec("uvicorn") is None else []
     if missing:
@@ -152,16 +159,6 @@ def _checked_key(key: str | None) -> str | None:
     if key is not None and (not key.strip() or not key.isascii()):
         raise UsageError("--api-key is empty or has letters that a header cannot have: give plain letters and digits.")
     return key
-
-
-def _size(option: str, text: str | None) -> int | None:
-    """Bytes of a size such as 512M or 8G."""
-    if text is None:
-        return None
-    read = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if read is None:
-        raise UsageError(f"{option} {text} is no size: give bytes, or a number with K, M, G or T such as 8G.")
-    return int(float(read[1]) * UNITS[read[2].upper()])
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -185,7 +182,7 @@ def _tell_plan(console: Console, model: PreTrainedModel, method: Method, engine:
     try:
         engine.check_length(engine.max_length)
     except (HostMemoryError, DeviceMemoryError) as error:
-        raise type(error)(f"{error} A lower --max-length or a larger --host-memory lets the server begin.") from error
+        raise type(error)(f"{error} A lower --max-length or more memory lets the server begin.") from error
     config, dtype = model.config, model.dtype
     one = plan(config, method, engine.max_length, dtype=dtype)
     text = (

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from louiskv.cli.failures import UsageError
-from louiskv.cli.serve import _size
+from louiskv.cli.prompts import size_of
 from tests.cli.conftest import Run, refused
 
 COMMAND = [sys.executable, "-m", "louiskv", "serve", "--port", "0", "--budget", "512"]
@@ -104,7 +104,7 @@ def test_a_missing_extra_answers_with_its_pip_line(run: Run, monkeypatch: pytest
 
 
 def test_sizes() -> None:
-    assert [_size("x", text) for text in ("5", "2K", "1.5 MiB", "8g", "1TB")] == [5, 2048, 1572864, 2**33, 2**40]
-    assert _size("x", None) is None
+    assert [size_of("x", text) for text in ("5", "2K", "1.5 MiB", "8g", "1TB")] == [5, 2048, 1572864, 2**33, 2**40]
+    assert size_of("x", None) is None
     with pytest.raises(UsageError):
-        _size("x", "8 apples")
+        size_of("x", "8 apples")
