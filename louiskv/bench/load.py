@@ -147,28 +147,31 @@ class LoadBench:
         return {**asdict(load), **asked, **asdict(self.room), "text_hash": self._text_hash}
 
     def _measured(self, clients: Clients, load: Load, entry: Entry) -> Record:
-        model, tokenizer, method = self.bench.model, self.bench.tokenizer, entry.method
-        assert method is not None, "a server runs a method"
+        assert entry.method is not None, "a server runs a method"
         self._warm_up(entry)
         told: list[Told] = []
         with (
-            Engine(model, tokenizer, method, impl=entry.impl, kept_memory=0, **asdict(self.room)) as engine,
-            served(engine, tokenizer, NAME, method) as address,
+            self._engine(entry) as engine,
+            served(engine, self.bench.tokenizer, NAME, entry.method) as address,
+            watched(engine) as peaks,
         ):
-            engine.check_length(self.asked.longest)
-            with watched(engine) as peaks:
-                for each in clients.drive(self._job(load, address)):
-                    told.append(each)
-                    self._done += 1
-                    self.bench.progress(f"{_told(load)}: {entry.name}", self._done, self._total)
+            for each in clients.drive(self._job(load, address)):
+                told.append(each)
+                self._done += 1
+                self.bench.progress(f"{_told(load)}: {entry.name}", self._done, self._total)
             figures = engine.figures()
         return self.bench.add("serve", self._sizes(load), entry, figures_of(told, peaks, figures))
 
+    def _engine(self, entry: Entry) -> Engine:
+        model, tokenizer, method = self.bench.model, self.bench.tokenizer, entry.method
+        assert method is not None, "a server runs a method"
+        return Engine(model, tokenizer, method, impl=entry.impl, kept_memory=0, **asdict(self.room))
+
     def _warm_up(self, entry: Entry) -> None:
         """Answer once, in an engine of its own, so that what is made at a first use is made."""
-        assert entry.method is not None
         settings = Sampling(max_tokens=WARM_UP[1], temperature=0, ignore_eos=True)
-        with Engine(self.bench.model, self.bench.tokenizer, entry.method, rows=1, impl=entry.impl) as engine:
+        with self._engine(entry) as engine:
+            engine.check_length(self.asked.longest)
             engine.submit(Request(prompt=self._warm, sampling=settings, kept=False)).text()
 
     def _job(self, load: Load, address: str) -> Job:

@@ -9,7 +9,7 @@ from louiskv.cli.bench_tables import print_origin
 from louiskv.cli.tables import number, seconds, table
 from louiskv.telemetry import format_bytes
 
-BAR_WIDTH = 40
+BAR_WIDTH = 30
 
 
 def print_load(console: Console, records: list[Record]) -> None:
@@ -66,9 +66,16 @@ def _times(records: list[Record]) -> Table:
 
 def _memory(records: list[Record]) -> Table:
     """What lay where at the most, and what was moved."""
-    shown = table(
-        "", "answered", "at once", "slowest to median", "device peak", "host", "fetched a token", "retrievals"
-    )
+    columns = [
+        "answered",
+        "at\nonce",
+        "slowest /\nmedian",
+        "device\npeak",
+        "host\npeak",
+        "fetched\na token",
+        "retrie-\nvals",
+    ]
+    shown = _table("", *columns)
     for record in records:
         fetched = record["fetched_bytes"] / record["output_tokens"] if record["output_tokens"] else 0.0
         shown.add_row(
@@ -85,10 +92,10 @@ def _memory(records: list[Record]) -> Table:
 
 
 def _table(*columns: str) -> Table:
-    """A table whose figures stay on one line."""
+    """A table whose names may need a second line, and whose figures never do."""
     made = table(*columns)
     for column in made.columns:
-        column.no_wrap = True
+        column.no_wrap = column is not made.columns[0]
     return made
 
 
