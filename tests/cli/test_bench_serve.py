@@ -10,7 +10,7 @@ import pytest
 from louiskv.cli import bench_serve
 from tests.cli.conftest import Run, refused
 
-SMALL = "--prompt", "24", "--prompt", "70", "--output-tokens", "4", "--requests", "3", "--clients", "2"
+SMALL = "--prompt", "24", "--prompt", "70", "--output-tokens", "12", "--requests", "3", "--clients", "2"
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def test_tables_bars_and_a_page(run: Run, output: str, tmp_path: Path) -> None:
     ask = "bench", "serve", *SMALL, *methods, "--device-memory", "1.5G", "--output", output
     first = run(*ask)
     assert first.exit_code == 0 and first.stderr == ""
-    assert "2 clients: 3 requests of 24 and 70 tokens, 4 tokens each; 8 rows, 1.50 GiB of" in first.stdout
+    assert "2 clients: 3 requests of 24 and 70 tokens, 12 tokens each; 8 rows, 1.50 GiB of" in first.stdout
     assert re.search(r"full +\d+\.\d +\d+ +[\d.]+ m?s +[\d.]+ m?s ", first.stdout)
-    assert re.search(r"louiskv:[a-z0-9=,]* +3/3 +\d +\d\.\d\d +[\d.]+ MiB", first.stdout)
+    assert re.search(r"louis[a-z0-9=,:]* +3/3 +\d +\d\.\d\d +[\d.]+ MiB", first.stdout)
     assert re.search(r"2 clients +full +#+ +\d+\.\d", first.stdout)
     assert "not answered" not in first.stdout and "SmolLM2" in first.stdout
     assert run(*ask).stdout == first.stdout
