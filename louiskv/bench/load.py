@@ -1,6 +1,7 @@
 """A load test: one server for each method in turn, and clients that ask it."""
 
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -150,6 +151,7 @@ class LoadBench:
         assert entry.method is not None, "a server runs a method"
         self._warm_up(entry)
         told: list[Told] = []
+        spent = time.process_time()
         with (
             self._engine(entry) as engine,
             served(engine, self.bench.tokenizer, NAME, entry.method) as address,
@@ -159,8 +161,8 @@ class LoadBench:
                 told.append(each)
                 self._done += 1
                 self.bench.progress(f"{_told(load)}: {entry.name}", self._done, self._total)
-            figures = engine.figures()
-        return self.bench.add("serve", self._sizes(load), entry, figures_of(told, peaks, figures))
+            figures, spent = engine.figures(), time.process_time() - spent
+        return self.bench.add("serve", self._sizes(load), entry, figures_of(told, peaks, figures, spent))
 
     def _engine(self, entry: Entry) -> Engine:
         model, tokenizer, method = self.bench.model, self.bench.tokenizer, entry.method

@@ -51,14 +51,17 @@ def load_of(record: Record) -> str:
 
 def _times(records: list[Record]) -> Table:
     """What clients have noted."""
-    shown = _table("", "tokens\na second", "with\nprompts", "first\np50", "\np90", "\nmost", "between\np50", "\np99")
+    shown = _table(
+        "", "tokens\na second", "with\nprompts", "CPU\ntime", "first\np50", "\nmost", "between\np50", "\np99"
+    )
     for record in records:
         first, between = (record[name] or {} for name in ("first_token_seconds", "between_seconds"))
         shown.add_row(
             record["method"],
             number(record["tokens_per_second"], ".1f"),
             number(record["all_tokens_per_second"], ".0f"),
-            *(seconds(first.get(name)) for name in ("p50", "p90", "most")),
+            seconds(record["processor_seconds"]),
+            *(seconds(first.get(name)) for name in ("p50", "most")),
             *(seconds(between.get(name)) for name in ("p50", "p99")),
         )
     return shown

@@ -13,7 +13,7 @@ ASKED = ("prompts", "output", "requests", "rows", "prefill_chunk", "host_memory"
 TELLS = (
     "Times are the clients', of whole answers. Slowest: to the first token, over the median of prompts of the same "
     "length. At once: answers that were decoded together. Device: the most that resident sets and indices took "
-    "together, prompts on their way included."
+    "together, prompts on their way included. CPU: of the server, all its threads together."
 )
 
 
@@ -63,7 +63,16 @@ def _lines(
 
 
 def _table(records: list[Record]) -> Table:
-    columns = ["method", "budget", "clients", "requests a second", "answered", "tokens a second", "with prompts"]
+    columns = [
+        "method",
+        "budget",
+        "clients",
+        "requests a second",
+        "answered",
+        "tokens a second",
+        "with prompts",
+        "CPU seconds",
+    ]
     columns += ["first p50", "first p90", "first p99", "slowest", "between p50", "between p99", "answer p50"]
     columns += ["at once", "device", "host", "fetched", "retrievals"]
     rows = [
@@ -75,6 +84,7 @@ def _table(records: list[Record]) -> Table:
             text(record["answered"]),
             number(record["tokens_per_second"], ".1f"),
             number(record["all_tokens_per_second"], ".1f"),
+            number(record["processor_seconds"], ".1f"),
             *(_share(record, "first_token_seconds", name) for name in ("p50", "p90", "p99")),
             number(record["slowest_over_median"]),
             *(_share(record, "between_seconds", name) for name in ("p50", "p99")),

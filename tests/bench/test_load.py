@@ -85,15 +85,15 @@ def test_figures_of_what_clients_have_noted() -> None:
 
     told = [one(0, "200", 10, 1), one(1, "200", 10, 2), one(2, "200", 10, 6), one(3, "200", 50, 8)]
     told += [one(4, "429", 50, 0), one(5, "timeout", 50, 0), one(6, "429", 10, 0)]
-    figures = figures_of(told, Peaks(100, 20, 300, 3), _figures())
+    figures = figures_of(told, Peaks(100, 20, 300, 3), _figures(), 2.5)
     assert (figures["answered"], figures["failed"]) == (4, {"429": 2, "timeout": 1})
     assert (figures["prompt_tokens"], figures["output_tokens"], figures["seconds"]) == (80, 12, 4.0)
     assert (figures["tokens_per_second"], figures["all_tokens_per_second"]) == (3.0, 23.0)
     assert figures["first_token_seconds"]["p50"] == 4.0 and figures["first_token_seconds"]["most"] == 8.0
     assert figures["first_token_by_prompt"]["10"]["p50"] == 2.0 and figures["slowest_over_median"] == 3.0
     assert figures["between_seconds"]["p50"] == 0.75 and figures["answer_seconds"]["p99"] == 4.0
-    assert (figures["peak_device_bytes"], figures["most_at_once"]) == (120, 3)
-    nothing = figures_of(told[4:], Peaks(), _figures())
+    assert (figures["peak_device_bytes"], figures["most_at_once"], figures["processor_seconds"]) == (120, 3, 2.5)
+    nothing = figures_of(told[4:], Peaks(), _figures(), 0.0)
     assert nothing["answered"] == 0 and nothing["first_token_seconds"] is nothing["slowest_over_median"] is None
     assert spread([3.0]) == {"p50": 3.0, "p90": 3.0, "p99": 3.0, "most": 3.0} and spread([]) is None
 

@@ -191,6 +191,7 @@ class Hat:
             "output_tokens": 1024,
             "tokens_per_second": self.number(10, 20),
             "all_tokens_per_second": self.number(100, 200),
+            "processor_seconds": self.number(50, 60),
             "first_token_seconds": self.spread(first),
             "between_seconds": self.spread(0.05),
             "answer_seconds": self.spread(first + 4),
