@@ -70,7 +70,6 @@ def _times(records: list[Record]) -> Table:
 def _memory(records: list[Record]) -> Table:
     """What lay where at the most, and what was moved."""
     columns = [
-        "answered",
         "at\nonce",
         "slowest /\nmedian",
         "device\npeak",
@@ -83,7 +82,6 @@ def _memory(records: list[Record]) -> Table:
         fetched = record["fetched_bytes"] / record["output_tokens"] if record["output_tokens"] else 0.0
         shown.add_row(
             record["method"],
-            f"{record['answered']}/{record['requests']}",
             str(record["most_at_once"]),
             number(record["slowest_over_median"], ".2f"),
             format_bytes(record["peak_device_bytes"]),
