@@ -1,5 +1,6 @@
 """Who is compared: methods with their settings, under the names that they have in tables."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -77,3 +78,26 @@ def contestants(
         named = ", ".join(dict.fromkeys(each.name for each in found))
         raise SettingsError(f"None of the methods {named} has a setting {', '.join(unused)}.")
     return list(found)
+
+
+def named(names: Iterable[str], budget: int) -> list[Contestant]:
+    """Methods by name at a budget, some with settings of their own: `louiskv:tau=0.7,window=128`.
+
+    Raises:
+        SettingsError: As `contestants`; or a setting is no number.
+    """
+    found = []
+    for name in dict.fromkeys(names):
+        kind, _, given = name.partition(":")
+        parts = [each.partition("=") for each in given.split(",") if each]
+        own = {setting: _value(value, f"--method {name}") for setting, _, value in parts}
+        (one,) = contestants([kind], [budget], own)
+        found.append(replace(one, name=name))
+    return found
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {text!r} is no number; write a setting as name=number.") from error

@@ -14,7 +14,8 @@ from louiskv.cli.failures import UsageError
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import FleetChoice, MethodChoice, ModelChoice, takes_fleet, takes_method, takes_model
 from louiskv.cli.progress import progress_bar
-from louiskv.cli.serve import check_extra, size_of
+from louiskv.cli.prompts import size_of
+from louiskv.cli.serve import check_extra
 from louiskv.cli.serve_ray import check_ray, on_cluster
 from louiskv.engine import Engine
 from louiskv.errors import ResultsError

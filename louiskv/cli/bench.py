@@ -1,4 +1,4 @@
-"""`louiskv bench`: decoding and prefill, methods side by side in one run, and single operations."""
+"""`louiskv bench`: decoding, prefill and a server under load, methods side by side, and single operations."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +16,7 @@ from louiskv.bench.prefill import bench_prefill
 from louiskv.bench.runner import Bench, Entry, Known
 from louiskv.bench.shapes import SHAPES, Sizes
 from louiskv.cli.bench_large import large
+from louiskv.cli.bench_serve import load_test
 from louiskv.cli.bench_tables import print_decode, print_operations, print_prefill
 from louiskv.cli.loading import check_name_of_implementation, load, ready
 from louiskv.cli.options import DEVICES, Dtype, ModelChoice, takes_model, takes_settings
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Measure decoding and prefill, methods side by side in one run, and single operations.",
+    help="Measure decoding, prefill and a server under load, methods side by side in one run, and single operations.",
 )
 
 # What runs unless it is said otherwise: in full, and quickly.
@@ -54,6 +55,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the records of this 
 RESULTS = Path("results/bench.jsonl")
 
 app.command("large")(large)
+app.command("serve")(load_test)
 
 
 @app.command()

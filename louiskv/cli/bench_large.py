@@ -1,10 +1,8 @@
 """`louiskv bench large`: the shapes of large models, with random weights and recorded queries."""
 
-import json
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -19,8 +17,7 @@ from louiskv.cli.loading import load
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import print_records
-from louiskv.contestants import Contestant, contestants
-from louiskv.errors import SettingsError
+from louiskv.contestants import named
 from louiskv.results import Results, key_of
 
 METHODS = [
@@ -82,7 +79,7 @@ def large(
     """
     started, console = time.monotonic(), Console(stderr=True)
     cells = _cells(context, batch, prefill, grow, steps, rounds)
-    config, field = config_of(shape, layers), _field(method, budget)
+    config, field = config_of(shape, layers), named(method, budget)
     results = Results(output)
     results.check_writable()
     real, tokenizer = load(model, console)
@@ -120,25 +117,6 @@ def _cells(
         return [*decode[:2], *first[:3], *decode[2:5], first[3], *decode[5:], first[4]]
     decode = [Cell("decode", each, rows, steps) for each in contexts or [32768] for rows in batches or [1]]
     return [*(decode if contexts or batches else []), *(Cell("prefill", each, 1, rounds) for each in prompts)]
-
-
-def _field(names: list[str], budget: int) -> list[Contestant]:
-    """Methods by name, some with settings of their own: `louiskv:tau=0.7,window=128`."""
-    field = []
-    for name in dict.fromkeys(names):
-        kind, _, given = name.partition(":")
-        parts = [each.partition("=") for each in given.split(",") if each]
-        own = {setting: _value(value, f"--method {name}") for setting, _, value in parts}
-        (found,) = contestants([kind], [budget], own)
-        field.append(replace(found, name=name))
-    return field
-
-
-def _value(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise SettingsError(f"{where}: {text!r} is no number; write a setting as name=number.") from error
 
 
 def _recorded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int) -> Recording:

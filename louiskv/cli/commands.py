@@ -27,7 +27,7 @@ COMMANDS = {
     "probe": "Look inside attention: what methods attend to beside full attention.",
     "calibrate": "Choose for each layer of a model when LouisKV retrieves.",
     "report": "Draw what lies in a folder of results, as one page of HTML.",
-    "bench": "Measure decoding and prefill, methods side by side, and single operations.",
+    "bench": "Measure decoding, prefill and a server under load, methods side by side, and single operations.",
     "demo": "Find a pass key in a long document with full attention and with LouisKV.",
 }
 

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from louiskv.cli.failures import UsageError
 from louiskv.errors import SettingsError
 from louiskv.prompts import Request, encode
+from louiskv.serving.sizes import bytes_of
 
 # Stands where the middle of a text was cut out.
 CUT = "\n[...]\n"
@@ -31,6 +32,20 @@ def read_text(source: str) -> str:
     if not text.strip():
         raise UsageError(f"{name} is empty.")
     return text
+
+
+def size_of(option: str, text: str | None) -> int | None:
+    """Bytes of a size such as 512M or 8G; None for none.
+
+    Raises:
+        UsageError: It is no size.
+    """
+    if text is None:
+        return None
+    try:
+        return bytes_of(option, text)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
 
 
 def room(config: PretrainedConfig, max_new_tokens: int) -> int | None:

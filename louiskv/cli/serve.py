@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from louiskv.cli.failures import ServerError, UsageError
 from louiskv.cli.loading import load, ready
 from louiskv.cli.options import FleetChoice, MethodChoice, ModelChoice, takes_fleet, takes_method, takes_model
+from louiskv.cli.prompts import size_of
 from louiskv.cli.serve_ray import check_ray, serve_fleet
 from louiskv.engine import Engine
-from louiskv.errors import DeviceMemoryError, HostMemoryError, SettingsError
+from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.methods import Method
 from louiskv.models import name_of
 from louiskv.plan import plan
-from louiskv.serving.sizes import bytes_of
 from louiskv.telemetry import format_bytes
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -36,6 +36,7 @@ NAME = "Name by which clients know the model; the model's own unless given."
 ROWS = "Answers that are decoded together at the most."
 MAX_LENGTH = "Tokens of prompt and answer at the most; what the model has positions for unless given."
 HOST_MEMORY = "Host memory for keys and values, such as 8G; nine tenths of what is free unless given."
+DEVICE_MEMORY = "Device memory for keys and values, such as 2G; nine tenths of what is free unless given."
 KEPT_MEMORY = "Memory for conversations that may go on, such as 2G; a quarter of the host memory unless given."
 CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run."
 QUEUE = "Requests that may wait; more are answered 429."
@@ -62,6 +63,9 @@ def serve(
     rows: Annotated[int, typer.Option(help=ROWS, min=1, metavar="N", rich_help_panel=MEMORY)] = 8,
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N", rich_help_panel=MEMORY)] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
+    device_memory: Annotated[
+        str | None, typer.Option(help=DEVICE_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)
+    ] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
     prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=MEMORY)] = 512,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
@@ -79,6 +83,7 @@ def serve(
     built = method.build()
     settings: dict[str, Any] = {
         "host_memory": size_of("--host-memory", host_memory),
+        "device_memory": size_of("--device-memory", device_memory),
         "kept_memory": size_of("--kept-memory", kept_memory),
         "rows": rows,
         "max_length": max_length,
@@ -170,7 +175,7 @@ def _run(
 
 
 def check_extra() -> None:
-    """Raise `UsageError` without the extra."""
+    """Raise `UsageError` if what the server needs is not installed."""
     missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
     missing += ["uvicorn"] if find_spec("uvicorn") is None else []
     if missing:
@@ -184,16 +189,6 @@ def _checked_key(key: str | None) -> str | None:
     if not key or not key.isascii() or not key.isprintable():
         raise UsageError("--api-key is empty or has letters that a header cannot have: give plain letters and digits.")
     return key
-
-
-def size_of(option: str, text: str | None) -> int | None:
-    """Bytes of a size such as 512M or 8G; raises `UsageError`."""
-    if text is None:
-        return None
-    try:
-        return bytes_of(option, text)
-    except SettingsError as error:
-        raise UsageError(str(error)) from error
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -211,7 +206,7 @@ def _tell_plan(console: Console, model: PreTrainedModel, method: Method, engine:
     try:
         engine.check_length(engine.max_length)
     except (HostMemoryError, DeviceMemoryError) as error:
-        raise type(error)(f"{error} A lower --max-length or a larger --host-memory lets the server begin.") from error
+        raise type(error)(f"{error} A lower --max-length or more memory lets the server begin.") from error
     config, dtype = model.config, model.dtype
     one = plan(config, method, engine.max_length, dtype=dtype)
     text = (

@@ -161,7 +161,9 @@ def partial_attention(
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    function = choose("partial_attention", PARTIAL_ATTENTION, impl, query)
+    # A cap is known to the reference alone.
+    candidates = PARTIAL_ATTENTION if softcap is None else PARTIAL_ATTENTION[-1:]
+    function = choose("partial_attention", candidates, impl, query)
     out, lse = function(query, keys, values, mask, scaling, softcap)
     return out, lse
 
@@ -285,5 +287,5 @@ def dim_by_attention_sinks(out: Tensor, lse: Tensor, attention_sinks: Tensor) ->
 
 
 DECODE_ATTENTION = implementations("attention", _decode_attention, ("triton", "cpu"))
-PARTIAL_ATTENTION = implementations("attention", _partial_attention, ())
+PARTIAL_ATTENTION = implementations("attention", _partial_attention, ("cpu",))
 ATTENTION_WITH_WEIGHTS = implementations("attention", _attention_with_weights, ())

@@ -14,6 +14,7 @@ from louiskv.reporting.comparing import compared
 from louiskv.reporting.content import Cell, Section, Table, text
 from louiskv.reporting.exchanged import exchanged
 from louiskv.reporting.inside import inside
+from louiskv.reporting.load import load
 from louiskv.reporting.operations import operations
 from louiskv.reporting.records import Found, Measured, Record, by_model, grouped, machine
 from louiskv.reporting.scores import fidelity, scores
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[[Measured], Section | None]] = {
     "inside": inside,
     "calibration": calibrations,
     "speed": speed,
+    "load": load,
     "operations": operations,
 }
 

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from louiskv.cli.failures import UsageError
-from louiskv.cli.serve import size_of
+from louiskv.cli.prompts import size_of
 from tests.cli.conftest import Run, refused
 
 COMMAND = [sys.executable, "-m", "louiskv", "serve", "--port", "0", "--budget", "512"]

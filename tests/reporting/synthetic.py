@@ -13,7 +13,13 @@ from louiskv.taus import LayerTaus
 
 Record = dict[str, Any]
 
-COMMANDS = {"decode": "bench decode", "prefill": "bench prefill", "operation": "bench ops", "probe": "probe"}
+COMMANDS = {
+    "decode": "bench decode",
+    "prefill": "bench prefill",
+    "operation": "bench ops",
+    "serve": "bench serve",
+    "probe": "probe",
+}
 LAYERS, HEADS, STEPS, PROMPT = 4, 2, 24, 40
 MODEL = ModelIdentity("tiny/model", "shapes", [0.5, 0.25])
 PROVENANCE = {
@@ -168,6 +174,42 @@ class Hat:
         }
         return self.record("prefill", method, budget, figures)
 
+    def serve(self, method: str, budget: int | None, clients: int | None) -> Record:
+        first = self.number(0.5, 2) * (clients or 1)
+        asked = {"prompts": [128, 1024], "output": 64, "requests": 16, "seed": 0, "timeout": 600.0, "text_hash": "text"}
+        room = {"rows": 8, "prefill_chunk": 512, "queue": 64, "host_memory": None, "device_memory": None}
+        figures = {
+            "run": "2026",
+            "impl": None,
+            "clients": clients,
+            "rate": 0.5 if clients is None else None,
+            **asked,
+            **room,
+            "answered": 16,
+            "failed": {},
+            "prompt_tokens": 9216,
+            "output_tokens": 1024,
+            "tokens_per_second": self.number(10, 20),
+            "all_tokens_per_second": self.number(100, 200),
+            "processor_seconds": self.number(50, 60),
+            "first_token_seconds": self.spread(first),
+            "between_seconds": self.spread(0.05),
+            "answer_seconds": self.spread(first + 4),
+            "first_token_by_prompt": {"128": self.spread(first / 2), "1024": self.spread(2 * first)},
+            "slowest_over_median": 1.5,
+            "most_at_once": clients or 2,
+            "peak_resident_bytes": (budget or 1024) * 100,
+            "peak_index_bytes": 500,
+            "peak_device_bytes": (budget or 1024) * 100 + 500,
+            "peak_host_bytes": 409600,
+            "fetched_bytes": 0 if budget is None else 10**6,
+            "retrieval_rate": 0.0 if budget is None else 0.4,
+        }
+        return self.record("serve", method, budget, figures)
+
+    def spread(self, median: float) -> Record:
+        return {"p50": median, "p90": 1.2 * median, "p99": 1.4 * median, "most": 1.5 * median}
+
     def operation(self, op: str, impl: str, share: float | None, context: int = 4096) -> Record:
         time = self.number(10, 200)
         figures = {
@@ -219,6 +261,8 @@ def everything(
                 yield hat.fidelity(f"{family} {label}", 128, **of)
     yield from (hat.decode(name, 512, 4096, group="ladder", family=name) for name in ("at every step", "reuse"))
     yield hat.decode("clusters 16", 512, 4096, group="units", family="clusters")
+    for name, budget in field:
+        yield from (hat.serve(name, budget, clients) for clients in (1, 4, None))
     yield from (hat.operation("agree", impl, share) for impl, share in (("cpu", 0.5), ("torch", None)))
 
 

@@ -112,7 +112,7 @@ def test_a_click_sorts_and_another_turns_it_round(opened: Opened) -> None:
 def test_every_figure_tells_what_made_it(drawn: tuple[Path, list[Chapter]]) -> None:
     page = drawn[0].read_text(encoding="utf-8")
     assert page.count("made by 1 command") > 30
-    for command in ("eval", "probe", "bench decode", "bench prefill", "bench ops"):
+    for command in ("eval", "probe", "bench decode", "bench prefill", "bench ops", "bench serve"):
         assert f"<code>louiskv {command} --output" in page
     assert "0123abcd" in page and "some processor" in page
     assert not re.search(r"(src|href)=\"(https?:|//)|url\((?!#)|@import", page)

@@ -29,8 +29,9 @@ class Arguments(BaseModel):
     rows: int = Field(8, ge=1)
     max_length: int | None = Field(None, ge=2)
     host_memory: str | None = None
+    device_memory: str | None = None
     kept_memory: str | None = None
-    prefill_chunk: int = Field(512, ge=2)
+    prefill_chunk: int = Field(512, ge=3)
     queue: int = Field(64, ge=1)
     max_prompt: int | None = Field(None, ge=1)
     max_body: str = "16M"
@@ -60,7 +61,7 @@ class Arguments(BaseModel):
 
     def blueprint(self) -> Blueprint:
         """What each replica is made of; raises `SettingsError`."""
-        memory = {name: getattr(self, name) for name in ("host_memory", "kept_memory")}
+        memory = {name: getattr(self, name) for name in ("host_memory", "device_memory", "kept_memory")}
         engine: dict[str, Any] = {name: None if text is None else bytes_of(name, text) for name, text in memory.items()}
         engine |= {name: getattr(self, name) for name in ("rows", "max_length", "prefill_chunk", "queue")}
         return Blueprint(

@@ -1,0 +1,110 @@
+"""How a load test looks in a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from louiskv.bench.runner import Record
+from louiskv.cli.bench_tables import print_origin
+from louiskv.cli.tables import number, seconds, table
+from louiskv.telemetry import format_bytes
+
+BAR_WIDTH = 30
+
+
+def print_load(console: Console, records: list[Record]) -> None:
+    """Print tables of each load, what comes in a second as bars, and where the figures come from."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_head(record), []).append(record)
+    for head, group in groups.items():
+        console.print(head, style="bold", highlight=False)
+        for each in (_times(group), _memory(group)):
+            console.print(each, highlight=False)
+        for record in group:
+            if record["failed"]:
+                told = ", ".join(f"{count} with {status}" for status, count in record["failed"].items())
+                console.print(
+                    f"{record['method']}: not answered: {told}", highlight=False, markup=False, style="yellow"
+                )
+    console.print("output tokens a second", style="bold", highlight=False)
+    console.print(_bars(records), highlight=False)
+    console.print()
+    print_origin(console, records)
+
+
+def _head(record: Record) -> str:
+    """What was asked."""
+    mixed = " and ".join(map(str, record["prompts"]))
+    what = f"{record['requests']} requests of {mixed} tokens, {record['output']} tokens each"
+    limit = record["device_memory"]
+    at_most = "" if limit is None else f", {format_bytes(limit)} of device memory"
+    return f"{load_of(record)}: {what}; {record['rows']} rows{at_most}"
+
+
+def load_of(record: Record) -> str:
+    """How many asked, or how often."""
+    if record["clients"] is None:
+        return f"{record['rate']:g} requests a second"
+    return f"{record['clients']} client{'' if record['clients'] == 1 else 's'}"
+
+
+def _times(records: list[Record]) -> Table:
+    """What clients have noted."""
+    shown = _table(
+        "", "tokens\na second", "with\nprompts", "CPU\ntime", "first\np50", "\nmost", "between\np50", "\np99"
+    )
+    for record in records:
+        first, between = (record[name] or {} for name in ("first_token_seconds", "between_seconds"))
+        shown.add_row(
+            record["method"],
+            number(record["tokens_per_second"], ".1f"),
+            number(record["all_tokens_per_second"], ".0f"),
+            seconds(record["processor_seconds"]),
+            *(seconds(first.get(name)) for name in ("p50", "most")),
+            *(seconds(between.get(name)) for name in ("p50", "p99")),
+        )
+    return shown
+
+
+def _memory(records: list[Record]) -> Table:
+    """What lay where at the most, and what was moved."""
+    columns = [
+        "at\nonce",
+        "slowest /\nmedian",
+        "device\npeak",
+        "host\npeak",
+        "fetched\na token",
+        "retrie-\nvals",
+    ]
+    shown = _table("", *columns)
+    for record in records:
+        fetched = record["fetched_bytes"] / record["output_tokens"] if record["output_tokens"] else 0.0
+        shown.add_row(
+            record["method"],
+            str(record["most_at_once"]),
+            number(record["slowest_over_median"], ".2f"),
+            format_bytes(record["peak_device_bytes"]),
+            format_bytes(record["peak_host_bytes"]),
+            format_bytes(fetched),
+            number(record["retrieval_rate"], ".2f"),
+        )
+    return shown
+
+
+def _table(*columns: str) -> Table:
+    """A table whose names may need a second line, and whose figures never do."""
+    made = table(*columns)
+    for column in made.columns:
+        column.no_wrap = column is not made.columns[0]
+    return made
+
+
+def _bars(records: list[Record]) -> Table:
+    most = max(record["tokens_per_second"] for record in records) or 1.0
+    shown = Table.grid(padding=(0, 2))
+    for record in records:
+        rate = record["tokens_per_second"]
+        bar = Text("#" * round(rate / most * BAR_WIDTH), no_wrap=True, style="blue")
+        shown.add_row(load_of(record), record["method"], bar, f"{rate:.1f}")
+    return shown
