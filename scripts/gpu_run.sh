@@ -43,7 +43,7 @@ timeout "$(left 0.2)" "${louiskv[@]}" bench ops --shape llama8b --device cuda --
 tail -60 "$folder/ops.txt"
 
 stage "decoding and first tokens of large shapes"
-for each in "llama-3.1-8b 0.62" "qwen3-8b 0.6"; do
+for each in "llama-3.1-8b 0.65" "qwen3-8b 0.5"; do
   read -r shape share <<< "$each"
   "${louiskv[@]}" bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
     --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$shape.txt" || failed=1
