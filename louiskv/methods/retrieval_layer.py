@@ -120,11 +120,12 @@ class RetrievalLayer(RetrievalState):
     def _move_out(self, counts: Tensor) -> None:
         """Move the oldest `counts` [N] tokens of the windows to the pool."""
         resident, parts, impl = self.resident, self.parts, self.impl
-        rows, positions = resident.take(width_of(counts, self.paces.longest_run), impl)
-        sizes = parts.output.sizes_in_order(counts, rows.shape[1])
+        width = width_of(counts, self.paces.longest_run)
+        rows, positions = resident.take(width, impl)
+        sizes = parts.output.sizes_in_order(counts, width)
         if sizes is None:
             order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-            rows, positions = take_rows(rows, order), positions.gather(1, order)
+            rows, positions = resident.take(width, impl, order)
         begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
         self._note_coding(rows, held, counts)
         self.index.append_few(*self._units(begin, sizes, held), impl=impl)

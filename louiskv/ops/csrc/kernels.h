@@ -140,8 +140,9 @@ struct RoomBeside {
   Array out;
 };
 
+// Of each row in an order, or, without one, by position.
 struct TakeRuns {
-  Array rows, first;
+  Array rows, first, order;
   int64_t num_sinks = 0, window = 1;
   Array taken, positions;
 };
