@@ -19,6 +19,7 @@ from louiskv.ops.selection import (
     UNIT_LOGITS,
     UNIT_SHARES,
 )
+from louiskv.ops.sketches import BUNDLE_SKETCHES, SKETCH_UNITS
 from louiskv.ops.turning import QUERY_COSINES, TURNED
 from louiskv.ops.units import APPEND_UNITS, KEEP_RUNS, SUMMARISE_UNITS
 from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, RELEASE_RUNS, ROOM_BESIDE, TAKE_RUNS
@@ -37,6 +38,8 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "release_runs": RELEASE_RUNS,
     "group_by_label": GROUP_BY_LABEL,
     "summarise_units": SUMMARISE_UNITS,
+    "sketch_units": SKETCH_UNITS,
+    "bundle_sketches": BUNDLE_SKETCHES,
     "append_units": APPEND_UNITS,
     "keep_runs": KEEP_RUNS,
     "unit_logits": UNIT_LOGITS,

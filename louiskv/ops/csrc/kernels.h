@@ -160,7 +160,7 @@ struct SummariseUnits {
 };
 
 struct AppendUnits {
-  Array offsets, sizes, counts, num_tokens, new_offsets, new_sizes;
+  Array offsets, sizes, counts, num_tokens, begin, new_sizes;
   Array first, new_units, first_token, new_tokens;
 };
 
