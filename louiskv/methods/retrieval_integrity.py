@@ -8,9 +8,7 @@ from louiskv.store.pool import Pool
 from louiskv.units.index import UnitIndex
 
 
-def check_retrieval(
-    parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None
-) -> None:
+def check_retrieval(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None) -> None:
     """Every token is in one place, what is known of units is of their tokens, and slots hold what the pool does.
 
     Raises:
@@ -45,9 +43,7 @@ def check_table(index: UnitIndex, pool: Pool) -> None:
     assert torch.equal(index.num_tokens.cpu(), pool_lengths)
 
 
-def check_summaries(
-    parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None
-) -> None:
+def check_summaries(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None) -> None:
     """Summaries of units, of bundles of them and of tokens are what the pool's tokens give."""
     counts, pool_lengths = index.counts.cpu(), pool.lengths.cpu()
     # Where, and by what, they were built: a sum in another order may round to another code.

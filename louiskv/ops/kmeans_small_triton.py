@@ -66,7 +66,7 @@ def _nearest(
 def _moved(
     point: tl.tensor, label: tl.tensor, distance: tl.tensor, is_token: tl.tensor, is_cluster: tl.tensor
 ) -> tl.tensor:
-    """Centroids in the middle of their tokens; those that ran empty are at the tokens that were farthest from theirs."""
+    """Centroids in the middle of their tokens; those that ran empty are at the tokens farthest from theirs."""
     token, cluster = tl.arange(0, point.shape[0]), tl.arange(0, is_cluster.shape[0])
     belongs = (label[None] == cluster[:, None]) & is_token[None]
     size = tl.sum(belongs.to(tl.int32), 1)

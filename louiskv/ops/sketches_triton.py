@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from louiskv.ops.triton_functions import rounded
 from louiskv.ops.triton_runtime import dense, kernel
 
 # Sizes that a program adds up itself, to know where its unit begins.
@@ -42,14 +43,14 @@ def _mean(
     total = tl.zeros([dim_block], tl.float32)
     for start in range(0, size, block):
         total += tl.sum(_tokens_at(rows, start, size, rows_token, dim, dim_block, block), 0)
-    return tl.div_rn(total, tl.maximum(size, 1).to(tl.float32)).to(rows.dtype.element_ty).to(tl.float32)
+    return rounded(tl.div_rn(total, tl.maximum(size, 1).to(tl.float32)), rows.dtype.element_ty)
 
 
 @triton.jit
 def _coded(mean: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """A vector in 8 bits: its codes, and its step in float32."""
     most = tl.max(tl.abs(mean), 0)
-    step = tl.div_rn(most, 127.0 + most * 0.0).to(tl.float16).to(tl.float32)
+    step = rounded(tl.div_rn(most, 127.0 + most * 0.0), tl.float16)
     code = tl.div_rn(mean, tl.where(step > 0.0, step, 1.0) + mean * 0.0)
     code = tl.minimum(tl.maximum((code + ROUNDS) - ROUNDS, -127.0), 127.0)
     return code, step
@@ -160,7 +161,8 @@ def _bundle_of(
     code = tl.load(codes + unit[:, None] * dim + channel[None], mask=here[:, None] & (channel < dim)[None], other=0)
     step = tl.load(steps + unit * 3, mask=here, other=0.0).to(tl.float32)
     total = tl.sum(code.to(tl.float32) * step[:, None] * size[:, None], 0)
-    return _coded(tl.div_rn(total, tl.maximum(tl.sum(size, 0), 1.0) + total * 0.0))
+    coded, coded_step = _coded(tl.div_rn(total, tl.maximum(tl.sum(size, 0), 1.0) + total * 0.0))
+    return coded, coded_step
 
 
 @kernel(

@@ -11,7 +11,6 @@ from louiskv.ops.kmeans import METRICS, STARTS, kmeans
 from louiskv.ops.ragged import left_aligned, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
-
 # Rows that are clustered at once at the most, if one chunk of each KV head has not more: enough for a GPU to be busy.
 MOST_ROWS = 64
 
@@ -67,7 +66,7 @@ class Clusters(Units):
             parts.append(self._group_chunks(keys[:, first : first + length], counts - first, first, impl))
             first += length
         sizes = torch.cat([part.sizes for part in parts], 1)
-        # Each chunk has its clusters first: what is empty between them holds no token, so it does not disturb the order.
+        # What is empty between the clusters of two chunks holds no token, so leaving it out does not disturb the order.
         occupied, _ = left_aligned(sizes > 0)
         return Grouping(torch.cat([part.order for part in parts], 1), sizes.gather(1, occupied))
 

@@ -18,7 +18,7 @@ class Built(NamedTuple):
 
     Attributes:
         summaries: Tensors [N, ceil(U / stride), ...]; what stands for a unit without tokens is finite.
-        details: [N, T, ...] what is kept of each of their tokens beside that, anything behind the last; None for nothing.
+        details: [N, T, ...] what is kept of each token beside that, anything behind the last one; None for nothing.
     """
 
     summaries: tuple[Tensor, ...]

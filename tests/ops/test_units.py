@@ -182,6 +182,7 @@ def test_on_each_instruction_set(isa: str) -> None:
             assert torch.equal(one, other)
         known = (rows.nan_to_num(0).contiguous(), sizes, True, True)
         torch.library.opcheck(torch.ops.louiskv.summarise_units.default, known)
-        torch.library.opcheck(torch.ops.louiskv.append_units.default, (*table(3), torch.ones(3).long(), torch.ones(3, 1).long()))
+        new = (torch.ones(3, dtype=torch.int64), torch.ones(3, 1, dtype=torch.int64))
+        torch.library.opcheck(torch.ops.louiskv.append_units.default, (*table(3), *new))
         places = (given[0], given[1], given[2], None, 9, torch.zeros(6, 17))
         torch.library.opcheck(torch.ops.louiskv.keep_runs.default, places)

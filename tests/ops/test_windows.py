@@ -143,8 +143,7 @@ def test_takes_the_oldest_tokens(impl: str, dtype: torch.dtype, size: int, num_s
     for width in {1, window // 2 + 1, window}:
         shuffled = torch.rand(5, width, generator=torch.Generator().manual_seed(width)).argsort(dim=1)
         for order in (None, shuffled):
-            ring_of = {"num_sinks": num_sinks, "window": window}
-            taken, positions = take_runs(rows, first, width, **ring_of, order=order, impl=impl)
+            taken, positions = take_runs(rows, first, width, num_sinks=num_sinks, window=window, order=order, impl=impl)
             assert positions.dtype == torch.int32 and taken.dtype == dtype
             for row, start in enumerate(first.tolist()):
                 which = range(width) if order is None else order[row].tolist()
@@ -173,12 +172,14 @@ def test_releases_the_oldest_tokens(impl: str, dtype: torch.dtype, num_sinks: in
 def test_runs_move_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
     rows, bias, first = (each.to(device) for each in ring(dtype, 160, 4, 63))
     sizes = {"num_sinks": 4, "window": 63}
-    for got, expected in zip(
-        take_runs(rows, first, 20, **sizes, impl=impl),
-        take_runs(rows.cpu(), first.cpu(), 20, **sizes, impl="torch"),
-        strict=True,
-    ):
-        assert torch.equal(got.cpu(), expected)
+    for order in (None, torch.arange(20).flip(0).expand(5, -1)):
+        there = None if order is None else order.to(device)
+        for got, expected in zip(
+            take_runs(rows, first, 20, num_sinks=4, window=63, order=there, impl=impl),
+            take_runs(rows.cpu(), first.cpu(), 20, num_sinks=4, window=63, order=order, impl="torch"),
+            strict=True,
+        ):
+            assert torch.equal(got.cpu(), expected)
     if dtype.is_floating_point:
         other, start = bias.cpu(), first.cpu()
         counts = torch.tensor([3, 0, 63, 1, 20])

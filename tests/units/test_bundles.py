@@ -89,7 +89,7 @@ def test_a_bundle_is_the_mean_of_its_tokens(rows: list[list[int]], seed: int, bu
 
 def test_other_summaries_have_no_bundles() -> None:
     with pytest.raises(NotImplementedError, match=r"MeanKey\(\) has no bundles"):
-        MeanKey().bundle((), *torch.zeros(3, 1, 4), (), most=4, bundle_size=4)
+        MeanKey().bundle((), sizes := torch.ones(1, 4), sizes, sizes, (), most=4, bundle_size=4)
 
 
 unit_sizes = st.lists(st.integers(1, 5), max_size=11)
