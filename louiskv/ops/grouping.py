@@ -36,4 +36,4 @@ def _group_by_label(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     return small.argsort(dim=1, stable=True), sizes.gather(1, occupied)
 
 
-GROUP_BY_LABEL = implementations("grouping", _group_by_label, ("triton",))
+GROUP_BY_LABEL = implementations("grouping", _group_by_label, ("triton", "cpu"))

@@ -115,5 +115,5 @@ def _bundle_sketches(
         held.scatter_(1, bundle[..., None].expand_as(part), part)
 
 
-SKETCH_UNITS = implementations("sketches", _sketch_units, ("triton",))
-BUNDLE_SKETCHES = implementations("sketches", _bundle_sketches, ("triton",))
+SKETCH_UNITS = implementations("sketches", _sketch_units, ("triton", "cpu"))
+BUNDLE_SKETCHES = implementations("sketches", _bundle_sketches, ("triton", "cpu"))

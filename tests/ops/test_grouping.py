@@ -6,7 +6,7 @@ from torch import Tensor
 
 from louiskv.ops.grouping import group_by_label
 from tests.ops.devices import on_each_device
-from tests.ops.implementations import each
+from tests.ops.implementations import each, on, on_each_instruction_set
 
 
 def some_labels(num_rows: int, num_tokens: int, num_labels: int) -> Tensor:
@@ -46,3 +46,13 @@ def test_on_each_device(impl: str, device: str) -> None:
         got = group_by_label(labels.to(device), num_labels, impl=impl)
         for part, expected in zip(got, group_by_label(labels, num_labels, impl="torch"), strict=True):
             assert torch.equal(part.cpu(), expected)
+
+
+@on_each_instruction_set
+def test_on_each_instruction_set(isa: str) -> None:
+    labels = some_labels(3, 130, 40)
+    with on(isa):
+        got = group_by_label(labels, 40, impl="cpu")
+    for part, expected in zip(got, group_by_label(labels, 40, impl="torch"), strict=True):
+        assert torch.equal(part, expected)
+    torch.library.opcheck(torch.ops.louiskv.group_by_label.default, (labels, 40))

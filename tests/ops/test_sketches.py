@@ -7,10 +7,11 @@ from torch import Tensor
 from louiskv.ops.quantize import unpack_bits
 from louiskv.ops.sketches import bundle_sketches, sketch_units
 from tests.ops.devices import on_each_device
-from tests.ops.implementations import each
+from tests.ops.implementations import each, here, on, on_each_instruction_set
 from tests.ops.test_units import units
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RUNS = [(impl, dtype) for dtype in DTYPES for impl in here("sketch_units", dtype)]
 # Tokens, numbers of a key and of a value, units.
 SHAPES = [(1, 1, 1, 1), (15, 17, 8, 3), (63, 80, 63, 9), (32, 128, 128, 4), (200, 15, 17, 70)]
 
@@ -31,8 +32,7 @@ def check_near(got: Tensor, step: Tensor, mean: Tensor, dtype: torch.dtype) -> N
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@each("sketch_units")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("impl", "dtype"), RUNS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("index", [torch.int64, torch.int32], ids=str)
 def test_sketches_by_hand(impl: str, shape: tuple[int, int, int, int], dtype: torch.dtype, index: torch.dtype) -> None:
@@ -73,8 +73,7 @@ def check_alike(got: tuple[Tensor | None, ...], expected: tuple[Tensor | None, .
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@each("sketch_units")
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("impl", "dtype"), RUNS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sketches_are_those_of_the_reference(impl: str, shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     keys, values, sizes = tokens(shape, dtype)
@@ -162,3 +161,36 @@ def test_bundles_on_each_device(impl: str, device: str) -> None:
         off = (part.cpu().int() - other.int()).abs()
         assert int(off.max()) <= 1 and float(off.float().mean()) < 1e-3
     torch.testing.assert_close(got[2].cpu(), expected[2], rtol=2e-3, atol=1e-6)
+
+
+@on_each_instruction_set
+def test_on_each_instruction_set(isa: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        keys, values, sizes = tokens((200, 15, 17, 70), dtype)
+        with on(isa):
+            got = sketch_units(keys, values, sizes, impl="cpu")
+        check_alike(got, sketch_units(keys, values, sizes, impl="torch"), sizes)
+        known = (keys.nan_to_num(0), values.nan_to_num(0), sizes, True)
+        torch.library.opcheck(torch.ops.louiskv.sketch_units.default, known, test_utils="test_schema")
+    sketches, sizes, counts = some_sketches(64, 15, 17)
+    expected, got = (tuple(torch.zeros_like(part[:, :16]) for part in sketches) for _ in range(2))
+    given = (sketches, sizes, torch.zeros_like(counts), counts)
+    bundle_sketches(*given, expected, most=64, bundle_size=4, impl="torch")
+    with on(isa):
+        bundle_sketches(*given, got, most=64, bundle_size=4, impl="cpu")
+    for part, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(
+            part.float(), other.float(), atol=1.0 if part.dtype == torch.int8 else 1e-6, rtol=2e-3
+        )
+    known = (*sketches, sizes, counts, counts, *got, 4)
+    torch.library.opcheck(torch.ops.louiskv.bundle_sketches.default, known)
+
+
+@on_each_instruction_set
+def test_steps_are_rounded_as_torch_rounds_them(isa: str) -> None:
+    # From numbers so small that their step is 0, over subnormal steps, to such as have none.
+    rows = torch.logspace(-9, 7.5, 4000)[None, :, None] * 127
+    sizes = torch.ones(1, 4000, dtype=torch.int64)
+    with on(isa):
+        _, _, steps, _ = sketch_units(rows, -rows, sizes, impl="cpu")
+    assert torch.equal(steps[..., 0], (rows[..., 0] / 127).half()) and torch.equal(steps[..., 0], steps[..., 1])
