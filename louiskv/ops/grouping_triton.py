@@ -35,12 +35,13 @@ def _group(
     row, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * label_block
     label, lane = first + tl.arange(0, label_block), tl.arange(0, block)
     labels, order = labels + row * num_tokens, order + row * num_tokens
-    size, before = tl.zeros([label_block], tl.int32), tl.zeros([block], tl.int32)
+    sizes_of, before = tl.zeros([label_block, block], tl.int32), tl.zeros([block], tl.int32)
     for start in range(0, num_tokens, block):
         found = tl.load(labels + start + lane, mask=start + lane < num_tokens, other=num_labels + 1).to(tl.int32)
         found = tl.where(found < 0, num_labels, found)
-        size += tl.sum((label[:, None] == found[None]).to(tl.int32), 1)
+        sizes_of += (label[:, None] == found[None]).to(tl.int32)
         before += (found < first).to(tl.int32)
+    size = tl.sum(sizes_of, 1)
     place = tl.sum(before, 0) + tl.cumsum(size, 0) - size
     for start in range(0, num_tokens, block):
         token = start + lane
