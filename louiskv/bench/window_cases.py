@@ -7,11 +7,16 @@ from torch import Tensor
 
 from louiskv.bench.case import Case
 from louiskv.bench.shapes import NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
+from louiskv.ops.grouping import group_by_label
+from louiskv.ops.kmeans import kmeans
 from louiskv.ops.recording import record_step
+from louiskv.ops.sketches import bundle_sketches, sketch_units
 from louiskv.ops.units import append_units, keep_runs, summarise_units
 from louiskv.ops.windows import cut_runs, oldest_runs, release_runs, room_beside, take_runs
 
 FLOAT, INT, LONG = torch.float32, torch.int32, torch.int64
+# Tokens of a unit, where a run is clustered, and passes; units of a bundle.
+OUTPUT_UNIT, ITERATIONS, BUNDLE = 8, 10, 16
 
 
 def _window(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -48,7 +53,7 @@ def _table(inputs: Inputs) -> tuple[Tensor, ...]:
     """The units of a prompt without the last, and the one that comes."""
     sizes, last = inputs.unit_sizes(), inputs.filled(inputs.sizes.num_units - 1, dtype=LONG)
     offsets = (sizes.cumsum(1) - sizes).to(INT)
-    return last, sizes, offsets, sizes.sum(1), inputs.whole(1, 100, 1), inputs.filled(RUN, 1, dtype=LONG)
+    return last, sizes, offsets, sizes.sum(1), inputs.whole(1, 100), inputs.filled(RUN, 1, dtype=LONG)
 
 
 def _append(last: Tensor, sizes: Tensor, offsets: Tensor, *others: Tensor, impl: str | None) -> None:
@@ -66,6 +71,47 @@ def _kept(inputs: Inputs) -> tuple[Tensor, ...]:
 
 def _keep(place: Tensor, begin: Tensor, counts: Tensor, bias: Tensor, *, impl: str | None) -> None:
     keep_runs(place, begin, counts, place.shape[1], bias=bias, impl=impl)
+
+
+def _run(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Keys of a run, its tokens, and its clusters."""
+    counts = inputs.filled(RUN, dtype=LONG)
+    return inputs.grouped_keys(RUN), counts, counts // OUTPUT_UNIT
+
+
+def _units(inputs: Inputs, num_units: int) -> tuple[Tensor, ...]:
+    """Tokens of so many units, keys beside values, and the units' sizes."""
+    half = inputs.whole(1, 2 * UNIT_SIZE, num_units // 2)
+    keys, values = inputs.numbers(num_units * UNIT_SIZE, 2 * inputs.sizes.shape.dim).chunk(2, dim=-1)
+    return keys, values, torch.cat([half, 2 * UNIT_SIZE - half], dim=1)
+
+
+def _sketched_moved(sizes: Sizes, num_units: int) -> tuple[int, int]:
+    token = num_units * UNIT_SIZE
+    written = num_units * (2 * sizes.shape.dim + 6) + token * (sizes.shape.dim // 8)
+    return sizes.token_bytes(token) + 8 * sizes.num_rows * num_units, sizes.num_rows * written
+
+
+def _sketches(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Where a bundle's worth of units has come, the units' sizes, their sketches, and the bundles."""
+    num_units, dim = inputs.sizes.num_units, inputs.sizes.shape.dim
+    num_bundles = num_units // BUNDLE
+    made = []
+    for num in (num_bundles * BUNDLE, num_bundles):
+        made += [inputs.whole(-127, 128, num, dim, dtype=torch.int8) for _ in range(2)]
+        made.append(inputs.numbers(num, 3, dtype=torch.float16).abs())
+    begin = inputs.filled((num_bundles - 1) * BUNDLE, dtype=LONG)
+    return begin, inputs.unit_sizes()[:, : num_bundles * BUNDLE].contiguous(), *made
+
+
+def _bundle(begin: Tensor, sizes: Tensor, *sketches: Tensor, impl: str | None) -> None:
+    given = (sketches[:3], sizes, begin, begin + BUNDLE, sketches[3:])
+    bundle_sketches(*given, most=BUNDLE, bundle_size=BUNDLE, impl=impl)
+
+
+def _bundled_moved(sizes: Sizes) -> tuple[int, int]:
+    unit = 2 * sizes.shape.dim + 6
+    return sizes.num_rows * (BUNDLE * (unit + 4) + 16), sizes.num_rows * unit
 
 
 def _kept_moved(sizes: Sizes) -> tuple[int, int]:
@@ -126,6 +172,39 @@ WINDOW_CASES = (
         partial(summarise_units, kind="volume"),
         variant="volume",
     ),
+    Case(
+        "kmeans",
+        _run,
+        partial(kmeans, iterations=ITERATIONS, max_clusters=RUN // OUTPUT_UNIT),
+        variant="of a run",
+    ),
+    Case(
+        "group_by_label",
+        lambda i: (i.whole(0, RUN // OUTPUT_UNIT, RUN),),
+        partial(group_by_label, num_labels=RUN // OUTPUT_UNIT),
+        variant="of a run",
+        dtype=LONG,
+    ),
+    Case(
+        "group_by_label",
+        lambda i: (i.whole(0, i.sizes.num_units, i.sizes.num_tokens),),
+        lambda labels, *, impl: group_by_label(labels, labels.shape[1] // UNIT_SIZE, impl=impl),
+        dtype=LONG,
+    ),
+    Case(
+        "sketch_units",
+        lambda i: _units(i, 2),
+        sketch_units,
+        variant="of a run",
+        moved=lambda s: _sketched_moved(s, 2),
+    ),
+    Case(
+        "sketch_units",
+        lambda i: _units(i, i.sizes.num_units),
+        sketch_units,
+        moved=lambda s: _sketched_moved(s, s.num_units),
+    ),
+    Case("bundle_sketches", _sketches, _bundle, dtype=LONG, moved=_bundled_moved),
     Case(
         "append_units",
         _table,

@@ -71,11 +71,6 @@ class Parts:
         grouping = self.units.group(keys, counts, impl)
         return grouping if self.max_looked is None else in_bundles(keys, grouping, BUNDLE_SIZE)
 
-    def summarise(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """What the index keeps of units of these sizes [N, U], and of their tokens [N, T, ...]."""
-        summaries = self.summary.build(keys, values, sizes)
-        return summaries, self.summary.details(keys, sizes, summaries)
-
     def look(
         self,
         index: UnitIndex,

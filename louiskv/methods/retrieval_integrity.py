@@ -8,7 +8,7 @@ from louiskv.store.pool import Pool
 from louiskv.units.index import UnitIndex
 
 
-def check_retrieval(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool) -> None:
+def check_retrieval(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None) -> None:
     """Every token is in one place, what is known of units is of their tokens, and slots hold what the pool does.
 
     Raises:
@@ -17,7 +17,7 @@ def check_retrieval(parts: Parts, resident: ResidentSet, index: UnitIndex, pool:
     check_places(resident, pool)
     check_table(index, pool)
     if index.summaries:
-        check_summaries(parts, resident, index, pool)
+        check_summaries(parts, resident, index, pool, impl)
     check_slots(resident, pool)
 
 
@@ -43,19 +43,18 @@ def check_table(index: UnitIndex, pool: Pool) -> None:
     assert torch.equal(index.num_tokens.cpu(), pool_lengths)
 
 
-def check_summaries(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool) -> None:
+def check_summaries(parts: Parts, resident: ResidentSet, index: UnitIndex, pool: Pool, impl: str | None = None) -> None:
     """Summaries of units, of bundles of them and of tokens are what the pool's tokens give."""
     counts, pool_lengths = index.counts.cpu(), pool.lengths.cpu()
-    # Where they were built: a sum in another order may round to another code.
+    # Where, and by what, they were built: a sum in another order may round to another code.
     rows = pool.decoded().to(resident.rows.device)
     keys, values = rows[..., : resident.key_dim], rows[..., resident.key_dim :]
-    built, details = parts.summarise(keys, values, index.sizes)
+    built, details = parts.summary.build(keys, values, index.sizes, impl)
     for part, expected, stride in zip(index.summaries, built, index.strides, strict=True):
         used = torch.arange(part.shape[1]) < (counts // stride)[:, None]
         torch.testing.assert_close(part.cpu()[used], expected.cpu()[used])
     if index.bundles is not None:
-        bundled = index.bundles.summary.coarsen(index.summaries, index.sizes, index.bundles.size)
-        for part, expected in zip(index.bundled, bundled, strict=True):
+        for part, expected in zip(index.bundled, index.bundled_anew(impl), strict=True):
             torch.testing.assert_close(part, expected)
     if details is not None:
         assert index.details is not None

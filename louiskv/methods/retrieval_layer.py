@@ -17,6 +17,7 @@ from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, w
 from louiskv.shard import Shard
 from louiskv.state import Held
 from louiskv.store.device import Change
+from louiskv.units.summaries import Built
 
 # Tokens of each row that the device holds at once while a later prompt attends to the whole pool.
 PAST_CHUNK = 4096
@@ -66,7 +67,7 @@ class RetrievalLayer(RetrievalState):
             begin, held = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
             self._note_coding(rows, held, counts)
         with clock.time("clustering", device):
-            self.index.append(*self._units(begin, sizes, held), impl=self.impl)
+            self.index.append(begin, sizes, *self._built(held, sizes), impl=self.impl)
 
     @property
     def waits_for_nothing(self) -> bool:
@@ -120,14 +121,15 @@ class RetrievalLayer(RetrievalState):
     def _move_out(self, counts: Tensor) -> None:
         """Move the oldest `counts` [N] tokens of the windows to the pool."""
         resident, parts, impl = self.resident, self.parts, self.impl
-        rows, positions = resident.take(width_of(counts, self.paces.longest_run), impl)
-        sizes = parts.output.sizes_in_order(counts, rows.shape[1])
+        width = width_of(counts, self.paces.longest_run)
+        rows, positions = resident.take(width, impl)
+        sizes = parts.output.sizes_in_order(counts, width)
         if sizes is None:
             order, sizes = parts.output.group(rows[..., : resident.key_dim], counts, impl)
-            rows, positions = take_rows(rows, order), positions.gather(1, order)
+            rows, positions = resident.take(width, impl, order)
         begin, held = self.transfer.offload_few(self.pool, rows, positions, counts, impl)
         self._note_coding(rows, held, counts)
-        self.index.append_few(*self._units(begin, sizes, held), impl=impl)
+        self.index.append_few(begin, sizes, *self._built(held, sizes), impl=impl)
         self.telemetry.segments.add(sizes, self.paces.longest_run)
         resident.release(counts, impl)
         resident.keep(begin, counts, held, parts.room(resident, impl), parts.num_spare, impl)
@@ -136,15 +138,10 @@ class RetrievalLayer(RetrievalState):
         if self.parts.pool_bits is not None:
             self.telemetry.coding_error.add(rows, held, self.resident.key_dim, counts)
 
-    def _units(
-        self, begin: Tensor, sizes: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
-        """What the index is told of units of sizes [N, U], whose tokens [N, T, Dk + Dv] begin in the pool at [N]."""
+    def _built(self, rows: Tensor, sizes: Tensor) -> Built:
+        """What the index keeps of units of sizes [N, U], which are tokens [N, T, Dk + Dv]."""
         keys, values = rows.tensor_split([self.resident.key_dim], dim=-1)
-        summaries, details = self.parts.summarise(keys, values, sizes)
-        # Where there is one, it begins where they all do.
-        offsets = begin[:, None] if sizes.shape[1] == 1 else begin[:, None] + sizes.cumsum(1) - sizes
-        return offsets, sizes, summaries, details
+        return self.parts.summary.build(keys, values, sizes, self.impl)
 
     def attend(self, query: Tensor, options: AttentionOptions) -> Tensor:
         """Retrieve where the trigger fires, then attend to what is resident, and by estimate to the rest."""
@@ -285,7 +282,8 @@ class RetrievalLayer(RetrievalState):
         sizes = take_back(resident, pool, self.transfer, self.index.sizes, start, end)
         device = resident.rows.device
         self.index = self.parts.new_index(len(sizes), device)
-        self.index.append(*self._units(torch.zeros_like(pool.lengths), sizes.to(device), pool.decoded().to(device)))
+        sizes, begin = sizes.to(device), torch.zeros_like(pool.lengths)
+        self.index.append(begin, sizes, *self._built(pool.decoded().to(device), sizes), impl=self.impl)
 
     def _start_over(self) -> None:
         """Begin with the window as it lies: what the trigger has seen is over."""

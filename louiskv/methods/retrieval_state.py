@@ -228,4 +228,4 @@ class RetrievalState(KVLayer):
         """Every token is in exactly one place, and what is resident is what the pool holds."""
         self._land()
         self.transfer.settle()
-        check_retrieval(self.parts, self.resident, self.index, self.pool)
+        check_retrieval(self.parts, self.resident, self.index, self.pool, self.impl)

@@ -4,6 +4,7 @@ from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PART
 from louiskv.ops.candidates import BEST_TOKENS, COUNT_REST, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
+from louiskv.ops.grouping import GROUP_BY_LABEL
 from louiskv.ops.kmeans import KMEANS
 from louiskv.ops.log_sums import LOG_SUMS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
@@ -18,6 +19,7 @@ from louiskv.ops.selection import (
     UNIT_LOGITS,
     UNIT_SHARES,
 )
+from louiskv.ops.sketches import BUNDLE_SKETCHES, SKETCH_UNITS
 from louiskv.ops.turning import QUERY_COSINES, TURNED
 from louiskv.ops.units import APPEND_UNITS, KEEP_RUNS, SUMMARISE_UNITS
 from louiskv.ops.windows import CUT_RUNS, OLDEST_RUNS, RELEASE_RUNS, ROOM_BESIDE, TAKE_RUNS
@@ -34,7 +36,10 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "room_beside": ROOM_BESIDE,
     "take_runs": TAKE_RUNS,
     "release_runs": RELEASE_RUNS,
+    "group_by_label": GROUP_BY_LABEL,
     "summarise_units": SUMMARISE_UNITS,
+    "sketch_units": SKETCH_UNITS,
+    "bundle_sketches": BUNDLE_SKETCHES,
     "append_units": APPEND_UNITS,
     "keep_runs": KEEP_RUNS,
     "unit_logits": UNIT_LOGITS,

@@ -33,8 +33,8 @@ def kmeans(
     between a key and the mean of a cluster's keys (ClusterKV, section 3.2 of arXiv 2412.03213). A cluster that runs
     empty moves to the token farthest from its centroid. Linear in T for a fixed number of clusters.
 
-    On a GPU keys of 16 bits are compared as float16: a token that is as near to one cluster as to another, within a
-    two-thousandth of their size, may come to either.
+    On a GPU keys of 16 bits are compared as float16 where a row has many: a token that is as near to one cluster as to
+    another, within a two-thousandth of their size, may come to either.
 
     Args:
         keys: [N, T, D]; row n uses its first `counts[n]` tokens, the rest may hold anything.

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from louiskv.ops.kmeans_small_triton import cluster_small, is_small
 from louiskv.ops.points_triton import points_of
 from louiskv.ops.triton_functions import NONE, operand, product
 from louiskv.ops.triton_runtime import bucket, dense, kernel
@@ -297,10 +298,13 @@ def _next_empty(sizes: tl.tensor, before: tl.tensor, many: tl.tensor, block: tl.
 def kmeans(
     keys: Tensor, counts: Tensor, num_clusters: Tensor, iterations: int, metric: str, start: str, max_clusters: int
 ) -> Tensor:
-    """Twin of the reference; keys of 16 bits are compared and added as float16, less their mean and scaled."""
+    """Twin of the reference; of many tokens, keys of 16 bits are compared and added as float16, centred and scaled."""
     num_rows, num_tokens, dim = keys.shape
     keys, counts, num_clusters = dense(keys), dense(counts), dense(num_clusters)
     cosine = metric == "cosine"
+    if is_small(num_tokens, max_clusters, dim):
+        drawn = None if start == "strided" else _first_tokens(start, counts, num_clusters, num_tokens, max_clusters)
+        return cluster_small(keys, counts, num_clusters, drawn, iterations, cosine, max_clusters)
     made = partial(torch.empty, device=keys.device)
     points = points_of(keys, counts, cosine)
     centroids = made(num_rows, max_clusters, dim, dtype=points.dtype)

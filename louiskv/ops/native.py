@@ -26,8 +26,8 @@ def cpu_library() -> Library:
     isas = INSTRUCTION_SETS if platform.machine().lower() in ("x86_64", "amd64") else {"portable": ()}
     kernels = [Unit("kernels.cpp", (f"-DLOUISKV_ISA={isa}", *flags)) for isa, flags in isas.items()]
     choice = Unit("choice.cpp", tuple(f"-DLOUISKV_HAS_{isa.upper()}" for isa in isas))
-    groups = ("attention", "kmeans", "scores", "selection", "candidates", "moving", "recording", "units", "windows")
-    shims = [Unit(f"ops_{group}.cpp") for group in groups]
+    groups = ("attention", "kmeans", "scores", "selection", "candidates", "moving", "recording")
+    shims = [Unit(f"ops_{group}.cpp") for group in (*groups, "sketches", "units", "windows")]
     return Library(
         name="louiskv_cpu",
         language="C++",

@@ -20,6 +20,18 @@ def operand(tile: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
+def rounded(tile: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """What is left of numbers of float32 that were rounded to a dtype, in float32."""
+    if WIDE and dtype == tl.bfloat16:
+        # The interpreter cuts off where the nearest is asked for.
+        bits = tile.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        return (bits & -0x10000).to(tl.float32, bitcast=True)
+    else:
+        return tile.to(dtype).to(tl.float32)
+
+
+@triton.jit
 def product(left: tl.tensor, right: tl.tensor) -> tl.tensor:
     """Matrix product in float32; that of float32 by three products of tensor cores, nearly exact."""
     return tl.dot(left, right, input_precision="tf32x3")

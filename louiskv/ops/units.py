@@ -67,7 +67,7 @@ def append_units(
     sizes: Tensor,
     counts: Tensor,
     num_tokens: Tensor,
-    new_offsets: Tensor,
+    begin: Tensor,
     new_sizes: Tensor,
     *,
     impl: str | None = None,
@@ -79,7 +79,7 @@ def append_units(
         sizes: [N, U] int32, contiguous; changed.
         counts: [N] int64, units of each row; changed.
         num_tokens: [N] int64, tokens in them; changed.
-        new_offsets: [N, u] where the new ones begin.
+        begin: [N] where the new ones begin; they lie side by side.
         new_sizes: [N, u] their tokens, zeros last where a row has fewer.
         impl: Implementation; None takes the best that can run.
 
@@ -90,18 +90,18 @@ def append_units(
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("append_units", APPEND_UNITS, impl, counts)
-    first, new, first_token, tokens = function(offsets, sizes, counts, num_tokens, new_offsets, new_sizes)
+    first, new, first_token, tokens = function(offsets, sizes, counts, num_tokens, begin, new_sizes)
     return first, new, first_token, tokens
 
 
 def _append_units(
-    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, new_offsets: Tensor, new_sizes: Tensor
+    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, begin: Tensor, new_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first, new, first_token, tokens = counts.clone(), (new_sizes > 0).sum(1), num_tokens.clone(), new_sizes.sum(1)
-    unit = torch.arange(new_sizes.shape[1], device=sizes.device)
+    unit, new_offsets = torch.arange(new_sizes.shape[1], device=sizes.device), new_sizes.cumsum(1) - new_sizes
     # What is no unit goes into a column of its own.
     place = torch.where(unit < new[:, None], first[:, None] + unit, sizes.shape[1])
-    for held, part in ((offsets, new_offsets), (sizes, new_sizes)):
+    for held, part in ((offsets, begin[:, None] + new_offsets), (sizes, new_sizes)):
         held.copy_(torch.nn.functional.pad(held, (0, 1)).scatter_(1, place, part.int())[:, :-1])
     counts += new
     num_tokens += tokens

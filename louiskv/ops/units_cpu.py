@@ -20,10 +20,10 @@ def summarise_units(rows: Tensor, sizes: Tensor, kind: str) -> Tensor:
 
 
 def append_units(
-    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, new_offsets: Tensor, new_sizes: Tensor
+    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, begin: Tensor, new_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `louiskv.ops.units.append_units`."""
-    first, new, first_token, tokens = _append_units(offsets, sizes, counts, num_tokens, new_offsets, new_sizes)
+    first, new, first_token, tokens = _append_units(offsets, sizes, counts, num_tokens, begin, new_sizes)
     return first, new, first_token, tokens
 
 

@@ -90,24 +90,23 @@ def summarise_units(rows: Tensor, sizes: Tensor, kind: str) -> Tensor:
 @kernel(
     checks=(
         {"offsets": "*i32", "sizes": "*i32", "counts": "*i64", "num_tokens": "*i64", "told": "*i64"}
-        | {"new_offsets": "*i64", "new_sizes": "*i64"}
-        | dict.fromkeys(("num_rows", "capacity", "offsets_row", "sizes_row", "num_new"), "i32"),
+        | {"begin": "*i64", "new_sizes": "*i64"}
+        | dict.fromkeys(("num_rows", "capacity", "sizes_row", "num_new"), "i32"),
     ),
     # One warp: what one of several has counted, the others would read.
     configs=({"block": 64, "num_warps": 1, "num_stages": 1},),
 )
-@triton.jit(do_not_specialize=["num_rows", "capacity", "offsets_row", "sizes_row", "num_new"])
+@triton.jit(do_not_specialize=["num_rows", "capacity", "sizes_row", "num_new"])
 def _append(
     offsets: tl.tensor,
     sizes: tl.tensor,
     counts: tl.tensor,
     num_tokens: tl.tensor,
     told: tl.tensor,
-    new_offsets: tl.tensor,
+    begin: tl.tensor,
     new_sizes: tl.tensor,
     num_rows: tl.tensor,
     capacity: tl.tensor,
-    offsets_row: tl.tensor,
     sizes_row: tl.tensor,
     num_new: tl.tensor,
     block: tl.constexpr,
@@ -115,11 +114,11 @@ def _append(
     """Write the new units of one row."""
     row = tl.program_id(0).to(tl.int64)
     first, first_token = tl.load(counts + row), tl.load(num_tokens + row)
-    units, tokens = first - first, first - first
+    units, tokens, begins = first - first, first - first, tl.load(begin + row)
     for start in range(0, num_new, block):
         unit = start + tl.arange(0, block)
         size = tl.load(new_sizes + row * sizes_row + unit, mask=unit < num_new, other=0)
-        offset = tl.load(new_offsets + row * offsets_row + unit, mask=unit < num_new, other=0)
+        offset = begins + tokens + tl.cumsum(size, 0) - size
         at = row * capacity + first + unit
         tl.store(offsets + at, offset.to(tl.int32), mask=size > 0)
         tl.store(sizes + at, size.to(tl.int32), mask=size > 0)
@@ -134,14 +133,14 @@ def _append(
 
 
 def append_units(
-    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, new_offsets: Tensor, new_sizes: Tensor
+    offsets: Tensor, sizes: Tensor, counts: Tensor, num_tokens: Tensor, begin: Tensor, new_sizes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Twin of the reference."""
     num_rows, num_new = new_sizes.shape
     told = counts.new_empty(4, num_rows)
-    new_offsets, new_sizes = dense(new_offsets), dense(new_sizes)
-    numbers = (num_rows, sizes.shape[1], new_offsets.stride(0), new_sizes.stride(0), num_new)
-    _append[num_rows,](offsets, sizes, counts, num_tokens, told, new_offsets, new_sizes, *numbers)
+    new_sizes = dense(new_sizes)
+    numbers = (num_rows, sizes.shape[1], new_sizes.stride(0), num_new)
+    _append[num_rows,](offsets, sizes, counts, num_tokens, told, dense(begin), new_sizes, *numbers)
     first, new, first_token, tokens = told.unbind(0)
     return first, new, first_token, tokens
 

@@ -131,7 +131,14 @@ def _room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: i
 
 
 def take_runs(
-    rows: Tensor, first: Tensor, width: int, *, num_sinks: int, window: int, impl: str | None = None
+    rows: Tensor,
+    first: Tensor,
+    width: int,
+    *,
+    num_sinks: int,
+    window: int,
+    order: Tensor | None = None,
+    impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read the oldest tokens of windows.
 
@@ -141,21 +148,24 @@ def take_runs(
         width: Tokens to read, `window` at the most.
         num_sinks: Slots before the ring, and position of its first slot.
         window: Slots of the ring.
+        order: [N, width] int64, which of them is read in each place, from 0 to `width - 1`; None for all by position.
         impl: Implementation; None takes the best that can run.
 
     Returns:
-        [N, width, R] the tokens by position, anything behind the newest; and [N, width] int32 their positions.
+        [N, width, R] the tokens, anything for those behind the newest; and [N, width] int32 their positions.
 
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
     function = choose("take_runs", TAKE_RUNS, impl, first)
-    taken, positions = function(rows, first, width, num_sinks, window)
+    taken, positions = function(rows, first, width, num_sinks, window, order)
     return taken, positions
 
 
-def _take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor]:
-    positions = first[:, None] + torch.arange(width, device=first.device)
+def _take_runs(
+    rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    positions = first[:, None] + (torch.arange(width, device=first.device) if order is None else order)
     return take_rows(rows, num_sinks + (positions - num_sinks) % window), positions.int()
 
 

@@ -31,10 +31,12 @@ def room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: in
     return room
 
 
-def take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor]:
+def take_runs(
+    rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.windows.take_runs`."""
     taken = torch.empty(len(rows), width, rows.shape[2], dtype=rows.dtype)
-    return taken, _take_runs(rows, first, taken, num_sinks, window)
+    return taken, _take_runs(rows, first, taken, num_sinks, window, order)
 
 
 def release_runs(bias: Tensor, first: Tensor, counts: Tensor, num_sinks: int, window: int) -> None:

@@ -131,9 +131,11 @@ def room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: in
 
 
 @kernel(
-    checks=(
-        {"rows": "*T", "first": "*i64", "taken": "*T", "positions": "*i32", "tokens": 8, "numbers": 256}
-        | dict.fromkeys(("rows_row", "rows_slot", "width", "size", "num_sinks", "window"), "i32"),
+    checks=tuple(
+        {"rows": "*T", "first": "*i64", "order": order, "taken": "*T", "positions": "*i32"}
+        | dict.fromkeys(("rows_row", "rows_slot", "width", "size", "num_sinks", "window"), "i32")
+        | {"tokens": 8, "numbers": 256}
+        for order in (None, "*i64")
     ),
     configs=({"num_warps": 4, "num_stages": 1},),
 )
@@ -141,6 +143,7 @@ def room_beside(first: Tensor, end: Tensor, budget: int, window: int, coming: in
 def _take(
     rows: tl.tensor,
     first: tl.tensor,
+    order: tl.tensor,
     taken: tl.tensor,
     positions: tl.tensor,
     rows_row: tl.tensor,
@@ -156,7 +159,10 @@ def _take(
     row = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * tokens + tl.arange(0, tokens)
     number = tl.program_id(2) * numbers + tl.arange(0, numbers)
-    position = tl.load(first + row) + token
+    which = token
+    if order is not None:
+        which = tl.load(order + row * width + token, mask=token < width, other=0)
+    position = tl.load(first + row) + which
     slot = num_sinks + ((position - num_sinks) % window + window) % window
     mask = (token < width)[:, None] & (number < size)[None]
     read = tl.load(rows + row * rows_row + slot[:, None] * rows_slot + number[None], mask=mask)
@@ -165,7 +171,9 @@ def _take(
     tl.store(positions + at, position.to(tl.int32), mask=token < width)
 
 
-def take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int) -> tuple[Tensor, Tensor]:
+def take_runs(
+    rows: Tensor, first: Tensor, width: int, num_sinks: int, window: int, order: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Twin of the reference."""
     num_rows, _, size = rows.shape
     taken = rows.new_empty(num_rows, width, size)
@@ -173,7 +181,8 @@ def take_runs(rows: Tensor, first: Tensor, width: int, num_sinks: int, window: i
     numbers = min(NUMBERS, triton.next_power_of_2(size))
     grid = (num_rows, triton.cdiv(width, TOKENS), triton.cdiv(size, numbers))
     sizes = (*rows.stride()[:2], width, size, num_sinks, window, TOKENS, numbers)
-    _take[grid](rows, dense(first), taken, positions, *sizes)
+    order = None if order is None else order.contiguous()
+    _take[grid](rows, dense(first), order, taken, positions, *sizes)
     return taken, positions
 
 

@@ -169,10 +169,13 @@ class ResidentSet:
         bias, slots = None if self.in_place else self._retrieved_bias, self.slot_place
         return Change(*assign_slots(slots, wanted, where=where, counts=counts, bias=bias, out=slots, impl=impl))
 
-    def take(self, width: int, impl: str | None = None) -> tuple[Tensor, Tensor]:
-        """The oldest tokens of the window [N, width, Dk + Dv], anything behind the newest, and their positions."""
-        ring = {"num_sinks": self.num_sinks, "window": self.window}
-        return take_runs(self.rows, self.window_start, width, **ring, impl=impl)
+    def take(self, width: int, impl: str | None = None, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The oldest tokens of the window [N, width, Dk + Dv], anything behind the newest, and their positions.
+
+        By position, or in an order [N, width].
+        """
+        first, sinks, window = self.window_start, self.num_sinks, self.window
+        return take_runs(self.rows, first, width, num_sinks=sinks, window=window, order=order, impl=impl)
 
     def release(self, counts: Tensor, impl: str | None = None) -> None:
         """Let the `counts` [N] oldest tokens of the window go."""

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_choice, check_count
+from louiskv.ops.grouping import group_by_label
 from louiskv.ops.kmeans import METRICS, STARTS, kmeans
-from louiskv.ops.ragged import count_by_label, left_aligned, width_of
+from louiskv.ops.ragged import left_aligned, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
 # Rows that are clustered at once at the most, if one chunk of each KV head has not more: enough for a GPU to be busy.
@@ -54,15 +55,18 @@ class Clusters(Units):
 
     def group(self, keys: Tensor, counts: Tensor, impl: str | None = None) -> Grouping:
         """Cluster each chunk; inside a cluster tokens keep their order."""
+        num_tokens = keys.shape[1]
+        if num_tokens <= self.chunk_size:
+            return self._cluster(keys, counts, impl)
         most = self.chunk_size * max(1, MOST_ROWS // len(keys))
-        parts, first, num_tokens = [], 0, keys.shape[1]
+        parts, first = [], 0
         while first < num_tokens:
             # Whole chunks side by side, then what is left.
             length = min(most, (num_tokens - first) // self.chunk_size * self.chunk_size) or num_tokens - first
             parts.append(self._group_chunks(keys[:, first : first + length], counts - first, first, impl))
             first += length
         sizes = torch.cat([part.sizes for part in parts], 1)
-        # A cluster that ended empty holds no token, so leaving it out does not disturb the order.
+        # What is empty between the clusters of two chunks holds no token, so leaving it out does not disturb the order.
         occupied, _ = left_aligned(sizes > 0)
         return Grouping(torch.cat([part.order for part in parts], 1), sizes.gather(1, occupied))
 
@@ -77,21 +81,22 @@ class Clusters(Units):
         chunk_size = min(self.chunk_size, num_tokens)
         begin = torch.arange(0, num_tokens, chunk_size, device=keys.device)
         counts = (counts[:, None] - begin).clamp(min=0, max=chunk_size).flatten()
+        order, sizes = self._cluster(keys.reshape(len(counts), chunk_size, -1), counts, impl)
+        order = order.view(num_rows, -1, chunk_size) + (first + begin)[:, None]
+        return Grouping(order.flatten(1), sizes.reshape(num_rows, -1))
+
+    def _cluster(self, keys: Tensor, counts: Tensor, impl: str | None) -> Grouping:
+        """Cluster the tokens of each row among themselves."""
         num_clusters = (counts // self.unit_size).clamp(min=1).minimum(counts)
-        absent = width_of(num_clusters, max(1, chunk_size // self.unit_size))
-        assignment = kmeans(
-            keys.reshape(len(counts), chunk_size, -1),
+        most = width_of(num_clusters, max(1, keys.shape[1] // self.unit_size))
+        labels = kmeans(
+            keys,
             counts,
             num_clusters,
             iterations=self.iterations,
             metric=self.metric,
             start=self.start,
-            max_clusters=absent,
+            max_clusters=most,
             impl=impl,
         )
-        assignment = torch.where(assignment < 0, absent, assignment)
-        sizes = count_by_label(assignment, absent + 1)[:, :-1]
-        # Of small numbers a sort takes fewer passes.
-        small = assignment.to(torch.int16 if absent < 2**15 else torch.int32)
-        order = small.argsort(dim=1, stable=True).view(num_rows, -1, chunk_size) + (first + begin)[:, None]
-        return Grouping(order.flatten(1), sizes.reshape(num_rows, -1))
+        return Grouping(*group_by_label(labels, most, impl=impl))

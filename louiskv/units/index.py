@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.moving import store_rows
-from louiskv.ops.ragged import grown, put_rows, take_rows, width_of
+from louiskv.ops.ragged import grown, put_rows
 from louiskv.ops.units import append_units
 from louiskv.units.summaries import Summary
 
@@ -71,7 +71,7 @@ class UnitIndex:
 
     def append(
         self,
-        offsets: Tensor,
+        begin: Tensor,
         sizes: Tensor,
         summaries: tuple[Tensor, ...],
         details: Tensor | None = None,
@@ -80,7 +80,7 @@ class UnitIndex:
         """Add the units of a prompt; of each row those that come before its first size of 0.
 
         Args:
-            offsets: [N, u].
+            begin: [N] where the first of them begins in the pool; they lie side by side.
             sizes: [N, u], zeros last.
             summaries: Tensors [N, ceil(u / stride), ...].
             details: [N, t, ...] of their tokens, in the order of the units.
@@ -92,11 +92,11 @@ class UnitIndex:
         self._shape_like(summaries, details)
         held = torch.stack([self.counts + (sizes > 0).sum(1), self.num_tokens + sizes.sum(1)])
         self.reserve(*held.amax(1).tolist())
-        return self.append_few(offsets, sizes, summaries, details, impl)
+        return self.append_few(begin, sizes, summaries, details, impl)
 
     def append_few(
         self,
-        offsets: Tensor,
+        begin: Tensor,
         sizes: Tensor,
         summaries: tuple[Tensor, ...],
         details: Tensor | None = None,
@@ -105,16 +105,16 @@ class UnitIndex:
         """The same for the units of one run, for which room was reserved; waits for nothing."""
         self._shape_like(summaries, details)
         table = (self.offsets, self.sizes, self.counts, self.num_tokens)
-        begin, new, first_token, tokens = append_units(*table, offsets, sizes, impl=impl)
+        first, new, first_token, tokens = append_units(*table, begin, sizes, impl=impl)
         for held, part, stride in zip(self.summaries, summaries, self.strides, strict=True):
-            whole = (begin, new) if stride == 1 else (begin // stride, new // stride)
+            whole = (first, new) if stride == 1 else (first // stride, new // stride)
             store_rows(held, whole[0], part, whole[1], impl=impl)
         if details is not None:
             assert self.details is not None
             store_rows(self.details, first_token, details, tokens, impl=impl)
         if self.bundles is not None:
-            self._bundle(self.bundles, begin, sizes.shape[1])
-        return begin
+            self._bundle(self.bundles, first, sizes.shape[1], impl)
+        return first
 
     def reserve(self, num_units: int, num_tokens: int) -> bool:
         """Make room for so many units of each row, and the details of so many tokens; whether there was too little."""
@@ -150,22 +150,21 @@ class UnitIndex:
         if self.bundles is not None and self.bundled and self.bundled[0].shape[1] < capacity // self.bundles.size:
             self.bundled = tuple(grown(held, capacity // self.bundles.size) for held in self.bundled)
 
-    def _bundle(self, bundles: Bundles, begin: Tensor, most: int) -> None:
-        """Summarise anew, in each row, the bundles of the units from `begin` [N] on, `most` units at the most."""
-        num_bundles = self.sizes.shape[1] // bundles.size
-        first, behind = begin // bundles.size, -(-self.counts // bundles.size)
-        width = width_of(behind - first, most // bundles.size + 2)
-        bundle = first[:, None] + torch.arange(width, device=begin.device)
-        # Where a row has fewer new ones, others are summarised once more.
-        bundle = bundle.clamp(max=max(0, num_bundles - 1))
-        unit = (bundle[..., None] * bundles.size + torch.arange(bundles.size, device=begin.device)).flatten(1)
-        units = tuple(take_rows(part, unit) for part in self.summaries)
-        parts = bundles.summary.coarsen(units, self.sizes.gather(1, unit), bundles.size)
+    def _bundle(self, bundles: Bundles, first: Tensor, most: int, impl: str | None) -> None:
+        """Summarise anew, in each row, the bundles of the units from `first` [N] on, `most` units at the most."""
         if not self.bundled:
-            self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in parts)
+            self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in self.summaries)
             self._grow_kept()
-        for held, part in zip(self.bundled, parts, strict=True):
-            held.scatter_(1, bundle[..., None].expand_as(part), part)
+        given = (self.summaries, self.sizes, first, self.counts, self.bundled)
+        bundles.summary.bundle(*given, most=most, bundle_size=bundles.size, impl=impl)
+
+    def bundled_anew(self, impl: str | None = None) -> tuple[Tensor, ...]:
+        """What `bundled` should be, from all units."""
+        assert self.bundles is not None
+        anew, first = tuple(torch.zeros_like(part) for part in self.bundled), torch.zeros_like(self.counts)
+        given = (self.summaries, self.sizes, first, self.counts, anew)
+        self.bundles.summary.bundle(*given, most=self.sizes.shape[1], bundle_size=self.bundles.size, impl=impl)
+        return anew
 
     def blank(self, num_rows: int) -> "UnitIndex":
         """An index of the same kind for so many rows, without units."""

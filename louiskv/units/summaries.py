@@ -2,15 +2,27 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
-from louiskv.ops.quantize import pack_bits, to_int8
-from louiskv.ops.ragged import sum_by_label, take_rows
-from louiskv.ops.units import summarise_units, unit_of_place
+from louiskv.ops.quantize import pack_bits
+from louiskv.ops.sketches import bundle_sketches, sketch_units
+from louiskv.ops.units import summarise_units
+
+
+class Built(NamedTuple):
+    """What the index keeps of some units.
+
+    Attributes:
+        summaries: Tensors [N, ceil(U / stride), ...]; what stands for a unit without tokens is finite.
+        details: [N, T, ...] what is kept of each token beside that, anything behind the last one; None for nothing.
+    """
+
+    summaries: tuple[Tensor, ...]
+    details: Tensor | None = None
 
 
 class Summary(ABC):
@@ -28,24 +40,39 @@ class Summary(ABC):
         return (1,)
 
     @abstractmethod
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
         """Summarise units.
 
         Args:
             keys: [N, T, D], tokens in the order of their units.
             values: [N, T, Dv].
             sizes: [N, U], rows summing to at most T, zeros last.
-
-        Returns:
-            Tensors [N, ceil(U / stride), ...]; what stands for a unit without tokens is finite.
+            impl: Implementation of the operations; None takes the best that can run.
         """
 
-    def details(self, keys: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...]) -> Tensor | None:
-        """What the index keeps of each token beside the summaries of the units: [N, T, ...], None for nothing."""
-        return None
+    def bundle(
+        self,
+        summaries: tuple[Tensor, ...],
+        sizes: Tensor,
+        begin: Tensor,
+        counts: Tensor,
+        bundled: tuple[Tensor, ...],
+        *,
+        most: int,
+        bundle_size: int,
+        impl: str | None = None,
+    ) -> None:
+        """Summarise anew, in place, the bundles of consecutive units in which some have come.
 
-    def coarsen(self, summaries: tuple[Tensor, ...], sizes: Tensor, bundle_size: int) -> tuple[Tensor, ...]:
-        """Summarise bundles of so many consecutive units, of sizes [N, U]: tensors [N, U / bundle_size, ...].
+        Args:
+            summaries: Of the units, as `build` makes them.
+            sizes: [N, U] their tokens.
+            begin: [N] the first that has come to each row.
+            counts: [N] one more than the last.
+            bundled: Tensors [N, U / bundle_size, ...], changed.
+            most: Units that have come to a row at the most.
+            bundle_size: Units of a bundle.
+            impl: Implementation of the operation.
 
         Raises:
             NotImplementedError: Summaries of this kind cannot be summarised.
@@ -67,9 +94,9 @@ class MeanKey(Summary):
 
     kind: ClassVar[str] = "dot"
 
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
         """[N, U, D]."""
-        return (means(keys, sizes),)
+        return Built((means(keys, sizes, impl),))
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """One key."""
@@ -82,9 +109,9 @@ class MinMax(Summary):
 
     kind: ClassVar[str] = "bound"
 
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
         """[N, U, 2 D]: the greatest, then the least."""
-        return (summarise_units(keys, sizes, "extremes"),)
+        return Built((summarise_units(keys, sizes, "extremes", impl=impl),))
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
@@ -100,9 +127,9 @@ class BoundingVolume(Summary):
 
     kind: ClassVar[str] = "bound"
 
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
         """[N, U, 2 D]: `c + r`, then `c - r`."""
-        return (summarise_units(keys, sizes, "volume"),)
+        return Built((summarise_units(keys, sizes, "volume", impl=impl),))
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """Two keys."""
@@ -132,7 +159,7 @@ class OneBit(Summary):
         """Bits for each token, scales for each group."""
         return (1, self.group_size)
 
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
         """Bits [N, U, ceil(D / 8)] uint8, and [N, ceil(U / group_size), 2 D]: scales, then middles."""
         num_tokens = -(-sizes.shape[1] // self.group_size) * self.group_size
         keys = keys[:, :num_tokens]
@@ -141,7 +168,7 @@ class OneBit(Summary):
         high, low = groups.amax(2), groups.amin(2)
         middle, scale = (high + low) / 2, (high - low) / 2
         bits = pack_bits((groups >= middle[:, :, None]).flatten(1, 2))
-        return bits, torch.cat([scale, middle], dim=-1)
+        return Built((bits, torch.cat([scale, middle], dim=-1)))
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """A bit a channel, and a share of two keys."""
@@ -168,34 +195,25 @@ class Sketch(Summary):
         """All for each unit."""
         return (1, 1, 1)
 
-    def build(self, keys: Tensor, values: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
-        """Codes [N, U, D] and [N, U, Dv] int8, and steps [N, U, 3] float16: of key, value and bits."""
-        key_codes, key_steps = to_int8(means(keys, sizes))
-        value_codes, value_steps = to_int8(means(values, sizes))
-        unit = unit_of_place(sizes, keys.shape[1])
-        off = self._off(keys, unit, key_codes, key_steps).abs().mean(-1, keepdim=True)
-        sums, _ = sum_by_label(off, unit, sizes.shape[1] + 1)
-        spread = sums[:, :-1, 0] / sizes.clamp(min=1)
-        return key_codes, value_codes, torch.stack([key_steps, value_steps, spread.half()], dim=-1)
+    def build(self, keys: Tensor, values: Tensor, sizes: Tensor, impl: str | None = None) -> Built:
+        """Codes [N, U, D] and [N, U, Dv] int8, and steps [N, U, 3] float16; signs [N, T, ceil(D / 8)] uint8."""
+        *summaries, bits = sketch_units(keys, values, sizes, token_bits=self.token_bits, impl=impl)
+        return Built(tuple(summaries), bits)
 
-    def details(self, keys: Tensor, sizes: Tensor, summaries: tuple[Tensor, ...]) -> Tensor | None:
-        """Signs [N, T, ceil(D / 8)] uint8."""
-        if not self.token_bits:
-            return None
-        codes, _, steps = summaries
-        return pack_bits(self._off(keys, unit_of_place(sizes, keys.shape[1]), codes, steps[..., 0]) >= 0)
-
-    def coarsen(self, summaries: tuple[Tensor, ...], sizes: Tensor, bundle_size: int) -> tuple[Tensor, ...]:
+    def bundle(
+        self,
+        summaries: tuple[Tensor, ...],
+        sizes: Tensor,
+        begin: Tensor,
+        counts: Tensor,
+        bundled: tuple[Tensor, ...],
+        *,
+        most: int,
+        bundle_size: int,
+        impl: str | None = None,
+    ) -> None:
         """The means over the tokens of each bundle; what no bit stands for has no step."""
-        *codes, steps = summaries
-        weights = sizes.float().unflatten(1, (-1, bundle_size))
-        total = weights.sum(2).clamp(min=1)
-        coarse = []
-        for code, step in zip(codes, steps.float().unbind(-1), strict=False):
-            means_of_units = (code.float() * step[..., None]).unflatten(1, (-1, bundle_size))
-            coarse.append(to_int8((means_of_units * weights[..., None]).sum(2) / total[..., None]))
-        (key_codes, key_steps), (value_codes, value_steps) = coarse
-        return key_codes, value_codes, torch.stack([key_steps, value_steps, torch.zeros_like(key_steps)], dim=-1)
+        bundle_sketches(summaries, sizes, begin, counts, bundled, most=most, bundle_size=bundle_size, impl=impl)
 
     def unit_bytes(self, key_dim: int, value_dim: int, item_size: int) -> float:
         """A byte a number, and three steps."""
@@ -205,21 +223,16 @@ class Sketch(Summary):
         """A bit a channel."""
         return -(-key_dim // 8) if self.token_bits else 0
 
-    def _off(self, keys: Tensor, unit: Tensor, codes: Tensor, steps: Tensor) -> Tensor:
-        """How far keys [N, T, D] are from the mean key of their unit [N, T]; 0 past the last unit."""
-        centre = torch.nn.functional.pad(codes.float() * steps.float()[..., None], (0, 0, 0, 1))
-        off = keys.float() - take_rows(centre, unit)
-        return off.masked_fill((unit == codes.shape[1])[..., None], 0.0)
 
-
-def means(rows: Tensor, sizes: Tensor) -> Tensor:
+def means(rows: Tensor, sizes: Tensor, impl: str | None = None) -> Tensor:
     """Mean of each unit.
 
     Args:
         rows: [N, T, D], tokens in the order of their units.
         sizes: [N, U], rows summing to at most T.
+        impl: Implementation of the operation.
 
     Returns:
         [N, U, D]; 0 for a unit without tokens.
     """
-    return summarise_units(rows, sizes, "mean")
+    return summarise_units(rows, sizes, "mean", impl=impl)

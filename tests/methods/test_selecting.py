@@ -102,8 +102,7 @@ def some_case(sizes: list[list[int]], num_slots: int, group_size: int, seed: int
         slot = torch.randperm(num_slots, generator=generator)[: len(order)]
         slot_place[row, slot] = order.int()
     sketch, index = Sketch(), UnitIndex(len(sizes), (1, 1, 1), torch.device("cpu"))
-    built = sketch.build(keys, keys, held)
-    index.append(held.cumsum(1) - held, held, built, sketch.details(keys, held, built))
+    index.append(torch.zeros(len(sizes), dtype=torch.int64), held, *sketch.build(keys, keys, held))
     beside = ResidentSet(len(sizes), 2, 3, num_slots, DIM, DIM, torch.float32, torch.device("cpu"))
     beside.rows.copy_(torch.randn(beside.rows.shape, generator=generator))
     lengths = torch.randint(1, 6, (len(sizes),), generator=generator)

@@ -84,7 +84,7 @@ def test_nothing_waits_for_the_device(module: str) -> None:
 
 
 # Of what several twins are made.
-PARTS = {"points_triton"}
+PARTS = {"kmeans_small_triton", "points_triton"}
 
 
 def test_every_twin_has_an_operation() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.kmeans import METRICS, STARTS, kmeans
+from louiskv.ops.kmeans_small_triton import is_small
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -137,3 +138,37 @@ def test_empty_clusters_move_to_the_farthest_tokens(metric: str) -> None:
     second = torch.tensor([1.0, 1.0, 1.0, 0.9, 1.0, 5.0, -3.0, 4.0], device=DEVICE)
     got, expected = both(torch.stack([first, second], dim=-1)[None], [8], [4], iterations=3, metric=metric)
     assert torch.equal(got, expected) and len(got.unique()) == 4
+
+
+# Rows on either side of what one program has room for: tokens, clusters, numbers.
+NEAR_THE_LIMIT = [(64, 8, 16), (65, 8, 16), (64, 32, 128), (64, 33, 128), (32, 16, 256), (33, 16, 256), (17, 17, 80)]
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("num_tokens", "num_clusters", "dim"), NEAR_THE_LIMIT)
+def test_rows_that_one_program_has_room_for_or_not(
+    num_tokens: int, num_clusters: int, dim: int, metric: str, start: str
+) -> None:
+    keys, counts = some_keys(3, num_tokens, dim), [num_tokens, num_tokens - 9, 0]
+    keys[1, counts[1] :] = keys[2] = torch.nan
+    clusters = [num_clusters, min(num_clusters, counts[1]) // 2, 0]
+    got, expected = both(keys, counts, clusters, iterations=5, metric=metric, start=start, max_clusters=num_clusters)
+    assert torch.equal(got, expected)
+
+
+def test_what_one_program_has_room_for() -> None:
+    assert [is_small(*sizes) for sizes in NEAR_THE_LIMIT] == [True, False, True, False, True, False, True]
+    assert not is_small(16, 512, 64), "there may be room for more clusters than tokens"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_tokens", [60, 70])
+def test_few_tokens_whose_clusters_run_empty(num_tokens: int, metric: str) -> None:
+    keys = torch.ones(2, num_tokens, 8, device=DEVICE)
+    keys[0, 40:] = some_keys(1, num_tokens - 40, 8)[0]
+    # In the other row no token is farther than another.
+    got, expected = both(keys, [num_tokens] * 2, [15, 20], iterations=2, metric=metric)
+    assert torch.equal(got[0], expected[0]) and len(got[0].unique()) > 13
+    assert cost_of(keys[1].double(), got[1], metric) < 1e-9

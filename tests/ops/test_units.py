@@ -85,9 +85,9 @@ def table(num_rows: int) -> list[Tensor]:
     return [(sizes.cumsum(1) - sizes).int(), sizes, counts, sizes.sum(1)]
 
 
-def append(held: list[Tensor], new_offsets: Tensor, new_sizes: Tensor, impl: str) -> tuple[Tensor, ...]:
+def append(held: list[Tensor], begin: Tensor, new_sizes: Tensor, impl: str) -> tuple[Tensor, ...]:
     offsets, sizes, counts, num_tokens = held
-    return append_units(offsets, sizes, counts, num_tokens, new_offsets, new_sizes, impl=impl)
+    return append_units(offsets, sizes, counts, num_tokens, begin, new_sizes, impl=impl)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -99,9 +99,10 @@ def test_units_come_behind_those_of_their_row(impl: str, num_rows: int, num_new:
     new_sizes = torch.arange(1, num_new + 1).repeat(num_rows, 1)
     for row in range(num_rows):
         new_sizes[row, row % (num_new + 1) :] = 0
-    new_offsets = 100 + new_sizes.cumsum(1) - new_sizes
+    begin = 100 + torch.arange(num_rows)
+    new_offsets = begin[:, None] + new_sizes.cumsum(1) - new_sizes
     expected = [each.clone() for each in held]
-    told = append(held, new_offsets, new_sizes, impl)
+    told = append(held, begin, new_sizes, impl)
     for row in range(num_rows):
         count, new = int(expected[2][row]), row % (num_new + 1)
         expected[0][row, count : count + new] = new_offsets[row, :new].int()
@@ -163,8 +164,8 @@ def test_on_each_device(impl: str, device: str) -> None:
         assert torch.equal(got.cpu(), expected)
     new = torch.tensor([[3, 2, 0]]).repeat(17, 1)
     mine, theirs = [part.to(device) for part in table(17)], table(17)
-    told = append(mine, new.to(device), new.to(device), impl)
-    for got, expected in zip((*mine, *told), (*theirs, *append(theirs, new, new, "torch")), strict=True):
+    told = append(mine, new[:, 0].to(device), new.to(device), impl)
+    for got, expected in zip((*mine, *told), (*theirs, *append(theirs, new[:, 0], new, "torch")), strict=True):
         assert torch.equal(got.cpu(), expected)
 
 
@@ -181,6 +182,7 @@ def test_on_each_instruction_set(isa: str) -> None:
             assert torch.equal(one, other)
         known = (rows.nan_to_num(0).contiguous(), sizes, True, True)
         torch.library.opcheck(torch.ops.louiskv.summarise_units.default, known)
-        torch.library.opcheck(torch.ops.louiskv.append_units.default, (*table(3), *torch.ones(2, 3, 1).long()))
+        new = (torch.ones(3, dtype=torch.int64), torch.ones(3, 1, dtype=torch.int64))
+        torch.library.opcheck(torch.ops.louiskv.append_units.default, (*table(3), *new))
         places = (given[0], given[1], given[2], None, 9, torch.zeros(6, 17))
         torch.library.opcheck(torch.ops.louiskv.keep_runs.default, places)

@@ -102,7 +102,9 @@ def test_on_each_instruction_set(isa: str) -> None:
     with on(isa):
         taken, _ = take_runs(rows, first, 4, num_sinks=2, window=5, impl="cpu")
     assert torch.equal(taken, take_runs(rows, first, 4, num_sinks=2, window=5, impl="torch")[0])
-    torch.library.opcheck(torch.ops.louiskv.take_runs.default, (rows, first, taken, 2, 5))
+    torch.library.opcheck(torch.ops.louiskv.take_runs.default, (rows, first, taken, 2, 5, None))
+    order = torch.zeros(5, 4, dtype=torch.int64)
+    torch.library.opcheck(torch.ops.louiskv.take_runs.default, (rows, first, taken, 2, 5, order))
     torch.library.opcheck(torch.ops.louiskv.release_runs.default, (bias[:, 0], first, torch.full((5,), 2), 2, 5))
     torch.library.opcheck(torch.ops.louiskv.room_beside.default, (given["first"], end, 9, 4, 1, 2, 5))
 
@@ -139,12 +141,15 @@ def ring(dtype: torch.dtype, size: int, num_sinks: int, window: int) -> tuple[Te
 def test_takes_the_oldest_tokens(impl: str, dtype: torch.dtype, size: int, num_sinks: int, window: int) -> None:
     rows, _, first = ring(dtype, size, num_sinks, window)
     for width in {1, window // 2 + 1, window}:
-        taken, positions = take_runs(rows, first, width, num_sinks=num_sinks, window=window, impl=impl)
-        assert positions.dtype == torch.int32 and taken.dtype == dtype
-        for row, start in enumerate(first.tolist()):
-            assert positions[row].tolist() == [*range(start, start + width)]
-            slots = [num_sinks + (position - num_sinks) % window for position in range(start, start + width)]
-            assert torch.equal(taken[row], rows[row, slots])
+        shuffled = torch.rand(5, width, generator=torch.Generator().manual_seed(width)).argsort(dim=1)
+        for order in (None, shuffled):
+            taken, positions = take_runs(rows, first, width, num_sinks=num_sinks, window=window, order=order, impl=impl)
+            assert positions.dtype == torch.int32 and taken.dtype == dtype
+            for row, start in enumerate(first.tolist()):
+                which = range(width) if order is None else order[row].tolist()
+                assert positions[row].tolist() == [start + each for each in which]
+                slots = [num_sinks + (start + each - num_sinks) % window for each in which]
+                assert torch.equal(taken[row], rows[row, slots])
 
 
 @each("release_runs")
@@ -167,12 +172,14 @@ def test_releases_the_oldest_tokens(impl: str, dtype: torch.dtype, num_sinks: in
 def test_runs_move_on_each_device(impl: str, device: str, dtype: torch.dtype) -> None:
     rows, bias, first = (each.to(device) for each in ring(dtype, 160, 4, 63))
     sizes = {"num_sinks": 4, "window": 63}
-    for got, expected in zip(
-        take_runs(rows, first, 20, **sizes, impl=impl),
-        take_runs(rows.cpu(), first.cpu(), 20, **sizes, impl="torch"),
-        strict=True,
-    ):
-        assert torch.equal(got.cpu(), expected)
+    for order in (None, torch.arange(20).flip(0).expand(5, -1)):
+        there = None if order is None else order.to(device)
+        for got, expected in zip(
+            take_runs(rows, first, 20, num_sinks=4, window=63, order=there, impl=impl),
+            take_runs(rows.cpu(), first.cpu(), 20, num_sinks=4, window=63, order=order, impl="torch"),
+            strict=True,
+        ):
+            assert torch.equal(got.cpu(), expected)
     if dtype.is_floating_point:
         other, start = bias.cpu(), first.cpu()
         counts = torch.tensor([3, 0, 63, 1, 20])

@@ -21,8 +21,7 @@ def bundled_index(num_rows: int) -> UnitIndex:
 def check_bundles(index: UnitIndex) -> None:
     """They are the summaries of all units as they are now."""
     assert index.sizes.shape[1] % BUNDLES.size == 0
-    expected = Sketch().coarsen(index.summaries, index.sizes, BUNDLES.size)
-    for part, whole in zip(index.bundled, expected, strict=True):
+    for part, whole in zip(index.bundled, index.bundled_anew(), strict=True):
         assert torch.equal(part, whole)
 
 
@@ -65,8 +64,12 @@ def test_near_units_are_in_one_bundle() -> None:
 def test_a_bundle_is_the_mean_of_its_tokens(rows: list[list[int]], seed: int, bundle_size: int) -> None:
     keys, values, sizes = ragged_rows(rows, 0, seed)
     sizes = torch.nn.functional.pad(sizes, (0, -sizes.shape[1] % bundle_size))
-    units = Sketch().build(keys, values, sizes)
-    key_codes, value_codes, steps = bundles = Sketch().coarsen(units, sizes, bundle_size)
+    units, _ = Sketch().build(keys, values, sizes)
+    num_units = sizes.shape[1]
+    bundles = tuple(part.new_full((len(rows), num_units // bundle_size, part.shape[2]), 7) for part in units)
+    begin, end = torch.zeros(len(rows), dtype=torch.int64), torch.full((len(rows),), num_units)
+    Sketch().bundle(units, sizes, begin, end, bundles, most=num_units, bundle_size=bundle_size)
+    key_codes, value_codes, steps = bundles
     assert [part.dtype for part in bundles] == [part.dtype for part in units]
     assert [part.shape[2:] for part in bundles] == [part.shape[2:] for part in units]
     assert steps[..., 2].eq(0).all(), "no token's bits are of a bundle"
@@ -86,7 +89,7 @@ def test_a_bundle_is_the_mean_of_its_tokens(rows: list[list[int]], seed: int, bu
 
 def test_other_summaries_have_no_bundles() -> None:
     with pytest.raises(NotImplementedError, match=r"MeanKey\(\) has no bundles"):
-        MeanKey().coarsen((torch.zeros(1, 4, DIM),), torch.ones(1, 4), 4)
+        MeanKey().bundle((), sizes := torch.ones(1, 4), sizes, sizes, (), most=4, bundle_size=4)
 
 
 unit_sizes = st.lists(st.integers(1, 5), max_size=11)
@@ -112,24 +115,23 @@ def test_bundles_are_those_of_all_units_after_whatever_came(
             check_bundles(index)
 
 
-def test_long_after_the_prompt_only_the_last_bundles_are_summarised_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_after_the_prompt_only_the_last_bundles_are_summarised_anew() -> None:
     """In each row its own, however long others are."""
-    index, seen = bundled_index(2), []
+    index = bundled_index(2)
     keys, values = torch.randn(2, 200, DIM), torch.randn(2, 200, VALUE_DIM)
     prompt = torch.full((2, 48), 4)
     prompt[1, 4:] = 0
     appended(index, index.num_tokens, keys, values, prompt)
-    coarsen = Sketch.coarsen
-
-    def watched(self: Sketch, summaries: tuple[torch.Tensor, ...], sizes: torch.Tensor, size: int) -> object:
-        seen.append(sizes.shape[1])
-        return coarsen(self, summaries, sizes, size)
-
-    monkeypatch.setattr(Sketch, "coarsen", watched)
-    for _ in range(6):
+    kept = torch.stack([index.bundled[0][0, 11], index.bundled[0][1, 0]])
+    # What is not to be touched is spoilt: bundles 0 to 11 of the first row, the only one of the second.
+    for spoilt in (index.bundled[0][0, :12], index.bundled[0][1, :1]):
+        spoilt += 1
+    for turn in range(6):
         appended(index, index.num_tokens, keys[:, :3], values[:, :3], torch.tensor([[2, 1]] * 2))
-    assert seen == [4] * 6
-    monkeypatch.undo()
+        assert torch.equal(index.bundled[0][0, 11], kept[0] + 1), turn
+        assert torch.equal(index.bundled[0][1, 0], kept[1] + 1), turn
+    for spoilt in (index.bundled[0][0, :12], index.bundled[0][1, :1]):
+        spoilt -= 1
     check_bundles(index)
 
 

@@ -48,9 +48,9 @@ def test_summary_is_the_mean_key() -> None:
 
 def test_the_index_grows_row_by_row() -> None:
     index = UnitIndex(2, (1,), torch.device("cpu"))
-    index.append(torch.tensor([[0, 5], [0, 0]]), torch.tensor([[5, 2], [4, 0]]), (torch.ones(2, 2, 3),))
+    index.append(torch.tensor([0, 0]), torch.tensor([[5, 2], [4, 0]]), (torch.ones(2, 2, 3),))
     assert index.sizes.shape == (2, 2), "a prompt's units leave no room behind them"
-    begin = index.append(torch.tensor([[7], [4]]), torch.tensor([[0], [3]]), (torch.full((2, 1, 3), 2.0),))
+    begin = index.append(torch.tensor([7, 4]), torch.tensor([[0], [3]]), (torch.full((2, 1, 3), 2.0),))
     assert begin.tolist() == [2, 1]
     assert index.counts.tolist() == [2, 2]
     assert index.sizes[:, :2].tolist() == [[5, 2], [4, 3]]

@@ -13,15 +13,16 @@ Unit = tuple[int, int, float]
 def append(index: UnitIndex, units: list[list[Unit]], strides: tuple[int, ...]) -> list[int]:
     """Append ragged rows of (offset, size, what its summary holds); what lies behind a row's units is NaN."""
     longest = max(len(row) for row in units)
-    offsets = torch.full((len(units), longest), -7)
+    begin = torch.tensor([row[0][0] if row else -7 for row in units])
     sizes = torch.zeros(len(units), longest, dtype=torch.int64)
     summaries = tuple(torch.full((len(units), -(-longest // stride), 2), torch.nan) for stride in strides)
     for row, held in enumerate(units):
         for place, (offset, size, content) in enumerate(held):
-            offsets[row, place], sizes[row, place] = offset, size
+            assert offset == begin[row] + sizes[row].sum(), "they lie side by side"
+            sizes[row, place] = size
             for part, stride in zip(summaries, strides, strict=True):
                 part[row, place // stride] = content // stride
-    return index.append(offsets, sizes, summaries).tolist()
+    return index.append(begin, sizes, summaries).tolist()
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -40,7 +41,8 @@ def test_units_come_behind_those_of_their_row(turns: list[list[int]], picked: li
         for count in counts:
             # Units that share a summary come together.
             whole = count // stride * stride
-            new.append([(number + each, 1 + each % 5, float(number + each)) for each in range(whole)])
+            sizes = [1 + each % 5 for each in range(whole)]
+            new.append([(number + sum(sizes[:each]), sizes[each], float(number + each)) for each in range(whole)])
             number += -(-whole // stride) * stride
         if not any(new):
             continue

@@ -32,9 +32,8 @@ def ragged_rows(rows: list[list[int]], left_over: int, seed: int) -> tuple[Tenso
 @given(rows=ragged, left_over=st.integers(0, 3), seed=st.integers(0, 99))
 def test_agrees_with_loops_on_ragged_rows(rows: list[list[int]], left_over: int, seed: int) -> None:
     keys, values, sizes = ragged_rows(rows, left_over, seed)
-    summaries = Sketch().build(keys, values, sizes)
+    summaries, bits = Sketch().build(keys, values, sizes)
     key_codes, value_codes, steps = summaries
-    bits = Sketch().details(keys, sizes, summaries)
     assert bits is not None and bits.shape == (len(rows), keys.shape[1], 2)
     assert steps.isfinite().all() and steps.dtype == torch.float16
     signs = unpack_bits(bits, DIM)
@@ -60,7 +59,7 @@ def test_agrees_with_loops_on_ragged_rows(rows: list[list[int]], left_over: int,
 def test_a_unit_of_one_token_is_almost_that_token() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(1, 5, DIM, generator=generator), torch.randn(1, 5, VALUE_DIM, generator=generator)
-    key_codes, value_codes, steps = Sketch().build(keys, values, torch.ones(1, 5, dtype=torch.int64))
+    (key_codes, value_codes, steps), _ = Sketch().build(keys, values, torch.ones(1, 5, dtype=torch.int64))
     for codes, step, exact in ((key_codes, 0, keys), (value_codes, 1, values)):
         near = codes.float() * steps[..., step].float()[..., None]
         assert bool(((near - exact).abs() <= exact.abs().amax(-1, keepdim=True) / 127).all())
@@ -70,8 +69,7 @@ def test_a_unit_of_one_token_is_almost_that_token() -> None:
 def test_bits_bring_keys_nearer_than_the_mean_alone() -> None:
     keys = torch.randn(2, 64, DIM, generator=torch.Generator().manual_seed(0))
     sizes = torch.full((2, 4), 16)
-    codes, _, steps = summaries = Sketch().build(keys, keys, sizes)
-    bits = Sketch().details(keys, sizes, summaries)
+    (codes, _, steps), bits = Sketch().build(keys, keys, sizes)
     assert bits is not None
     centre, spread = ((codes.float() * steps[..., :1].float()), steps[..., 2:].float())
     signs = unpack_bits(bits, DIM) * 2.0 - 1
@@ -84,9 +82,9 @@ def test_bits_bring_keys_nearer_than_the_mean_alone() -> None:
 def test_without_bits_there_are_no_details() -> None:
     keys, sizes = torch.randn(1, 6, DIM), torch.tensor([[2, 4]])
     plain = Sketch(token_bits=False)
-    built = plain.build(keys, keys, sizes)
-    assert plain.details(keys, sizes, built) is None
-    for part, other in zip(built, Sketch().build(keys, keys, sizes), strict=True):
+    built, details = plain.build(keys, keys, sizes)
+    assert details is None
+    for part, other in zip(built, Sketch().build(keys, keys, sizes).summaries, strict=True):
         assert torch.equal(part, other)
 
 
@@ -94,18 +92,15 @@ def test_without_bits_there_are_no_details() -> None:
 def test_low_precision_is_near_float32(dtype: torch.dtype) -> None:
     keys = torch.randn(1, 300, DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
     sizes = torch.tensor([[290, 10]])
-    for part, exact in zip(
-        Sketch().build(keys, keys, sizes), Sketch().build(keys.float(), keys.float(), sizes), strict=True
-    ):
+    built, exactly = (Sketch().build(each, each, sizes).summaries for each in (keys, keys.float()))
+    for part, exact in zip(built, exactly, strict=True):
         # The mean is rounded to the dtype before it is to 8 bits.
         tolerance = 127 * torch.finfo(dtype).eps + 1 if part.dtype == torch.int8 else 1e-3
         torch.testing.assert_close(part.float(), exact.float(), atol=tolerance, rtol=torch.finfo(dtype).eps)
 
 
 def appended(index: UnitIndex, begin: Tensor, keys: Tensor, values: Tensor, sizes: Tensor) -> None:
-    summaries = Sketch().build(keys, values, sizes)
-    offsets = begin[:, None] + sizes.cumsum(1) - sizes
-    index.append(offsets, sizes, summaries, Sketch().details(keys, sizes, summaries))
+    index.append(begin, sizes, *Sketch().build(keys, values, sizes))
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)

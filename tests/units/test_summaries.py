@@ -64,7 +64,7 @@ def test_agrees_with_loops_on_ragged_rows(
         sizes[each, : len(row)] = torch.tensor(row, dtype=torch.int64)
         # What lies behind a row's units belongs to none.
         keys[each, sum(row) :] = 1e6
-    (got,) = summary.build(keys, keys, sizes)
+    ((got,), _) = summary.build(keys, keys, sizes)
     assert got.shape == (len(rows), num_units, 5 * len(parts))
     assert got.isfinite().all(), "also where there is no unit"
     for each, row in enumerate(rows):
@@ -75,8 +75,8 @@ def test_agrees_with_loops_on_ragged_rows(
 @pytest.mark.parametrize(("summary", "parts"), BY_CHANNEL, ids=["mean", "min_max", "bounding_volume"])
 def test_a_unit_without_tokens_takes_nothing_from_its_neighbours(summary: Summary, parts: list[Channel]) -> None:
     keys = torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(0))
-    (got,) = summary.build(keys, keys, torch.tensor([[0, 3, 0, 4, 0]]))
-    (dense,) = summary.build(keys, keys, torch.tensor([[3, 4]]))
+    ((got,), _) = summary.build(keys, keys, torch.tensor([[0, 3, 0, 4, 0]]))
+    ((dense,), _) = summary.build(keys, keys, torch.tensor([[3, 4]]))
     assert got.isfinite().all()
     torch.testing.assert_close(got[:, [1, 3]], dense)
     assert got[:, [0, 2, 4]].eq(0).all()
@@ -86,7 +86,7 @@ def test_a_unit_without_tokens_takes_nothing_from_its_neighbours(summary: Summar
 @pytest.mark.parametrize(("summary", "parts"), BY_CHANNEL, ids=["mean", "min_max", "bounding_volume"])
 def test_dtypes(summary: Summary, parts: list[Channel], dtype: torch.dtype) -> None:
     keys = torch.randn(1, 300, 4, generator=torch.Generator().manual_seed(0)).to(dtype) + 8
-    (got,) = summary.build(keys, keys, torch.tensor([[290, 10]]))
+    ((got,), _) = summary.build(keys, keys, torch.tensor([[290, 10]]))
     assert got.dtype == dtype
     expected = torch.tensor([by_loops(keys[0], [290, 10], parts)])
     # Summed in float32, where 290 additions may lose a few units in the last place, and rounded once.
@@ -97,8 +97,8 @@ def test_dtypes(summary: Summary, parts: list[Channel], dtype: torch.dtype) -> N
 def test_a_key_lies_within_the_least_and_the_greatest() -> None:
     keys = torch.randn(1, 40, 6, generator=torch.Generator().manual_seed(0))
     sizes = torch.full((1, 5), 8)
-    high, low = MinMax().build(keys, keys, sizes)[0].split(6, dim=-1)
-    box_high, box_low = BoundingVolume().build(keys, keys, sizes)[0].split(6, dim=-1)
+    high, low = MinMax().build(keys, keys, sizes).summaries[0].split(6, dim=-1)
+    box_high, box_low = BoundingVolume().build(keys, keys, sizes).summaries[0].split(6, dim=-1)
     units = keys.unflatten(1, (5, 8))
     assert ((units <= high[:, :, None]) & (units >= low[:, :, None])).all()
     assert ((box_high < high) & (box_low > low)).all(), "the volume is as wide as keys are far on average"
@@ -115,7 +115,7 @@ def test_one_bit_agrees_with_loops(counts: list[int], group_size: int, dim: int,
     longest = max(counts)
     keys = torch.randn(len(counts), longest, dim, generator=torch.Generator().manual_seed(seed)) + 1
     sizes = (torch.arange(longest) < torch.tensor(counts)[:, None]).int()
-    bits, scales = OneBit(group_size).build(keys, keys, sizes)
+    (bits, scales), _ = OneBit(group_size).build(keys, keys, sizes)
     num_groups = -(-longest // group_size)
     assert bits.dtype == torch.uint8 and bits.shape == (len(counts), bits.shape[1], -(-dim // 8))
     assert bits.shape[1] >= longest
@@ -142,7 +142,7 @@ def test_one_bit_is_exact_where_a_channel_takes_two_values() -> None:
     low, step = torch.randn(1, 1, 8, generator=generator), 2.0
     keys = low + step * torch.randint(0, 2, (1, 12, 8), generator=generator)
     keys[:, ::6], keys[:, 1::6] = low, low + step
-    bits, scales = OneBit(6).build(keys, keys, torch.ones(1, 12, dtype=torch.int64))
+    (bits, scales), _ = OneBit(6).build(keys, keys, torch.ones(1, 12, dtype=torch.int64))
     half, middle = scales.repeat_interleave(6, dim=1).split(8, dim=-1)
     torch.testing.assert_close((unpack_bits(bits, 8) * 2.0 - 1) * half + middle, keys)
 
@@ -163,12 +163,11 @@ def test_the_bytes_are_those_of_what_is_built(summary: Summary, dim: int, dtype:
     num_units = 24
     keys, values = torch.zeros(1, num_units, dim, dtype=dtype), torch.zeros(1, num_units, 12, dtype=dtype)
     sizes = torch.ones(1, num_units, dtype=torch.int64)
-    built = summary.build(keys, values, sizes)
+    built, details = summary.build(keys, values, sizes)
     assert len(built) == len(summary.strides)
     for part, stride in zip(built, summary.strides, strict=True):
         assert part.shape[1] == num_units / stride
     assert sum(part.nbytes for part in built) == num_units * summary.unit_bytes(dim, 12, dtype.itemsize)
-    details = summary.details(keys, sizes, built)
     assert (0 if details is None else details.nbytes) == num_units * summary.token_bytes(dim)
 
 

@@ -8,6 +8,7 @@
 #include "recording.h"
 #include "scores.h"
 #include "selecting.h"
+#include "sketches.h"
 #include "summing.h"
 #include "turning.h"
 #include "units.h"
@@ -50,6 +51,9 @@ const Kernels table = {
     take_runs,
     release_runs,
     summarise_units,
+    sketch_units,
+    bundle_sketches,
+    group_by_label,
     append_units,
     keep_runs,
 };

@@ -139,8 +139,9 @@ struct RoomBeside {
   Array out;
 };
 
+// Of each row in an order, or, without one, by position.
 struct TakeRuns {
-  Array rows, first;
+  Array rows, first, order;
   int64_t num_sinks = 0, window = 1;
   Array taken, positions;
 };
@@ -158,8 +159,21 @@ struct SummariseUnits {
 };
 
 struct AppendUnits {
-  Array offsets, sizes, counts, num_tokens, new_offsets, new_sizes;
+  Array offsets, sizes, counts, num_tokens, begin, new_sizes;
   Array first, new_units, first_token, new_tokens;
+};
+
+// Bits are of tokens, or none.
+struct SketchUnits {
+  Array keys, values, sizes;
+  Array key_codes, value_codes, steps, bits;
+};
+
+// Codes of keys, then of values.
+struct BundleSketches {
+  Array codes[2], steps, sizes, begin, counts;
+  Array bundled[2], bundled_steps;
+  int64_t bundle_size = 1;
 };
 
 // Rooms of the rows, or none, and what is added to each.
@@ -205,6 +219,9 @@ struct Kernels {
   void (*take_runs)(const TakeRuns& problem);
   void (*release_runs)(const ReleaseRuns& problem);
   void (*summarise_units)(const SummariseUnits& problem, int num_threads);
+  void (*sketch_units)(const SketchUnits& problem, int num_threads);
+  void (*bundle_sketches)(const BundleSketches& problem);
+  void (*group_by_label)(const Array& labels, int64_t num_labels, const Array& order, const Array& sizes);
   void (*append_units)(const AppendUnits& problem);
   void (*keep_runs)(const KeepRuns& problem);
 };

@@ -29,23 +29,23 @@ Tensor summarise_units(const Tensor& rows, const Tensor& sizes, bool extremes, b
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> append_units(const Tensor& offsets, const Tensor& sizes,
                                                         const Tensor& counts, const Tensor& num_tokens,
-                                                        const Tensor& new_offsets, const Tensor& new_sizes) {
+                                                        const Tensor& begin, const Tensor& new_sizes) {
   AppendUnits p;
   p.offsets = array_of(offsets);
   p.sizes = array_of(sizes);
   p.counts = array_of(counts);
   p.num_tokens = array_of(num_tokens);
-  p.new_offsets = array_of(new_offsets);
+  p.begin = array_of(begin);
   p.new_sizes = array_of(new_sizes);
   const int64_t num_rows = p.sizes.size[0];
-  for (const Array* each : {&p.offsets, &p.sizes, &p.new_offsets, &p.new_sizes}) {
+  for (const Array* each : {&p.offsets, &p.sizes, &p.new_sizes}) {
     check_index(*each, "a table");
     STD_TORCH_CHECK(each->size[0] == num_rows, "louiskv: tables of as many rows");
   }
   check_long(p.counts, num_rows, "counts");
   check_long(p.num_tokens, num_rows, "num_tokens");
-  STD_TORCH_CHECK(p.offsets.size[1] == p.sizes.size[1] && p.new_offsets.size[1] == p.new_sizes.size[1],
-                  "louiskv: offsets do not fit the sizes");
+  check_long(p.begin, num_rows, "begin");
+  STD_TORCH_CHECK(p.offsets.size[1] == p.sizes.size[1], "louiskv: offsets do not fit the sizes");
   const auto made = [&] { return empty({num_rows}, aoti_torch_dtype_int64()); };
   const Tensor first = made(), new_units = made(), first_token = made(), new_tokens = made();
   p.first = array_of(first);
@@ -86,7 +86,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
   library.def("summarise_units(Tensor rows, Tensor sizes, bool extremes, bool volume) -> Tensor");
   library.def(
       "append_units(Tensor(a!) offsets, Tensor(b!) sizes, Tensor(c!) counts, Tensor(d!) num_tokens, "
-      "Tensor new_offsets, Tensor new_sizes) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor begin, Tensor new_sizes) -> (Tensor, Tensor, Tensor, Tensor)");
   library.def(
       "keep_runs(Tensor(a!) slot_place, Tensor begin, Tensor counts, Tensor? rooms, int room, Tensor(b!)? bias) -> "
       "(Tensor, Tensor)");

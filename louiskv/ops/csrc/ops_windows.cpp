@@ -76,10 +76,12 @@ void check_ring(const Array& first, int64_t num_rows, int64_t num_slots, int64_t
                   "louiskv: a window that does not fit the slots");
 }
 
-Tensor take_runs(const Tensor& rows, const Tensor& first, const Tensor& taken, int64_t num_sinks, int64_t window) {
+Tensor take_runs(const Tensor& rows, const Tensor& first, const Tensor& taken, int64_t num_sinks, int64_t window,
+                 const std::optional<Tensor>& order) {
   TakeRuns p;
   p.rows = array_of(rows);
   p.first = array_of(first);
+  p.order = array_of(order);
   p.taken = array_of(taken);
   p.num_sinks = num_sinks;
   p.window = window;
@@ -88,6 +90,11 @@ Tensor take_runs(const Tensor& rows, const Tensor& first, const Tensor& taken, i
   check_ring(p.first, p.rows.size[0], p.rows.size[1], num_sinks, window);
   STD_TORCH_CHECK(p.taken.type == p.rows.type && p.taken.size[0] == p.rows.size[0] && p.taken.size[2] == p.rows.size[2],
                   "louiskv: what is taken does not fit the rows");
+  if (p.order) {
+    check_index(p.order, "order");
+    STD_TORCH_CHECK(p.order.size[0] == p.taken.size[0] && p.order.size[1] == p.taken.size[1],
+                    "louiskv: the order does not fit what is taken");
+  }
   const Tensor positions = empty({p.taken.size[0], p.taken.size[1]}, aoti_torch_dtype_int32());
   p.positions = array_of(positions);
   kernels().take_runs(p);
@@ -116,7 +123,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(louiskv, library) {
       "oldest_runs(Tensor starts, Tensor first, Tensor end, int shortest, int longest, int most) -> Tensor");
   library.def(
       "room_beside(Tensor first, Tensor end, int budget, int window, int coming, int taken_by, int most) -> Tensor");
-  library.def("take_runs(Tensor rows, Tensor first, Tensor(a!) taken, int num_sinks, int window) -> Tensor");
+  library.def(
+      "take_runs(Tensor rows, Tensor first, Tensor(a!) taken, int num_sinks, int window, Tensor? order) -> Tensor");
   library.def(
       "release_runs(Tensor(a!) bias, Tensor(b!) first, Tensor counts, int num_sinks, int window) -> ()");
 }

@@ -75,14 +75,16 @@ inline void append_units(const AppendUnits& p) {
   };
   for (int64_t row = 0; row < p.sizes.size[0]; ++row) {
     int64_t &count = told(p.counts, row), &num_tokens = told(p.num_tokens, row);
+    int64_t offset = told(p.begin, row);
     told(p.first, row) = count;
     told(p.first_token, row) = num_tokens;
     for (int64_t i = 0; i < p.new_sizes.size[1]; ++i) {
       const int64_t size = entry_at(p.new_sizes, row, i);
       if (size <= 0) break;
-      set_index(p.offsets, row, count, entry_at(p.new_offsets, row, i));
+      set_index(p.offsets, row, count, offset);
       set_index(p.sizes, row, count, size);
       ++count;
+      offset += size;
       num_tokens += size;
     }
     told(p.new_units, row) = count - told(p.first, row);

@@ -72,6 +72,20 @@ inline void store(float number, bf16* at) {
   at->bits = number != number ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline void store(float number, f16* at) {
+#ifdef __F16C__
+  at->bits = _cvtss_sh(number, 0);
+#else
+  const uint32_t bits = float_to_bits(number), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+  if (rest >= 0x47800000)  // 65,536 and more, infinity, NaN.
+    at->bits = uint16_t(sign | (rest > 0x7f800000 ? 0x7e00 : 0x7c00));
+  else if (rest < 0x38800000)  // Subnormal: the sum rounds where the last bit will be.
+    at->bits = uint16_t(sign | (float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000));
+  else
+    at->bits = uint16_t(sign | (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13);
+#endif
+}
+
 inline Vec fill(float number) { return number - Vec{}; }
 
 inline Vec load(const float* at) {

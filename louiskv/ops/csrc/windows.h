@@ -51,10 +51,11 @@ inline void take_runs(const TakeRuns& p) {
   for (int64_t row = 0; row < p.rows.size[0]; ++row) {
     const int64_t first = index_at(p.first, row * p.first.stride[0]);
     for (int64_t i = 0; i < width; ++i) {
-      const int64_t slot = slot_of(first + i, p.num_sinks, p.window);
+      const int64_t position = first + (p.order ? entry_at(p.order, row, i) : i);
+      const int64_t slot = slot_of(position, p.num_sinks, p.window);
       std::memcpy(at(p.taken, row * p.taken.stride[0] + i * p.taken.stride[1]),
                   at(p.rows, row * p.rows.stride[0] + slot * p.rows.stride[1]), num_bytes);
-      static_cast<int32_t*>(p.positions.data)[row * width + i] = static_cast<int32_t>(first + i);
+      static_cast<int32_t*>(p.positions.data)[row * width + i] = static_cast<int32_t>(position);
     }
   }
 }
