@@ -49,7 +49,8 @@ void bundle_sketches(const Tensor& key_codes, const Tensor& value_codes, const T
   const int64_t num_rows = p.sizes.size[0], num_units = p.sizes.size[1], num_bundles = p.bundled_steps.size[1];
   check_index(p.sizes, "sizes");
   for (const Array* each : {&p.begin, &p.counts})
-    STD_TORCH_CHECK(each->type == Type::i64 && each->size[0] == num_rows, "louiskv: begin and counts must be int64 [N]");
+    STD_TORCH_CHECK(each->type == Type::i64 && each->size[0] == num_rows,
+                    "louiskv: begin and counts must be int64 [N]");
   for (const Array* each : {&p.steps, &p.bundled_steps})
     STD_TORCH_CHECK(each->type == Type::f16 && each->size[0] == num_rows && each->size[2] == 3,
                     "louiskv: steps must be float16 [N, U, 3]");

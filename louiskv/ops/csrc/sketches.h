@@ -43,7 +43,8 @@ void compare_key(const T* key, const float* centre, int64_t dim, float* away, ui
   for (int64_t i = 0; i < dim; ++i) away[i] += std::abs(to_float(key[i]) - centre[i]);
   for (int64_t first = 0; bits && first < dim; first += 8) {
     uint8_t byte = 0;
-    for (int64_t i = first; i < least(first + 8, dim); ++i) byte |= (to_float(key[i]) - centre[i] >= 0.0f) << (i - first);
+    for (int64_t bit = 0; bit < least(8, dim - first); ++bit)
+      byte |= (to_float(key[first + bit]) - centre[first + bit] >= 0.0f) << bit;
     *bits++ = byte;
   }
 }
@@ -95,7 +96,8 @@ inline void bundle_codes(const BundleSketches& p, int which, int64_t row, int64_
     const int64_t size = entry_at(p.sizes, row, unit);
     if (size <= 0) continue;
     const int8_t* code = static_cast<const int8_t*>(codes.data) + row * codes.stride[0] + unit * codes.stride[1];
-    const float step = number_at(p.steps, row * p.steps.stride[0] + unit * p.steps.stride[1] + which * p.steps.stride[2]);
+    const int64_t at = row * p.steps.stride[0] + unit * p.steps.stride[1] + which * p.steps.stride[2];
+    const float step = number_at(p.steps, at);
     for (int64_t i = 0; i < dim; ++i) mean[i] += code[i] * step * static_cast<float>(size);
     total += size;
   }
