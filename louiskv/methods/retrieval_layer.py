@@ -15,7 +15,7 @@ from louiskv.ops.attention import Chosen, decode_attention, merge_attention, par
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.shard import Shard
-from louiskv.state import Held
+from louiskv.state import Held, tensors_of
 from louiskv.store.device import Change
 from louiskv.units.summaries import Built
 
@@ -42,7 +42,8 @@ class RetrievalLayer(RetrievalState):
         if is_readable(keys):
             self._take_in(keys, values, valid)
         else:
-            self.taking_in.take_turn(partial(self._take_in, keys, values, valid))
+            reads = (tensor for _, _, tensor in tensors_of([self]))
+            self.taking_in.take_turn(partial(self._take_in, keys, values, valid), reads)
 
     def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         rows = torch.cat([keys, values], dim=-1).flatten(0, 1)

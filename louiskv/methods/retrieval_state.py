@@ -77,6 +77,8 @@ class RetrievalState(KVLayer):
     def reserve(self, num_steps: int) -> bool:
         """Make room for so many tokens more, so that taking them in allocates nothing; whether there was too little."""
         self._wait_for_prompt()
+        # What grows is given back, and may be given out again: not before it was read beside the model.
+        self.ahead.catch_up()
         tokens = self.paces.longest + num_steps - self.parts.num_sinks
         in_pool = self.pool.reserve(tokens)
         in_index = self.index.reserve(self.paces.units_after(num_steps + self.paces.longest_run), tokens)

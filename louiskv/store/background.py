@@ -1,14 +1,16 @@
 """Work for a later step that runs while the model computes: a worker thread, and on a GPU a side stream in it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from functools import cache as once
+from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -77,17 +79,23 @@ class Background(Generic[T]):
         ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
         self._result = _worker().submit(_run, self._job, self._stream, ready, forget)
 
-    def take_turn(self, job: Callable[[], T]) -> None:
+    def take_turn(self, job: Callable[[], T], reads: Iterable[Tensor] = ()) -> None:
         """Wait until the last job that took its turn is done, on whatever layer, and run one beside what follows.
 
         A job is forgotten when its work is done, on a GPU there as well: so beside what the caller has, never more is
         held than one of them reads.
+
+        Args:
+            job: The work.
+            reads: What the job reads and then replaces. Memory of the caller's stream that is free is given out again at
+                once, also where another stream has not read it yet.
         """
+        held = tuple(reads)
         with _Turn.lock:
             before, _Turn.last = _Turn.last, None
             if before is not None:
                 wait([before])
-            self.start(job, forget=True)
+            self.start(partial(_holding, held, job), forget=True)
             _Turn.last = self._result
 
     def collect(self) -> T:
@@ -128,6 +136,11 @@ class Beside:
         if self._work and self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
             self._work.clear()
+
+
+def _holding(_held: tuple[Tensor, ...], job: Callable[[], T]) -> T:
+    """Run a job; what is held is so for as long as the job itself."""
+    return job()
 
 
 def _run(

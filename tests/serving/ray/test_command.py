@@ -17,6 +17,8 @@ from tests.serving.serving import MODEL
 
 def test_it_serves_and_ends_with_zero(model_folder: Path) -> None:
     settings = ["--model", str(model_folder), "--budget", "256", "--dtype", "float32", "--device", "cpu"]
+    # However slow the machine is.
+    settings += ["--grace", "300"]
     command = [sys.executable, "-m", "louiskv", "serve", "--port", "0", "--ray", "--replicas", "1", *settings]
     # Whatever cluster another test has.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
