@@ -87,8 +87,8 @@ class Background(Generic[T]):
 
         Args:
             job: The work.
-            reads: What the job reads and then replaces. Memory of the caller's stream that is free is given out again at
-                once, also where another stream has not read it yet.
+            reads: What the job reads and then replaces. Memory of the caller's stream that is free is given out again
+                at once, also where another stream has not read it yet.
         """
         held = tuple(reads)
         with _Turn.lock:
