@@ -120,6 +120,11 @@ class CapturedStep(EagerStep):
         """Kinds of steps that there are graphs of."""
         return len(self._graphs)
 
+    @property
+    def num_seen(self) -> int:
+        """Kinds of steps that have run as they are, to be captured when they come again."""
+        return len(self._seen)
+
     def forget(self) -> None:
         """Capture anew, when steps of each kind have run as they are."""
         self._graphs.clear()

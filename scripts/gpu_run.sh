@@ -28,8 +28,8 @@ grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
 stage "the small sizes again, every access to memory watched"
 if command -v compute-sanitizer > /dev/null; then
   # Once without, which compiles.
-  timeout "$(left 0.12)" "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left 0.12)" compute-sanitizer --tool memcheck --error-exitcode 9 \
+  timeout "$(left 0.2)" "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(left 0.25)" compute-sanitizer --tool memcheck --error-exitcode 9 \
     "$python" scripts/gpu_small.py > "$folder/sanitizer.txt" 2>&1 || failed=1
   grep -E "ERROR SUMMARY|passed|Error|Invalid" "$folder/sanitizer.txt" | tail -5
 else

@@ -29,14 +29,18 @@ def warm_up(step: EagerStep) -> int:
 
 
 def steady(step: EagerStep, num_steps: int) -> list[float]:
-    """Seconds of each of so many steps, fewer if that takes long; anew if a kind of step is captured among them."""
+    """Seconds of each of so many steps, fewer if that takes long; anew if a kind of step is new among them."""
     (first,) = timed(step, 1)
     num_steps = max(1, min(num_steps, int(PATIENCE / first)))
     while True:
-        before = step.num_captured if isinstance(step, CapturedStep) else 0
+        before = _kinds(step)
         seconds = timed(step, num_steps)
-        if not isinstance(step, CapturedStep) or step.num_captured == before:
+        if _kinds(step) == before:
             return seconds
+
+
+def _kinds(step: EagerStep) -> tuple[int, int]:
+    return (step.num_captured, step.num_seen) if isinstance(step, CapturedStep) else (0, 0)
 
 
 def spent(clocks: list[Clock]) -> dict[str, float]:

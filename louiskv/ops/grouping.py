@@ -1,10 +1,9 @@
 """Tokens in the order of their groups."""
 
-import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import choose, implementations
-from louiskv.ops.ragged import count_by_label, left_aligned
+from louiskv.ops.ragged import sort_by_label
 
 
 def group_by_label(labels: Tensor, num_labels: int, *, impl: str | None = None) -> tuple[Tensor, Tensor]:
@@ -28,12 +27,7 @@ def group_by_label(labels: Tensor, num_labels: int, *, impl: str | None = None) 
 
 
 def _group_by_label(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
-    whole = torch.where(labels < 0, num_labels, labels)
-    sizes = count_by_label(whole, num_labels + 1)[:, :-1]
-    occupied, _ = left_aligned(sizes > 0)
-    # Of small numbers a sort takes fewer passes.
-    small = whole.to(torch.int16 if num_labels < 2**15 else torch.int32)
-    return small.argsort(dim=1, stable=True), sizes.gather(1, occupied)
+    return sort_by_label(labels, num_labels)
 
 
 GROUP_BY_LABEL = implementations("grouping", _group_by_label, ("triton", "cpu"))

@@ -131,6 +131,16 @@ def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
     )
 
 
+def sort_by_label(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """As `louiskv.ops.grouping.group_by_label`, by a sort."""
+    whole = torch.where(labels < 0, num_labels, labels)
+    sizes = count_by_label(whole, num_labels + 1)[:, :-1]
+    occupied, _ = left_aligned(sizes > 0)
+    # Of small numbers a sort takes fewer passes.
+    small = whole.to(torch.int16 if num_labels < 2**15 else torch.int32)
+    return small.argsort(dim=1, stable=True), sizes.gather(1, occupied)
+
+
 def sum_by_label(points: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """Sum the points of each label, in a fixed order.
 
