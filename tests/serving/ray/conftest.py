@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-# Before ray is imported: nothing is reported, no key is written into a home, and the death of a node is soon noticed.
+# Before ray is imported: nothing is reported, no key is written into a home, and a node that does not answer is given up
+# soon, but not where the machine is merely busy.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
     "RAY_health_check_initial_delay_ms": "0",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "10",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
@@ -45,9 +46,9 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes, and nothing is left of them afterwards."""
+    """Two nodes, and nothing is left of them for the tests that follow: what idles takes time of theirs."""
     node: dict[str, Any] = {"num_cpus": CORES, "num_gpus": 0, "object_store_memory": 100 * 2**20}
     made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
@@ -60,7 +61,7 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(cluster: Cluster, model_folder: Path) -> Iterator[Fleeted]:
     """The application, with one replica at first and two under load."""
     with Fleeted.deployed(cluster, model_folder) as made:
