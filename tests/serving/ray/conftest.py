@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-# Before ray is imported: nothing is reported, no key is written into a home, and a node that does not answer is given up
-# soon, but not where the machine is merely busy.
+# Before ray is imported: nothing is reported, no key is written into a home, and a node that does not answer is given
+# up soon, but not where the machine is merely busy.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
