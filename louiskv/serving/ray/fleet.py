@@ -67,6 +67,10 @@ class Fleet:
         """What clients reach, so that one is left when a node is lost."""
         return self.fronts or (len(_nodes()) if ray.is_initialized() else 2)
 
+    def fronts_per_node(self) -> int | None:
+        """Fronts on one node at the most, so that each has one; None where the nodes are not known yet."""
+        return -(-self.num_fronts() // max(1, len(_nodes()))) if ray.is_initialized() else None
+
     def per_node(self) -> int:
         """Replicas that may come to lie on one node, and share its memory."""
         need = {"CPU": self.cpus, "GPU": self.gpus}

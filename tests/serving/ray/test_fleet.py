@@ -66,7 +66,8 @@ def test_a_conversation_goes_on_where_its_cache_is(fleet: Fleeted, stream: bool)
     for turn in range(3):
         for place, messages in enumerate(chats):
             # All begin alike: only their answers, longer than what they have in common, tell them apart.
-            messages.append({"role": "user", "content": f"The other one, number {turn}"})
+            # Nobody else has asked this with the same seed.
+            messages.append({"role": "user", "content": f"Talk on and on, turn {turn}"})
             asked: Any = {
                 "model": MODEL,
                 "messages": messages,
