@@ -74,12 +74,10 @@ def application(
     )(Replica)
     front = serve.deployment(
         ray_actor_options={"num_cpus": 0},
-        num_replicas=fleet.num_fronts(),
-        # They need so little that all would be put on one node, and be lost with it.
-        max_replicas_per_node=fleet.fronts_per_node(),
         # It only passes on: the replicas say what is too much.
         max_ongoing_requests=100_000,
         graceful_shutdown_timeout_s=fleet.grace,
+        **fleet.fronting(),
     )(Front)
     app: Application = front.bind(replica.bind(blueprint, fleet), blueprint.limits.max_body, api_key, origins)
     return app

@@ -63,13 +63,16 @@ class Fleet:
         )
         return {"autoscaling_config": config}
 
-    def num_fronts(self) -> int:
-        """What clients reach, so that one is left when a node is lost."""
-        return self.fronts or (len(_nodes()) if ray.is_initialized() else 2)
+    def fronting(self) -> dict[str, Any]:
+        """How many fronts, as Ray Serve takes it: spread over the nodes, so that one is left when a node is lost.
 
-    def fronts_per_node(self) -> int | None:
-        """Fronts on one node at the most, so that each has one; None where the nodes are not known yet."""
-        return -(-self.num_fronts() // max(1, len(_nodes()))) if ray.is_initialized() else None
+        They need so little that all would be put on one node.
+        """
+        if not ray.is_initialized():
+            return {"num_replicas": self.fronts or 2}
+        num_nodes = max(1, len(_nodes()))
+        number = self.fronts or num_nodes
+        return {"num_replicas": number, "max_replicas_per_node": -(-number // num_nodes)}
 
     def per_node(self) -> int:
         """Replicas that may come to lie on one node, and share its memory."""

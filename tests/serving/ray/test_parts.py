@@ -184,6 +184,19 @@ def test_wrong_arguments(given: dict[str, Any], message: str) -> None:
         arguments.fleet(), arguments.blueprint()
 
 
+@pytest.mark.parametrize(
+    ("num_nodes", "fronts", "spread"),
+    [(None, None, (2, None)), (1, None, (1, 1)), (3, None, (3, 1)), (2, 3, (3, 2)), (2, 1, (1, 1))],
+)
+def test_fronts_are_spread_over_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, num_nodes: int | None, fronts: int | None, spread: tuple[int, int | None]
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: num_nodes is not None)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Resources": {}, "Alive": True}] * (num_nodes or 0))
+    told = Fleet(fronts=fronts).fronting()
+    assert (told["num_replicas"], told.get("max_replicas_per_node")) == spread
+
+
 def test_replicas_come_when_there_are_more_requests_than_rows() -> None:
     assert Fleet(2, 2).scaling(8) == {"num_replicas": 2}
     config = Fleet(1, 4, upscale_delay=15, downscale_delay=100).scaling(8)["autoscaling_config"]
