@@ -26,7 +26,7 @@ from louiskv.store.pool import available_host_memory
 # Conversations that a replica tells the routers of: they need it only where a client has changed the front.
 MAX_TOLD = 1000
 CHAT = "/v1/chat/completions"
-# The message behind an answer: keys of the conversations that it has become.
+# The message before the last one of an answer: keys of the conversations that it has become.
 SAID = "louiskv.said"
 
 
@@ -91,18 +91,21 @@ class Replica:
         self._hurry = asyncio.Event()
 
     async def answer(self, call: Call) -> AsyncGenerator[Message, None]:
-        """What the app sends, and behind it the conversations that a chat has become."""
+        """What the app sends; before its last message, the conversations that a chat has become.
+
+        With the last message in hand a client can go on, and then who routes it must know where.
+        """
         heard = Heard()
         async with aclosing(messages_of(self.app, call)) as messages:
             async for message in messages:
                 if call.path == CHAT:
                     heard.hear(message)
+                if heard.texts and not message.get("more_body", False):
+                    asked, _ = keys_of(call.body)
+                    keys = [following(asked, "assistant", text) for text in heard.texts.values()]
+                    self.places.keep(keys, self.name)
+                    yield {"type": SAID, "keys": keys}
                 yield message
-        if heard.texts:
-            asked, _ = keys_of(call.body)
-            keys = [following(asked, "assistant", text) for text in heard.texts.values()]
-            self.places.keep(keys, self.name)
-            yield {"type": SAID, "keys": keys}
 
     async def whole(self, call: Call) -> tuple[str, int, bytes]:
         """The replica's name, and status and body of what the app answers."""

@@ -15,14 +15,17 @@ from starlette.types import Message
 
 from louiskv import LouisKVPlus, SettingsError
 from louiskv.serving import ray as fleet
-from louiskv.serving.conversations import Course
+from louiskv.serving.calls import Call
+from louiskv.serving.conversations import Course, Places, keys_of
 from louiskv.serving.ray import Arguments
 from louiskv.serving.ray.cluster import _reason
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.passed import Passed
+from louiskv.serving.ray.replica import SAID, Replica
 from louiskv.serving.ray.replicas import lost
 from louiskv.serving.ray.routing import ConversationRouter
 from louiskv.serving.ray.sums import labelled, summed
+from tests.serving.serving import MODEL, served
 
 
 def router(loads: dict[str, int]) -> ConversationRouter:
@@ -71,6 +74,23 @@ def test_it_is_waited_for_only_while_no_other_has_a_free_row() -> None:
 def test_one_that_had_no_room_is_not_asked_again() -> None:
     assert chosen({"a": 0, "b": 1}, Course(place="a", tried=frozenset("a"))) == ["b"]
     assert set(chosen({"a": 0, "b": 1}, Course(tried=frozenset("ab")))) == {"a", "b"}, "the front sees that it is over"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_a_conversation_is_is_known_before_its_client_can_go_on(stream: bool) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    asked = {"model": MODEL, "messages": messages, "max_tokens": 4, "seed": 3}
+    with served() as server:
+        said = server.client().chat.completions.create(**asked).choices[0].message.content  # type: ignore[call-overload]
+        replica = Replica.__new__(Replica)
+        replica.name, replica.app, replica.places = "here", server.app, Places()
+        call = Call("/v1/chat/completions", json.dumps({**asked, "stream": stream}).encode())
+        *before, told, last = sent_by(replica.answer(call))
+    assert told["type"] == SAID and not last.get("more_body", False)
+    assert all(each["type"] == "http.response.start" or each["more_body"] for each in before)
+    turns = [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": "And you?"}]
+    assert told["keys"] == keys_of(json.dumps({"messages": turns}).encode())[1]
+    assert replica.places.find(told["keys"]) == "here"
 
 
 def test_requests_of_one_moment_are_spread() -> None:
