@@ -38,13 +38,13 @@ class Engine:
         device_memory: Bytes of device memory for them; None for nine tenths of what is free.
         kept_memory: Bytes for conversations that may go on; None for a quarter of the host memory.
         prefill_chunk: Tokens of a prompt that are taken in between two steps.
-        queue: Requests that may wait.
+        queue: Requests that may wait beside those for whom a row is free.
         impl: Implementation of the operations; None takes the best that can run.
         graph: Whether to replay steps from a CUDA graph; None where it is possible.
 
     Attributes:
         max_length: Tokens of prompt and answer at the most.
-        queue: Requests that may wait.
+        queue: Requests that may wait beside those for whom a row is free.
         end_tokens: Tokens by which the model says that it has said all.
     """
 
@@ -112,11 +112,12 @@ class Engine:
         answer = Answer(request, self._loop.wake)
         with self._turns.changed:
             self._loop.check_alive()
-            # Those that were cancelled are there until the next turn.
-            if sum(not each.cancelled for each in self._turns.waiting) >= self.queue:
+            # Those that were cancelled are there until the next turn, and so are those that a free row waits for.
+            waiting = sum(not each.cancelled for each in self._turns.waiting)
+            if waiting >= self.queue + self._turns.free_rows:
                 raise QueueFullError(
-                    f"{self.queue} requests wait already. Ask again later, or make an engine with a longer queue or "
-                    "more rows."
+                    f"{waiting} requests wait already. Ask again later, or make an engine with a longer queue or more "
+                    "rows."
                 )
             self._turns.waiting.append(answer)
             self._turns.changed.notify_all()

@@ -60,6 +60,11 @@ class Turns:
         """Whether there is anything to do."""
         return bool(self.waiting or self.prompts or self.running)
 
+    @property
+    def free_rows(self) -> int:
+        """Rows that no answer has and no prompt is taken in for."""
+        return self.batch.max_rows - len(self.running) - len(self.prompts)
+
     def turn(self) -> None:
         """Drop what is no longer wanted, begin what fits, take in one chunk, and decode one step."""
         self.number += 1
@@ -133,7 +138,7 @@ class Turns:
     def _fits(self, answer: Answer) -> bool:
         """Whether a request can begin; kept conversations make room for it, and its own one becomes its prompt."""
         request = answer.request
-        if len(self.running) + len(self.prompts) >= self.batch.max_rows:
+        if not self.free_rows:
             return False
         wanted = self.room.kept.find(request.prompt) if request.kept and request.conversation is None else None
         return self.room.make(self._needed(request.longest(self.max_length)), wanted)

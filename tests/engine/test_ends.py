@@ -103,6 +103,16 @@ def test_a_full_queue_is_refused_at_once() -> None:
         assert [ended(answer)[1].finish_reason for answer in answers] == ["cancelled", "length", "length"]
 
 
+def test_a_queue_counts_those_for_whom_no_row_is_free() -> None:
+    with engine(rows=3, queue=2) as running:
+        # None of them is begun between the calls.
+        with running._turns.changed:
+            answers = [running.submit(greedily(ids(20), 5)) for _ in range(5)]
+            with pytest.raises(QueueFullError, match="5 requests wait already"):
+                running.submit(greedily(ids(20), 5))
+        assert [ended(answer)[1].finish_reason for answer in answers] == ["length"] * 5
+
+
 def test_an_error_of_one_request_disturbs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     with engine() as running:
         good = running.submit(greedily(ids(30), 60))

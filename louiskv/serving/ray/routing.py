@@ -37,6 +37,7 @@ class ConversationRouter(LocalityMixin, RequestRouter):
         """Learn how many answers a replica decodes at once."""
         self.rows = rows
         self._sent: dict[ReplicaID, deque[float]] = defaultdict(deque)
+        self._last: dict[ReplicaID, float] = defaultdict(float)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -47,11 +48,13 @@ class ConversationRouter(LocalityMixin, RequestRouter):
             pending_request.routing_context.should_backoff = True
             course = next((each for each in pending_request.args if isinstance(each, Course)), course)
         fresh = [each for each in candidate_replicas if each.replica_id.unique_id not in course.tried]
-        # In any order where they have as much to do.
-        others = sorted(random.sample(fresh, min(COMPARED, len(fresh))), key=self._load)
+        # In turns where they have as much to do: conversations begun one after the other have all memory there is.
+        others = sorted(random.sample(fresh, min(COMPARED, len(fresh))), key=self._load_and_last)
         ranked = [*self._holders(fresh, course), *others]
         if ranked:
-            self._sent[ranked[0].replica_id].append(time.monotonic())
+            first = ranked[0].replica_id
+            self._last[first] = time.monotonic()
+            self._sent[first].append(self._last[first])
         return [[each] for each in ranked] or [candidate_replicas]
 
     def on_new_queue_len_info(self, replica_id: ReplicaID, num_ongoing_requests: int) -> None:
@@ -68,6 +71,10 @@ class ConversationRouter(LocalityMixin, RequestRouter):
         if all(self._load(each) >= self.rows for each in replicas):
             return holders
         return [each for each in holders if self._load(each) < self.rows]
+
+    def _load_and_last(self, replica: RunningReplica) -> tuple[int, float]:
+        """What a replica has to do, and when it was given something last."""
+        return self._load(replica), self._last[replica.replica_id]
 
     def _load(self, replica: RunningReplica) -> int:
         """Requests that a replica has, with those sent a moment ago that it has not counted yet."""

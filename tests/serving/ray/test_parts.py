@@ -103,6 +103,16 @@ def test_requests_of_one_moment_are_spread() -> None:
     assert made._load(replicas[0]) == 0, "what was sent long ago is in the replica's own count"
 
 
+def test_idle_replicas_take_turns() -> None:
+    made = router({"a": 0, "b": 0, "c": 0})
+    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in "abc"]
+    given = list[Any]()
+    for _ in range(9):
+        given.append(asyncio.run(made.choose_replicas(replicas))[0][0].replica_id)
+        made._sent.clear()
+    assert len(set(given[:3])) == 3 and given == given[:3] * 3
+
+
 def sent_by(messages: AsyncGenerator[Message, None]) -> list[Message]:
     got: list[Message] = []
 
