@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-# Before ray is imported: nothing is reported, no key is written into a home, and a node that does not answer is given
-# up soon, but not where the machine is merely busy.
+# Before ray is imported: nothing is reported, no key is written into a home, a node that does not answer is given up
+# soon, but not where the machine is merely busy, and replicas get as much of it as other tests do: by itself Ray lets
+# everything else go first.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -18,6 +19,7 @@ os.environ |= {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "10",
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
@@ -50,15 +52,18 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster() -> Iterator[Cluster]:
     """Two nodes, and nothing is left of them for the tests that follow: what idles takes time of theirs."""
     node: dict[str, Any] = {"num_cpus": CORES, "num_gpus": 0, "object_store_memory": 100 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        made.add_node(**node)
-        made.connect()
-        yield made
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Threads that wait for each other are slow where a core is not theirs alone.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        made = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            made.add_node(**node)
+            made.connect()
+            yield made
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+            made.shutdown()
 
 
 @pytest.fixture(scope="package")

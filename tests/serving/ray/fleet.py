@@ -75,7 +75,7 @@ class Fleeted(Served):
         return not any(figures[name] for name in ("running", "taking_in", "waiting"))
 
     def begin(self, stream: bool, max_tokens: int, seed: int = 0) -> "InFlight":
-        return InFlight(self.client(timeout=60), stream, max_tokens, seed)
+        return InFlight(self.client(timeout=120), stream, max_tokens, seed)
 
 
 class InFlight:
@@ -119,13 +119,13 @@ class InFlight:
         """Want no more of a stream; one that has no row yet is left when its first part comes."""
         self._left = True
 
-    def end(self, seconds: float = 60) -> str | openai.OpenAIError | None:
+    def end(self, seconds: float = 120) -> str | openai.OpenAIError | None:
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "it did not end"
         return self.outcome
 
 
-def until(true: Callable[[], Any], seconds: float = 30) -> None:
+def until(true: Callable[[], Any], seconds: float = 60) -> None:
     """Wait until something is true."""
     end = time.monotonic() + seconds
     while not true():
