@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from louiskv import LouisKV, StreamingLLM
 from louiskv.engine import Request, Sampling
+from louiskv.engine.memory import Memory
 from louiskv.errors import HostMemoryError, RequestError
-from tests.engine.asking import CHUNK, GREEDY, SMALL, WHOLE, alone, ended, engine, greedily, ids
+from tests.engine.asking import CHUNK, GREEDY, SMALL, WHOLE, a_model, alone, ended, engine, greedily, ids
 from tests.methods.test_contract import CASES, NAMES
 
 
@@ -248,7 +249,8 @@ def test_many_listen_in_one_event_loop() -> None:
 
 
 def test_more_memory_than_there_is_is_refused_and_what_does_not_fit_yet_waits() -> None:
-    with engine(WHOLE, host_memory=2**20, rows=4) as running:
+    for_one = Memory.of(a_model(), WHOLE, None, None).needed(1, 260, [260]).host
+    with engine(WHOLE, host_memory=for_one, rows=4) as running:
         with pytest.raises(HostMemoryError, match="A sequence of 1000 tokens needs .* of host memory"):
             running.submit(greedily(ids(900), 100))
         answers = [running.submit(greedily(ids(200, seed), 60)) for seed in range(3)]
