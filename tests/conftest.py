@@ -27,7 +27,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     native.why_not()
 
-ONE_CLUSTER = "tests/serving/ray/"
+# Each of them has processes of its own, of which there are enough.
+ONE_WORKER = ("tests/serving/ray/", "tests/test_tensor_parallel.py")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -35,12 +36,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Any worker takes any test, but those of one cluster are for one worker: two clusters at a time are too much."""
+    """Any worker takes any test, but those that share other processes are for one worker."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return ONE_CLUSTER if nodeid.startswith(ONE_CLUSTER) else nodeid
+            return next((each for each in ONE_WORKER if nodeid.startswith(each)), nodeid)
 
     return Scheduling(config, log)
 
