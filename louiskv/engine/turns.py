@@ -5,6 +5,7 @@ from collections.abc import Callable
 from threading import Condition
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -95,6 +96,11 @@ class Turns:
         usage = Usage(len(answer.request.prompt), 0, 0)
         answer.give(Piece(finish_reason=finish_reason, usage=usage, error=error))
 
+    def _fail_alone(self, answer: Answer, error: Exception) -> None:
+        """End an answer that has no row yet with an error, and no other."""
+        self._give_up(answer, "error", error)
+        _check_device(error)
+
     def _fail(self, running: Running, error: BaseException) -> None:
         """End one answer with an error, and no other."""
         if running in self.running:
@@ -114,13 +120,13 @@ class Turns:
         with self.changed:
             gone = [answer for answer in self.waiting if answer.cancelled]
             self.waiting = deque(answer for answer in self.waiting if not answer.cancelled)
-        for prompt in [prompt for prompt in self.prompts if prompt.answer.cancelled]:
-            self.prompts.remove(prompt)
-            if prompt.answer.request.kept:
-                self.room.put_back(prompt.token_ids[: prompt.known], prompt.cache)
-            gone.append(prompt.answer)
         for answer in gone:
             self._give_up(answer, "cancelled")
+        for prompt in [prompt for prompt in self.prompts if prompt.answer.cancelled]:
+            self.prompts.remove(prompt)
+            self._give_up(prompt.answer, "cancelled")
+            if prompt.answer.request.kept:
+                self.room.put_back(prompt.token_ids[: prompt.known], prompt.cache)
         for each in [each for each in self.running if each.answer.cancelled]:
             self._cancel(each)
 
@@ -128,12 +134,16 @@ class Turns:
         """Begin the oldest requests, as far as there are rows and memory."""
         # Others only append: nobody need wait while it is looked whether the oldest one fits.
         while len(self.prompts) < MAX_PROMPTS and self.waiting and self._fits(self.waiting[0]):
-            with self.changed:
-                answer = self.waiting.popleft()
+            answer = self.waiting[0]
             try:
-                self.prompts.append(self._begin(answer))
+                begun = [self._begin(answer)]
             except Exception as error:
-                self._give_up(answer, "error", error)
+                begun = []
+                self._fail_alone(answer, error)
+            # It waits until it is begun, so that who counts both counts it once.
+            with self.changed:
+                self.waiting.popleft()
+                self.prompts += begun
 
     def _fits(self, answer: Answer) -> bool:
         """Whether a request can begin; kept conversations make room for it, and its own one becomes its prompt."""
@@ -176,15 +186,17 @@ class Turns:
 
     def _take_in(self) -> None:
         """Take in a chunk of the prompt whose turn it is; one that is whole joins the others."""
-        prompt = self.prompts.pop(0)
+        prompt = self.prompts[0]
         try:
             self.counters.prompt_tokens += prompt.take_in(self.model, self.prefill_chunk)
             if prompt.logits is None:
-                self.prompts.append(prompt)
+                self.prompts = [*self.prompts[1:], prompt]
             else:
                 self._join(prompt, prompt.logits)
         except Exception as error:
-            self._give_up(prompt.answer, "error", error)
+            if prompt in self.prompts:
+                self.prompts.remove(prompt)
+            self._fail_alone(prompt.answer, error)
             if self.running and self.batch.cache is None:
                 # There was no memory for more rows, and those that there were are lost.
                 self._end_running("error", error)
@@ -200,6 +212,7 @@ class Turns:
         except Exception:
             self._leave(number)
             raise
+        self.prompts.remove(prompt)
         self.running.append(running)
         prompt.answer.turns = self.number
         self._hear(running, chosen.tokens[0], chosen.logprobs[0])
@@ -212,6 +225,7 @@ class Turns:
             self._watch(stepping)
         except Exception as error:
             self._end_running("error", error)
+            _check_device(error)
             return
         for each, token, logprob, fired in zip(stepping, step.tokens, step.logprobs, step.fired, strict=True):
             if each.answer.ended:
@@ -309,3 +323,9 @@ class Turns:
         assert self.batch.cache is not None
         row, since = self.batch.row(running.number), running.attended
         return Attended.of(self.batch.cache, row, None if since is None else since.clone(), tuple(running.fired))
+
+
+def _check_device(error: Exception) -> None:
+    """Raise an error of the device itself, which ends the engine: whatever comes next would fail as well."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error

@@ -5,11 +5,13 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from louiskv import SettingsError, UnsupportedModelError
 from louiskv.cache_layer import CacheLayer
 from louiskv.engine import Request, Sampling
 from louiskv.engine import engine as engine_module
+from louiskv.engine.sequences import Prompt
 from louiskv.engine.text import Text
 from louiskv.engine.turns import Turns
 from louiskv.errors import EngineStoppedError, HostMemoryError, QueueFullError, RequestError
@@ -128,6 +130,34 @@ def test_an_error_of_one_request_disturbs_no_other(monkeypatch: pytest.MonkeyPat
         assert last.finish_reason == "error"
         assert isinstance(last.error, MemoryError)
         assert ended(good)[0] == alone(SMALL, [ids(30)], 60)[0]
+
+
+def test_a_device_that_is_lost_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> int:
+        raise torch.AcceleratorError("an illegal access")
+
+    with engine() as running:
+        monkeypatch.setattr(running._turns.batch, "join", fails)
+        last = ended(running.submit(greedily(ids(25), 5)))[1]
+        assert (last.finish_reason, type(last.error)) == ("error", torch.AcceleratorError)
+        running._loop._thread.join(30)
+        assert not running.alive, "so that another one takes its place"
+        with pytest.raises(EngineStoppedError, match="illegal access"):
+            running.submit(greedily(ids(25), 5))
+
+
+def test_no_row_is_free_while_its_prompt_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    with engine(rows=1) as running:
+        take_in = Prompt.take_in
+
+        def looks(self: Prompt, *given: Any) -> int:
+            seen.append(running._turns.free_rows)
+            return take_in(self, *given)
+
+        monkeypatch.setattr(Prompt, "take_in", looks)
+        ended(running.submit(greedily(ids(40), 5)))
+    assert len(seen) > 1 and set(seen) == {0}
 
 
 def test_what_cannot_be_made_text_of_ends_its_own_answer(monkeypatch: pytest.MonkeyPatch) -> None:
