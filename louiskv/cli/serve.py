@@ -100,8 +100,8 @@ def serve(
     console = Console(stderr=True)
     if fleet.ray:
         check_ray()
-    # Before the model is loaded, which takes longer than to learn that the port is taken.
-    bound = _bound(host, port)
+    # Before the model is loaded, which takes longer than to learn that the port is taken. A cluster may have it itself.
+    bound = _bound(host, 0 if fleet.ray_address else port)
     if shown["api_key"] is None and host not in LOCAL:
         _say(console, f"warning: anyone who reaches {host} may ask: give --api-key or LOUISKV_API_KEY.", "yellow")
     try:
@@ -151,7 +151,7 @@ def _run(
     from louiskv.serving.door import Door
     from louiskv.serving.life import Life
     from louiskv.serving.prompts import Prompts
-    from louiskv.serving.server import address_of, is_loopback
+    from louiskv.serving.server import address_of
     from louiskv.serving.server import serve as answer
 
     life = Life()
@@ -170,8 +170,7 @@ def _run(
     def on_ready(_: object) -> None:
         print(f"Serving {name} with {type(method).__name__} at {address} (API at {address}/v1)", flush=True)
 
-    door = Door(made, local=api_key is None and is_loopback(bound))
-    asyncio.run(answer(door, bound, life, grace, on_ready))
+    asyncio.run(answer(Door(made, keyless=api_key is None), bound, life, grace, on_ready))
 
 
 def check_extra() -> None:
@@ -183,10 +182,12 @@ def check_extra() -> None:
 
 
 def _checked_key(key: str | None) -> str | None:
+    from louiskv.serving.guard import is_key
+
     if key is None:
         return None
     key = key.strip()
-    if not key or not key.isascii() or not key.isprintable():
+    if not is_key(key):
         raise UsageError("--api-key is empty or has letters that a header cannot have: give plain letters and digits.")
     return key
 

@@ -16,23 +16,23 @@ BODY_SECONDS = 60.0
 class Door:
     """Lets requests through to an app that answers an `ApiError` of what it receives."""
 
-    def __init__(self, app: ASGIApp, local: bool, body_seconds: float = BODY_SECONDS) -> None:
+    def __init__(self, app: ASGIApp, keyless: bool, body_seconds: float = BODY_SECONDS) -> None:
         """Stand before an app.
 
         Args:
             app: Answers.
-            local: Whether it is for this machine alone and asks for no key. Then what comes for a foreign host comes
-                from a web page: its name was made to point here, so that it may ask as if it were its own server (DNS
-                rebinding).
+            keyless: Whether it asks for no key. Then what comes by an address of this machine alone for a foreign host
+                comes from a web page: its name was made to point here, so that it may ask as if it were its own server
+                (DNS rebinding).
             body_seconds: In which a body must come.
         """
-        self.app, self.local, self.body_seconds = app, local, body_seconds
+        self.app, self.keyless, self.body_seconds = app, keyless, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif self.local and not is_local(Headers(scope=scope).get("host", "")):
+        elif self.keyless and _is_within(scope) and not is_local(Headers(scope=scope).get("host", "")):
             await _foreign().response(scope, receive, send)
         else:
             await self.app(scope, self._in_time(receive), send)
@@ -54,6 +54,14 @@ class Door:
             return message
 
         return receive_in_time
+
+
+def _is_within(scope: Scope) -> bool:
+    """Whether a request has come by an address that only this machine can reach."""
+    try:
+        return ip_address((scope.get("server") or ("",))[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def is_local(host: str) -> bool:

@@ -75,3 +75,8 @@ class Guard:
         """The path, or what stands for all that do not exist, so that nobody can make names without end."""
         answers = "/louiskv/v1/answers/"
         return answers + "{id}" if path.startswith(answers) else path if path in self.paths else "other"
+
+
+def is_key(text: str) -> bool:
+    """Whether a header can carry it as a key."""
+    return bool(text) and text.isascii() and text.isprintable()

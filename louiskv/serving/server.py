@@ -5,7 +5,6 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from ipaddress import ip_address
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -40,11 +39,6 @@ def address_of(bound: socket.socket) -> str:
     """The address as a client writes it."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(bound: socket.socket) -> bool:
-    """Whether only this machine can reach an address."""
-    return ip_address(bound.getsockname()[0]).is_loopback
 
 
 class _Server(uvicorn.Server):

@@ -108,7 +108,6 @@ def served(
     limits: Limits | None = None,
     api_key: str | None = None,
     origins: tuple[str, ...] = (),
-    local: bool = False,
     body_seconds: float = 60.0,
     grace: float = 5.0,
     **settings: Any,
@@ -121,7 +120,7 @@ def served(
         app = make_app(
             running, prompts, name, method, life=life, limits=limits or Limits(), api_key=api_key, origins=origins
         )
-        app = Door(app, local, body_seconds)
+        app = Door(app, api_key is None, body_seconds)
         bound = listen_at("127.0.0.1", 0)
         told = Served(address_of(bound), running, life, prompts, app=app)
         ready = threading.Event()
@@ -152,7 +151,7 @@ def connect(port: int) -> socket.socket:
 
 def raw_post(path: str, body: Any, length: int | None = None) -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
     return f"{head}{len(raw) if length is None else length}\r\n\r\n".encode() + raw
 
 

@@ -10,6 +10,8 @@ from louiskv.errors import SettingsError
 from louiskv.methods import METHODS, Method
 from louiskv.models import DEFAULT_MODEL, name_of
 from louiskv.serving.desk import Limits
+from louiskv.serving.errors import log
+from louiskv.serving.guard import is_key
 from louiskv.serving.ray.deployment import application
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.replica import Blueprint
@@ -46,6 +48,7 @@ class Arguments(BaseModel):
     fronts: int | None = None
     upscale_delay: float = Field(30.0, ge=0)
     downscale_delay: float = Field(600.0, ge=0)
+    drain: float = Field(600.0, ge=0)
 
     def fleet(self) -> Fleet:
         """How many replicas there are; raises `SettingsError`."""
@@ -57,6 +60,7 @@ class Arguments(BaseModel):
             upscale_delay=self.upscale_delay,
             downscale_delay=self.downscale_delay,
             grace=self.grace,
+            drain=self.drain,
         )
 
     def blueprint(self) -> Blueprint:
@@ -77,12 +81,17 @@ class Arguments(BaseModel):
 
 
 def build(arguments: Arguments) -> Application:
-    """Put the application together for Ray Serve; the key may also be in LOUISKV_API_KEY.
+    """Put the application together for Ray Serve; the key may also be in LOUISKV_API_KEY, where this runs.
 
     Raises:
         SettingsError: An argument is wrong.
     """
-    key = arguments.api_key or os.environ.get("LOUISKV_API_KEY")
+    key = os.environ.get("LOUISKV_API_KEY") if arguments.api_key is None else arguments.api_key
+    if key is None:
+        log.warning("No api_key was given, nor LOUISKV_API_KEY where the application is built: anyone may ask.")
+    elif not is_key(key.strip()):
+        raise SettingsError("api_key is empty or has letters that a header cannot have: give plain letters and digits.")
+    key = None if key is None else key.strip()
     return application(arguments.blueprint(), arguments.fleet(), api_key=key, origins=arguments.cors)
 
 

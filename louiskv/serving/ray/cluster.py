@@ -15,8 +15,10 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 
 from louiskv.errors import SettingsError
+from louiskv.serving.errors import log
 from louiskv.serving.life import LAST_WORDS
 from louiskv.serving.ray.deployment import Front
 from louiskv.serving.ray.fleet import Fleet
@@ -100,6 +102,10 @@ def deploy(app: Application, host: str, port: int) -> str:
         reasons = [one.message for one in told.deployments.values() if one.message] if told else []
         serve.delete(NAME)
         raise ClusterError(_reason("\n".join(reasons) or str(error))) from error
+    except BaseException:
+        # A signal while it begins.
+        serve.delete(NAME)
+        raise
     client = _get_global_client()
     assert client is not None
     return str(client.root_url)
@@ -118,14 +124,29 @@ def wait_and_end(grace: float) -> None:
     with _signals(on_signal):
         while not wanted.wait(3600):
             pass
-        serve.get_deployment_handle(Front.__name__, NAME).broadcast("end").results(return_exceptions=True)
-        replicas = serve.get_deployment_handle(Replica.__name__, NAME)
-        ending = _Ending(lambda: replicas.broadcast("end", grace).results(return_exceptions=True))
-        while not ending.done.wait(0.05):
-            if hurry.is_set():
-                replicas.broadcast("end", 0.0).results(timeout_s=2 * LAST_WORDS, return_exceptions=True)
-                break
-        serve.delete(NAME)
+        try:
+            ending = _Ending(lambda: _end_requests(grace))
+            while not ending.done.wait(0.05):
+                if hurry.is_set():
+                    _tell(Replica.__name__, LAST_WORDS, 0.0)
+                    break
+        finally:
+            serve.delete(NAME)
+
+
+def _end_requests(grace: float) -> None:
+    """Take no more requests, and end those that there are."""
+    _tell(Front.__name__, LAST_WORDS)
+    _tell(Replica.__name__, grace + LAST_WORDS, grace)
+
+
+def _tell(deployment: str, patience: float, *arguments: Any) -> None:
+    """Tell all of a deployment to end, and wait until they have, but not longer than for those that answer."""
+    try:
+        told = serve.get_deployment_handle(deployment, NAME).broadcast("end", *arguments)
+        told.results(timeout_s=patience + LAST_WORDS, return_exceptions=True)
+    except (RayServeException, TimeoutError):
+        log.warning("Not all of %s have ended in order.", deployment)
 
 
 def _leave(number: int, _: FrameType | None) -> None:

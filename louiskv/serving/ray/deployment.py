@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.metrics import Counter
 from starlette.types import ASGIApp
 
-from louiskv.serving.life import Life
+from louiskv.serving.life import LAST_WORDS, Life
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.front import make_front
 from louiskv.serving.ray.replica import Blueprint, Replica
@@ -63,12 +63,14 @@ def application(
         "request_router_kwargs": {"rows": rows},
         "request_routing_stats_period_s": TELLING,
     }
+    # Who ends all of it has ended the requests before.
+    leave = max(fleet.grace, fleet.drain, LAST_WORDS)
     replica = serve.deployment(
         ray_actor_options={"num_cpus": fleet.cpus, "num_gpus": fleet.gpus},
         # The engine itself says when its queue is full, and then another replica is asked.
         max_ongoing_requests=rows + queue + BESIDE,
         request_router_config=RequestRouterConfig(**router),
-        graceful_shutdown_timeout_s=fleet.grace,
+        graceful_shutdown_timeout_s=leave,
         max_constructor_retry_count=2,
         **fleet.scaling(rows),
     )(Replica)
@@ -76,7 +78,7 @@ def application(
         ray_actor_options={"num_cpus": 0},
         # It only passes on: the replicas say what is too much.
         max_ongoing_requests=100_000,
-        graceful_shutdown_timeout_s=fleet.grace,
+        graceful_shutdown_timeout_s=leave,
         **fleet.fronting(),
     )(Front)
     app: Application = front.bind(replica.bind(blueprint, fleet), blueprint.limits.max_body, api_key, origins)

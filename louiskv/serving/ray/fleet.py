@@ -24,7 +24,8 @@ class Fleet:
         fronts: What clients reach; None for as many as there are nodes, or two where they are not known yet.
         upscale_delay: Seconds that there is too much to do before a replica is added.
         downscale_delay: Seconds that there is too little to do before one goes.
-        grace: Seconds that a replica's requests have when it goes.
+        grace: Seconds that requests have at the end of all.
+        drain: Seconds that the requests of a replica have that is not needed any more.
     """
 
     min_replicas: int = 1
@@ -35,6 +36,7 @@ class Fleet:
     upscale_delay: float = 30.0
     downscale_delay: float = 600.0
     grace: float = 30.0
+    drain: float = 600.0
 
     def __post_init__(self) -> None:
         """Check the numbers."""

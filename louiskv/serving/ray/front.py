@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from louiskv.serving.app import for_origins, the_page
 from louiskv.serving.bodies import body_of
 from louiskv.serving.calls import Call
+from louiskv.serving.door import Door
 from louiskv.serving.errors import ApiError
 from louiskv.serving.guard import Guard
 from louiskv.serving.life import Life
@@ -63,8 +64,8 @@ def make_front(
     app = Starlette(routes=[*routes, Route("/{path:path}", front.other, methods=METHODS)])
     app.add_exception_handler(ApiError, lambda _, error: error.response)
     app.add_exception_handler(HTTPException, front.wrong_way)
-    guarded = Guard(app, life, count, api_key, frozenset(route.path for route in routes))
-    return _from_root(for_origins(guarded, origins))
+    guarded = for_origins(Guard(app, life, count, api_key, frozenset(route.path for route in routes)), origins)
+    return _from_root(Door(guarded, keyless=api_key is None))
 
 
 class Front:
@@ -100,12 +101,12 @@ class Front:
 
     async def figures(self, _: Request) -> Response:
         """The figures of all replicas together, and of each."""
-        told = await self.replicas.all(Call(FIGURES, method="GET"))
+        told = await self.replicas.all(Call(FIGURES, method="GET"), only_good=True)
         return JSONResponse(summed({name: body for name, _, body in told}))
 
     async def metrics(self, _: Request) -> Response:
         """The metrics of all replicas, each with its label."""
-        told = await self.replicas.all(Call(METRICS, method="GET"))
+        told = await self.replicas.all(Call(METRICS, method="GET"), only_good=True)
         return Response(labelled({name: body for name, _, body in told}), media_type=CONTENT_TYPE_LATEST)
 
     async def watched(self, request: Request) -> Response:

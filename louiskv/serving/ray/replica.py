@@ -95,17 +95,27 @@ class Replica:
 
         With the last message in hand a client can go on, and then who routes it must know where.
         """
-        heard = Heard()
-        async with aclosing(messages_of(self.app, call)) as messages:
-            async for message in messages:
-                if call.path == CHAT:
-                    heard.hear(message)
-                if heard.texts and not message.get("more_body", False):
-                    asked, _ = keys_of(call.body)
-                    keys = [following(asked, "assistant", text) for text in heard.texts.values()]
-                    self.places.keep(keys, self.name)
-                    yield {"type": SAID, "keys": keys}
-                yield message
+        heard, told = Heard(), False
+        try:
+            async with aclosing(messages_of(self.app, call)) as messages:
+                async for message in messages:
+                    if call.path == CHAT:
+                        heard.hear(message)
+                    if heard.texts and not message.get("more_body", False):
+                        told = True
+                        yield {"type": SAID, "keys": self._become(call, heard)}
+                    yield message
+        finally:
+            # What a client has heard that has left is kept as well.
+            if heard.texts and not told:
+                self._become(call, heard)
+
+    def _become(self, call: Call, heard: Heard) -> list[str]:
+        """Remember the conversations that a chat has become; returns their keys."""
+        asked, _ = keys_of(call.body)
+        keys = [following(asked, "assistant", text) for text in heard.texts.values()]
+        self.places.keep(keys, self.name)
+        return keys
 
     async def whole(self, call: Call) -> tuple[str, int, bytes]:
         """The replica's name, and status and body of what the app answers."""

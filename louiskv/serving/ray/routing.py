@@ -43,6 +43,10 @@ class ConversationRouter(LocalityMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """One after the other: who holds the conversation, who has least to do, and last those that had no room."""
+        # What is known of a replica is forgotten after a while; one that says nothing then has no row.
+        silent = [each for each in candidate_replicas if self._last_known(each) is None]
+        if silent:
+            await self._probe_queue_lens(silent, 0)
         course = Course()
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True
@@ -66,8 +70,10 @@ class ConversationRouter(LocalityMixin, RequestRouter):
     def _holders(self, replicas: Sequence[RunningReplica], course: Course) -> list[RunningReplica]:
         """Replicas that hold the conversation and have a row for it, if any has."""
         holders = [each for each in replicas if each.replica_id.unique_id == course.place]
-        for key in course.keys:
-            holders = holders or [each for each in replicas if key in each.routing_stats.get(CONVERSATIONS, ())]
+        if not holders and course.keys:
+            told = [(each, set(each.routing_stats.get(CONVERSATIONS, ()))) for each in replicas]
+            held = ([each for each, keys in told if key in keys] for key in course.keys)
+            holders = next(filter(None, held), [])
         if all(self._load(each) >= self.rows for each in replicas):
             return holders
         return [each for each in holders if self._load(each) < self.rows]
@@ -81,4 +87,8 @@ class ConversationRouter(LocalityMixin, RequestRouter):
         sent, now = self._sent[replica.replica_id], time.monotonic()
         while sent and now - sent[0] > TOLD_AFTER:
             sent.popleft()
-        return (self.replica_queue_len_cache.get(replica.replica_id) or 0) + len(sent)
+        known = self._last_known(replica)
+        return (self.rows if known is None else known) + len(sent)
+
+    def _last_known(self, replica: RunningReplica) -> int | None:
+        return self.replica_queue_len_cache.get(replica.replica_id)

@@ -97,6 +97,7 @@ def test_a_conversation_goes_on_where_its_cache_is(fleet: Fleeted, stream: bool)
 def test_what_a_client_sees_is_what_one_server_answers(fleet: Fleeted) -> None:
     assert fleet.ask("/health")[:2] == (200, {"status": "ok"})
     assert "<title>" in fleet.ask("/")[1]
+    assert fleet.ask("/v1/models", Host="evil.example")[1]["error"]["code"] == "host_not_allowed"
     assert [model["id"] for model in fleet.ask("/v1/models")[1]["data"]] == [MODEL]
     for path, body, status, code in (
         (CHAT, b"{", 400, "invalid_json"),

@@ -17,12 +17,13 @@ from louiskv import LouisKVPlus, SettingsError
 from louiskv.serving import ray as fleet
 from louiskv.serving.calls import Call
 from louiskv.serving.conversations import Course, Places, keys_of
+from louiskv.serving.errors import ApiError
 from louiskv.serving.ray import Arguments
 from louiskv.serving.ray.cluster import _reason
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.passed import Passed
 from louiskv.serving.ray.replica import SAID, Replica
-from louiskv.serving.ray.replicas import lost
+from louiskv.serving.ray.replicas import Replicas, lost
 from louiskv.serving.ray.routing import ConversationRouter
 from louiskv.serving.ray.sums import labelled, summed
 from tests.serving.serving import MODEL, served
@@ -101,6 +102,82 @@ def test_requests_of_one_moment_are_spread() -> None:
     long_ago: Any = {_Name(name): deque([0.0] * 9) for name in "ab"}
     made._sent = long_ago
     assert made._load(replicas[0]) == 0, "what was sent long ago is in the replica's own count"
+
+
+def test_one_of_whom_nothing_is_known_is_asked_and_without_an_answer_has_no_row() -> None:
+    made = router({})
+    loads: dict[str, int | None] = {"a": None, "b": 1, "c": None}
+    made._replica_queue_len_cache = SimpleNamespace(get=lambda name: loads[name.unique_id])  # type: ignore[assignment]
+    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in loads]
+    asked = list[str]()
+
+    async def probe(silent: Any, _: int) -> None:
+        asked.extend(each.replica_id for each in silent)
+        loads["c"] = 0
+
+    made._probe_queue_lens = probe  # type: ignore[method-assign, assignment]
+    ranks = asyncio.run(made.choose_replicas(replicas))
+    assert asked == ["a", "c"]
+    assert [rank[0].replica_id for rank in ranks] == ["c", "b", "a"]
+
+
+class _Told:
+    """A replica that answers after some seconds, if it answers."""
+
+    def __init__(self, seconds: float, answer: Any) -> None:
+        self.seconds, self.answer = seconds, answer
+
+    async def get_async(self) -> Any:
+        await asyncio.sleep(self.seconds)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def replicas_that(*told: _Told) -> Replicas:
+    async def fetched() -> list[_Told]:
+        return list(told)
+
+    handle: Any = SimpleNamespace(
+        options=lambda **_: None, broadcast=lambda *_: SimpleNamespace(_fetch_replica_results_async=fetched)
+    )
+    return Replicas(handle)
+
+
+def test_who_is_late_or_lost_is_left_out_and_no_other() -> None:
+    asked = replicas_that(_Told(0, 1), _Told(60, 2), _Told(0, RuntimeError("lost")), _Told(0.01, 3))
+    assert asyncio.run(asked.every("name_of", patience=0.2)) == [1, 3]
+    assert asyncio.run(replicas_that().every("name_of")) == []
+
+
+def test_figures_are_of_those_that_have_some() -> None:
+    asked = replicas_that(_Told(0, ("a", 200, b"{}")), _Told(0, ("b", 500, b"oh")))
+    call = Call("/louiskv/v1/figures", method="GET")
+    assert asyncio.run(asked.all(call, only_good=True)) == [("a", 200, b"{}")]
+    assert len(asyncio.run(asked.all(call))) == 2
+    with pytest.raises(ApiError, match="No replica"):
+        asyncio.run(replicas_that(_Told(0, ("b", 500, b"oh"))).all(call, only_good=True))
+
+
+def test_a_key_that_is_none_is_refused_and_none_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = list[Any]()
+    monkeypatch.setattr("louiskv.serving.ray.builder.application", lambda *_, **given: made.append(given["api_key"]))
+    for key in ("", "  ", "schl\u00fcssel"):
+        with pytest.raises(SettingsError, match="api_key is empty or has letters"):
+            fleet.build(Arguments(api_key=key))
+    monkeypatch.setenv("LOUISKV_API_KEY", "")
+    with pytest.raises(SettingsError, match="api_key is empty"):
+        fleet.build(Arguments())
+    monkeypatch.setenv("LOUISKV_API_KEY", "of the environment")
+    fleet.build(Arguments())
+    fleet.build(Arguments(api_key=" given "))
+    assert not caplog.records
+    monkeypatch.delenv("LOUISKV_API_KEY")
+    fleet.build(Arguments())
+    assert made == ["of the environment", "given", None]
+    assert "anyone may ask" in caplog.text
 
 
 def test_idle_replicas_take_turns() -> None:
