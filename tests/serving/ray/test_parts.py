@@ -162,20 +162,20 @@ def test_figures_are_of_those_that_have_some() -> None:
 def test_a_key_that_is_none_is_refused_and_none_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = list[Any]()
+    made, nothing = list[Any](), Arguments.model_validate({})
     monkeypatch.setattr("louiskv.serving.ray.builder.application", lambda *_, **given: made.append(given["api_key"]))
     for key in ("", "  ", "schl\u00fcssel"):
         with pytest.raises(SettingsError, match="api_key is empty or has letters"):
-            fleet.build(Arguments(api_key=key))
+            fleet.build(Arguments.model_validate({"api_key": key}))
     monkeypatch.setenv("LOUISKV_API_KEY", "")
     with pytest.raises(SettingsError, match="api_key is empty"):
-        fleet.build(Arguments())
+        fleet.build(nothing)
     monkeypatch.setenv("LOUISKV_API_KEY", "of the environment")
-    fleet.build(Arguments())
-    fleet.build(Arguments(api_key=" given "))
+    fleet.build(nothing)
+    fleet.build(Arguments.model_validate({"api_key": " given "}))
     assert not caplog.records
     monkeypatch.delenv("LOUISKV_API_KEY")
-    fleet.build(Arguments())
+    fleet.build(nothing)
     assert made == ["of the environment", "given", None]
     assert "anyone may ask" in caplog.text
 
