@@ -118,7 +118,7 @@ def test_one_of_whom_nothing_is_known_is_asked_and_without_an_answer_has_no_row(
     made._probe_queue_lens = probe  # type: ignore[method-assign, assignment]
     ranks = asyncio.run(made.choose_replicas(replicas))
     assert asked == ["a", "c"]
-    assert [rank[0].replica_id for rank in ranks] == ["c", "b", "a"]
+    assert [rank[0].replica_id.unique_id for rank in ranks] == ["c", "b", "a"]
 
 
 class _Told:
