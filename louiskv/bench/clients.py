@@ -46,7 +46,7 @@ class Told(TypedDict):
         status: "200" for a whole answer; else the status of the refusal, "timeout", "connection", or how it ended.
         prompt_tokens: Tokens of its prompt.
         output_tokens: Tokens of the answer, as the server has counted them; 0 where it was not whole.
-        begin: When it was asked.
+        begin: When it was asked; where it has an arrival, that: what comes late for a busy client has waited as well.
         times: When each event with text came.
         end: When all was over.
     """
@@ -67,34 +67,34 @@ async def drive(job: Job, tell: Callable[[Told], None]) -> None:
         base_url=f"{job['address']}/v1", api_key="none", max_retries=0, timeout=job["timeout"]
     ) as client:
 
-        async def ask(number: int) -> None:
-            tell(await _asked(client, job, number, began))
+        async def ask(number: int, begin: float) -> None:
+            tell(await _asked(client, job, number, began, begin))
 
         async with asyncio.TaskGroup() as group:
             for task in _tasks(job, ask, began):
                 group.create_task(task)
 
 
-def _tasks(job: Job, ask: Callable[[int], Awaitable[None]], began: float) -> list[Any]:
+def _tasks(job: Job, ask: Callable[[int, float], Awaitable[None]], began: float) -> list[Any]:
     """As many coroutines as there are clients, or one for each request that comes at its time."""
     numbers = iter(range(len(job["prompts"])))
 
     async def client() -> None:
         for number in numbers:
-            await ask(number)
+            await ask(number, time.perf_counter() - began)
 
     async def arrival(number: int, at: float) -> None:
         await asyncio.sleep(began + at - time.perf_counter())
-        await ask(number)
+        await ask(number, at)
 
     if job["clients"] is None:
         return [arrival(*each) for each in enumerate(job["arrivals"])]
     return [client() for _ in range(job["clients"])]
 
 
-async def _asked(client: openai.AsyncOpenAI, job: Job, number: int, began: float) -> Told:
+async def _asked(client: openai.AsyncOpenAI, job: Job, number: int, began: float, begin: float) -> Told:
     times: list[float] = []
-    begin, output_tokens = time.perf_counter() - began, 0
+    output_tokens = 0
     try:
         async with asyncio.timeout(job["timeout"]):
             status, output_tokens = await _read(client, job, number, lambda: times.append(time.perf_counter() - began))

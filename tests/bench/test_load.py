@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +11,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from louiskv import Full
-from louiskv.bench import load
+from louiskv.bench import clients, load
 from louiskv.bench.clients import Job, Told, drive
 from louiskv.bench.load import Asked, Load, LoadBench, Room
 from louiskv.bench.load_figures import figures_of, spread
@@ -113,9 +114,22 @@ def test_a_client_asks_one_request_after_another(server: Served) -> None:
 
 
 def test_others_come_at_their_time_whatever_was_answered(server: Served) -> None:
-    told = driven(job(server, clients=None, arrivals=[0.0, 0.1, 0.2, 0.3, 0.4]))
+    arrivals = [0.0, 0.1, 0.2, 0.3, 0.4]
+    told = driven(job(server, clients=None, arrivals=arrivals))
     assert [each["status"] for each in told] == ["200"] * 5
-    assert all(each["begin"] >= at / 10 for at, each in enumerate(told))
+    assert [each["begin"] for each in told] == arrivals
+
+
+def test_what_comes_late_for_a_busy_client_has_waited_since_its_arrival(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(_: Any, job: Job, number: int, came: Any) -> tuple[str, int]:
+        time.sleep(0.3 if number == 0 else 0)
+        return "200", job["output"]
+
+    monkeypatch.setattr(clients, "_read", busy)
+    _, late = driven(job(server, clients=None, arrivals=[0.0, 0.01], prompts=ONE * 2))
+    assert late["begin"] == 0.01 and late["end"] - late["begin"] > 0.28
 
 
 def test_what_is_not_answered_is_told_by_its_status(server: Served) -> None:
