@@ -159,7 +159,7 @@ def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, mo
     assert set(said) == {f"{n} clients: {m}" for n in (1, 2) for m in ("full", "louiskv")} and len(said) == 16
     for each in first:
         assert (each["kind"], each["answered"], each["failed"]) == ("serve", 4, {})
-        assert (each["prompt_tokens"], each["output_tokens"]) == (220, 24)
+        assert (each["prompt_tokens"], each["output_tokens"], each["decoded_tokens"]) == (220, 24, 24)
         assert each["provenance"]["torch"] and each["seconds"] > 0 and each["prompts"] == [20, 90]
     full, ours = first[:2]
     assert full["fetched_bytes"] == full["peak_host_bytes"] == 0 and full["retrieval_rate"] == 0
