@@ -173,6 +173,23 @@ def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, mo
         run(Load(clients=1), rows=4)
 
 
+def test_the_start_of_a_server_costs_no_processor_seconds(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, start = [0.0], load.served
+
+    def slow(*given: Any) -> Any:
+        clock[0] += 1000
+        return start(*given)
+
+    monkeypatch.setattr(load, "served", slow)
+    monkeypatch.setattr(load.time, "process_time", lambda: clock[0])
+    bench = Bench(model, tokenizer(), Results(tmp_path / "load.jsonl"))
+    made = LoadBench(bench, ASKED, Room(prefill_chunk=32), TEXT, "text")
+    (told,) = made.run([Load(clients=1)], [entry("full", Full())])
+    assert told["processor_seconds"] == 0
+
+
 def _measured_again(*_: Any) -> None:
     raise AssertionError("measured again")
 
