@@ -80,6 +80,7 @@ def test_fetched_bytes_are_told_by_all_tokens_that_were_decoded(figures: dict[st
         (["--clients", "1", "--rate", "1"], "--clients and --rate are both given"),
         (["--rate", "0"], "rate=0.0 is not allowed"),
         (["--prompt", "0"], "--prompt"),
+        (["--prefill-chunk", "2"], "--prefill-chunk"),
         (["--text", "no/such/file"], "no/such/file cannot be read"),
         (["--prompt", "8192"], "Give a smaller --prompt"),
         (["--device-memory", "1M"], "(device_memory)"),
