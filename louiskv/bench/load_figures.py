@@ -21,8 +21,9 @@ def figures_of(told: Sequence[Told], peaks: Peaks, figures: Figures, processor_s
     """The figures of one run.
 
     Times are the clients', of whole answers alone; what was refused, timed out or cut off is counted by status. Bytes,
-    retrievals and decoded tokens are the engine's, of all requests. Seconds of the processors are the server's, all its threads together: where there
-    is no GPU they tell what was computed, however busy the machine was with other things.
+    retrievals and decoded tokens are the engine's, of all requests. Seconds of the processors are the server's, all
+    its threads together: where there is no GPU they tell what was computed, however busy the machine was with other
+    things.
     """
     whole = [each for each in told if each["status"] == WHOLE]
     seconds = max(each["end"] for each in told) - min(each["begin"] for each in told)

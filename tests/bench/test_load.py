@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from louiskv import Full
 from louiskv.bench import clients, load
+from louiskv.bench import served as serving
 from louiskv.bench.clients import Job, Told, drive
 from louiskv.bench.load import Asked, Load, LoadBench, Room
 from louiskv.bench.load_figures import figures_of, spread
@@ -183,7 +184,7 @@ def test_the_start_of_a_server_costs_no_processor_seconds(
         return start(*given)
 
     monkeypatch.setattr(load, "served", slow)
-    monkeypatch.setattr(load.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
     bench = Bench(model, tokenizer(), Results(tmp_path / "load.jsonl"))
     made = LoadBench(bench, ASKED, Room(prefill_chunk=32), TEXT, "text")
     (told,) = made.run([Load(clients=1)], [entry("full", Full())])
@@ -203,6 +204,40 @@ def test_what_has_no_memory_is_refused_before_anybody_asks(model: PreTrainedMode
             )
         )
     assert not list(bench.results)
+
+
+@pytest.mark.parametrize(
+    ("failed", "message"), [(OSError("No socket."), "No socket."), (None, "The server has ended before")]
+)
+def test_a_server_that_does_not_start_is_told(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, failed: Exception | None, message: str
+) -> None:
+    async def serve(*_: Any) -> None:
+        if failed:
+            raise failed
+
+    monkeypatch.setattr(serving, "serve", serve)
+    with (
+        Engine(model, tokenizer(), Full(), rows=1) as engine,
+        pytest.raises((OSError, RuntimeError), match=message),
+        serving.served(engine, tokenizer(), MODEL, Full()),
+    ):
+        raise AssertionError("It was asked.")
+
+
+def test_a_server_that_ends_too_early_is_told(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(*given: Any) -> None:
+        loop = asyncio.get_running_loop()
+        given[-1](lambda: loop.call_soon_threadsafe(print))
+        raise OSError("No more.")
+
+    monkeypatch.setattr(serving, "serve", serve)
+    with (
+        Engine(model, tokenizer(), Full(), rows=1) as engine,
+        pytest.raises(OSError, match="No more."),
+        serving.served(engine, tokenizer(), MODEL, Full()),
+    ):
+        time.sleep(0.05)
 
 
 def test_clients_that_end_too_early_are_told(server: Served) -> None:
