@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 from transformers import PreTrainedTokenizerBase
 
@@ -121,17 +121,17 @@ class Peaks:
 
 @contextmanager
 def watched(engine: Engine) -> Iterator[Peaks]:
-    """Look at an engine again and again while something else goes on."""
+    """Look at an engine again and again while something else goes on; what goes wrong with that is raised at the end."""
     peaks, over = Peaks(), Event()
 
     def look() -> None:
         while not over.wait(EVERY):
             peaks.note(engine.figures())
 
-    thread = Thread(target=look, name="louiskv-watch")
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(1, "louiskv-watch") as threads:
+        looking = threads.submit(look)
+        try:
+            yield peaks
+        finally:
+            over.set()
+        looking.result()

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import pytest
@@ -238,6 +239,22 @@ def test_a_server_that_ends_too_early_is_told(model: PreTrainedModel, monkeypatc
         serving.served(engine, tokenizer(), MODEL, Full()),
     ):
         time.sleep(0.05)
+
+
+def test_peaks_that_could_not_be_looked_at_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        looked = Event()
+
+        def figures(self) -> None:
+            self.looked.set()
+            raise OSError("No figures.")
+
+    monkeypatch.setattr(serving, "EVERY", 0.001)
+    broken: Any = Broken()
+    with pytest.raises(OSError, match="No figures."), serving.watched(broken):
+        assert broken.looked.wait(30)
+    with pytest.raises(ValueError, match="Of its own."), serving.watched(broken):
+        raise ValueError("Of its own.")
 
 
 def test_clients_that_end_too_early_are_told(server: Served) -> None:
