@@ -10,10 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, TypedDict
 
 import openai
+
+# What openai speaks through is another library in later versions; in earlier ones its errors pass through a stream.
+TRANSPORTS = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+TIMED_OUT = (TimeoutError, openai.APITimeoutError, *(each.TimeoutException for each in TRANSPORTS))
+CUT_OFF = (openai.APIConnectionError, *(each.HTTPError for each in TRANSPORTS))
 
 
 class Job(TypedDict):
@@ -98,14 +102,16 @@ async def _asked(client: openai.AsyncOpenAI, job: Job, number: int, began: float
     try:
         async with asyncio.timeout(job["timeout"]):
             status, output_tokens = await _read(client, job, number, lambda: times.append(time.perf_counter() - began))
-    except (TimeoutError, openai.APITimeoutError):
+    except TIMED_OUT:
         status = "timeout"
     except openai.APIStatusError as error:
         status = str(error.status_code)
-    except openai.APIConnectionError:
+    except CUT_OFF:
         status = "connection"
     except openai.APIError as error:
         status = str(error.code or "error")
+    except openai.OpenAIError:
+        status = "error"
     return Told(
         number=number,
         status=status,
@@ -132,7 +138,7 @@ async def _read(client: openai.AsyncOpenAI, job: Job, number: int, came: Callabl
     )
     reason: str | None = None
     output_tokens = 0
-    async with aclosing(stream) as chunks:
+    async with stream as chunks:
         async for chunk in chunks:
             for choice in chunk.choices:
                 if choice.text:

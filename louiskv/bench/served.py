@@ -121,7 +121,7 @@ class Peaks:
 
 @contextmanager
 def watched(engine: Engine) -> Iterator[Peaks]:
-    """Look at an engine again and again while something else goes on; what goes wrong with that is raised at the end."""
+    """Look at an engine again and again while something else goes on; what goes wrong there is raised at the end."""
     peaks, over = Peaks(), Event()
 
     def look() -> None:

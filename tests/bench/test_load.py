@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any, cast
 
 import pytest
+from openai import OpenAIError
 from transformers import PreTrainedModel
 
 from louiskv import Full
@@ -146,6 +147,41 @@ def test_what_is_not_answered_is_told_by_its_status(server: Served) -> None:
     assert {each["status"] for each in driven(nobody)} == {"connection"}
 
 
+EVENT = b'data: {"id": "1", "object": "text_completion", "created": 1, "model": "tiny", "choices": []}\n\n'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_connection_that_breaks_off_within_a_stream_is_told_by_its_status(server: Served) -> None:
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
+        await writer.drain()
+        writer.close()
+
+    async def ask() -> list[Told]:
+        told: list[Told] = []
+        async with await asyncio.start_server(broken, "127.0.0.1", 0) as listening:
+            host, port = listening.sockets[0].getsockname()
+            broken_off: Any = {**job(server), "address": f"http://{host}:{port}"}
+            await drive(broken_off, told.append)
+        return told
+
+    assert [each["status"] for each in asyncio.run(ask())] == ["connection"] * 5
+
+
+@pytest.mark.parametrize("transport", clients.TRANSPORTS)
+def test_errors_of_the_transport_are_told_by_their_status(
+    server: Served, monkeypatch: pytest.MonkeyPatch, transport: Any
+) -> None:
+    errors = iter([transport.ReadError("cut"), transport.ReadTimeout("late"), OpenAIError("wrong")])
+
+    async def read(*_: Any) -> tuple[str, int]:
+        raise next(errors)
+
+    monkeypatch.setattr(clients, "_read", read)
+    assert [each["status"] for each in driven(job(server, prompts=ONE * 3))] == ["connection", "timeout", "error"]
+
+
 def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     field = [entry("full", Full()), entry("louiskv", SMALL)]
@@ -178,7 +214,7 @@ def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, mo
 def test_the_start_of_a_server_costs_no_processor_seconds(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, start = [0.0], load.served
+    clock, start = [0.0], serving.served
 
     def slow(*given: Any) -> Any:
         clock[0] += 1000
