@@ -10,10 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from typing import Any, TypedDict
 
 import openai
+
+# What openai speaks through is another library in later versions; in earlier ones its errors pass through a stream.
+TRANSPORTS = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+TIMED_OUT = (TimeoutError, openai.APITimeoutError, *(each.TimeoutException for each in TRANSPORTS))
+CUT_OFF = (openai.APIConnectionError, *(each.HTTPError for each in TRANSPORTS))
 
 
 class Job(TypedDict):
@@ -46,7 +50,7 @@ class Told(TypedDict):
         status: "200" for a whole answer; else the status of the refusal, "timeout", "connection", or how it ended.
         prompt_tokens: Tokens of its prompt.
         output_tokens: Tokens of the answer, as the server has counted them; 0 where it was not whole.
-        begin: When it was asked.
+        begin: When it was asked; where it has an arrival, that: what comes late for a busy client has waited as well.
         times: When each event with text came.
         end: When all was over.
     """
@@ -67,45 +71,47 @@ async def drive(job: Job, tell: Callable[[Told], None]) -> None:
         base_url=f"{job['address']}/v1", api_key="none", max_retries=0, timeout=job["timeout"]
     ) as client:
 
-        async def ask(number: int) -> None:
-            tell(await _asked(client, job, number, began))
+        async def ask(number: int, begin: float) -> None:
+            tell(await _asked(client, job, number, began, begin))
 
         async with asyncio.TaskGroup() as group:
             for task in _tasks(job, ask, began):
                 group.create_task(task)
 
 
-def _tasks(job: Job, ask: Callable[[int], Awaitable[None]], began: float) -> list[Any]:
+def _tasks(job: Job, ask: Callable[[int, float], Awaitable[None]], began: float) -> list[Any]:
     """As many coroutines as there are clients, or one for each request that comes at its time."""
     numbers = iter(range(len(job["prompts"])))
 
     async def client() -> None:
         for number in numbers:
-            await ask(number)
+            await ask(number, time.perf_counter() - began)
 
     async def arrival(number: int, at: float) -> None:
         await asyncio.sleep(began + at - time.perf_counter())
-        await ask(number)
+        await ask(number, at)
 
     if job["clients"] is None:
         return [arrival(*each) for each in enumerate(job["arrivals"])]
     return [client() for _ in range(job["clients"])]
 
 
-async def _asked(client: openai.AsyncOpenAI, job: Job, number: int, began: float) -> Told:
+async def _asked(client: openai.AsyncOpenAI, job: Job, number: int, began: float, begin: float) -> Told:
     times: list[float] = []
-    begin, output_tokens = time.perf_counter() - began, 0
+    output_tokens = 0
     try:
         async with asyncio.timeout(job["timeout"]):
             status, output_tokens = await _read(client, job, number, lambda: times.append(time.perf_counter() - began))
-    except (TimeoutError, openai.APITimeoutError):
+    except TIMED_OUT:
         status = "timeout"
     except openai.APIStatusError as error:
         status = str(error.status_code)
-    except openai.APIConnectionError:
+    except CUT_OFF:
         status = "connection"
     except openai.APIError as error:
         status = str(error.code or "error")
+    except openai.OpenAIError:
+        status = "error"
     return Told(
         number=number,
         status=status,
@@ -132,7 +138,7 @@ async def _read(client: openai.AsyncOpenAI, job: Job, number: int, came: Callabl
     )
     reason: str | None = None
     output_tokens = 0
-    async with aclosing(stream) as chunks:
+    async with stream as chunks:
         async for chunk in chunks:
             for choice in chunk.choices:
                 if choice.text:

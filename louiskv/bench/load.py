@@ -151,17 +151,18 @@ class LoadBench:
         assert entry.method is not None, "a server runs a method"
         self._warm_up(entry)
         told: list[Told] = []
-        spent = time.process_time()
         with (
             self._engine(entry) as engine,
             served(engine, self.bench.tokenizer, NAME, entry.method) as address,
             watched(engine) as peaks,
         ):
+            # What came before is the same however much is asked.
+            began = time.process_time()
             for each in clients.drive(self._job(load, address)):
                 told.append(each)
                 self._done += 1
                 self.bench.progress(f"{_told(load)}: {entry.name}", self._done, self._total)
-            figures, spent = engine.figures(), time.process_time() - spent
+            figures, spent = engine.figures(), time.process_time() - began
         return self.bench.add("serve", self._sizes(load), entry, figures_of(told, peaks, figures, spent))
 
     def _engine(self, entry: Entry) -> Engine:

@@ -20,9 +20,10 @@ SHARES = (0.5, 0.9, 0.99)
 def figures_of(told: Sequence[Told], peaks: Peaks, figures: Figures, processor_seconds: float) -> Record:
     """The figures of one run.
 
-    Times are the clients', of whole answers alone; what was refused, timed out or cut off is counted by status. Bytes
-    and retrievals are the engine's. Seconds of the processors are the server's, all its threads together: where there
-    is no GPU they tell what was computed, however busy the machine was with other things.
+    Times are the clients', of whole answers alone; what was refused, timed out or cut off is counted by status. Bytes,
+    retrievals and decoded tokens are the engine's, of all requests. Seconds of the processors are the server's, all
+    its threads together: where there is no GPU they tell what was computed, however busy the machine was with other
+    things.
     """
     whole = [each for each in told if each["status"] == WHOLE]
     seconds = max(each["end"] for each in told) - min(each["begin"] for each in told)
@@ -46,6 +47,7 @@ def figures_of(told: Sequence[Told], peaks: Peaks, figures: Figures, processor_s
         "peak_device_bytes": peaks.device_bytes,
         "peak_host_bytes": peaks.host_bytes,
         "fetched_bytes": figures.fetched_bytes,
+        "decoded_tokens": figures.output_tokens,
         "retrieval_rate": figures.retrieval_rate,
         "processor_seconds": processor_seconds,
         "seconds": seconds,

@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 from transformers import PreTrainedTokenizerBase
 
@@ -28,7 +29,10 @@ EVERY = 0.25
 
 @contextmanager
 def served(engine: Engine, tokenizer: PreTrainedTokenizerBase, name: str, method: Method) -> Iterator[str]:
-    """Answer OpenAI's API at a free port of this machine; yields the address. At the end what still runs is ended."""
+    """Answer OpenAI's API at a free port of this machine; yields the address. At the end what still runs is ended.
+
+    What makes the server fail is raised: before anything is yielded if it does not even start, else at the end.
+    """
     life, bound, ready = Life(), listen_at("127.0.0.1", 0), Event()
     made = make_app(engine, Prompts(tokenizer, engine.end_tokens), name, method, life=life, limits=Limits())
     address, stops = address_of(bound), list[Callable[[], None]]()
@@ -37,15 +41,21 @@ def served(engine: Engine, tokenizer: PreTrainedTokenizerBase, name: str, method
         stops.append(stop)
         ready.set()
 
-    thread = Thread(target=lambda: asyncio.run(serve(made, bound, life, 0.0, on_ready)), name="louiskv-server")
-    thread.start()
-    ready.wait()
-    try:
-        yield address
-    finally:
-        for stop in stops:
-            stop()
-        thread.join()
+    with bound, ThreadPoolExecutor(1, "louiskv-server") as threads:
+        running = threads.submit(lambda: asyncio.run(serve(made, bound, life, 0.0, on_ready)))
+        running.add_done_callback(lambda _: ready.set())
+        try:
+            ready.wait()
+            if not stops:
+                running.result()
+                raise RuntimeError("The server has ended before it could be asked.")
+            yield address
+        finally:
+            # One that has ended cannot be stopped.
+            with suppress(RuntimeError):
+                for stop in stops:
+                    stop()
+        running.result()
 
 
 class Clients:
@@ -111,17 +121,17 @@ class Peaks:
 
 @contextmanager
 def watched(engine: Engine) -> Iterator[Peaks]:
-    """Look at an engine again and again while something else goes on."""
+    """Look at an engine again and again while something else goes on; what goes wrong there is raised at the end."""
     peaks, over = Peaks(), Event()
 
     def look() -> None:
         while not over.wait(EVERY):
             peaks.note(engine.figures())
 
-    thread = Thread(target=look, name="louiskv-watch")
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(1, "louiskv-watch") as threads:
+        looking = threads.submit(look)
+        try:
+            yield peaks
+        finally:
+            over.set()
+        looking.result()

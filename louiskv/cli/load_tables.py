@@ -79,17 +79,24 @@ def _memory(records: list[Record]) -> Table:
     ]
     shown = _table("", *columns)
     for record in records:
-        fetched = record["fetched_bytes"] / record["output_tokens"] if record["output_tokens"] else 0.0
+        fetched = _fetched(record)
         shown.add_row(
             record["method"],
             str(record["most_at_once"]),
             number(record["slowest_over_median"], ".2f"),
             format_bytes(record["peak_device_bytes"]),
             format_bytes(record["peak_host_bytes"]),
-            format_bytes(fetched),
+            "-" if fetched is None else format_bytes(fetched),
             number(record["retrieval_rate"], ".2f"),
         )
     return shown
+
+
+def _fetched(record: Record) -> float | None:
+    """Bytes for each token that the engine has decoded, of answers that failed as well; None where that is unknown."""
+    # Records that were written before this was told have none; where nothing failed, the clients have all of them.
+    decoded = record.get("decoded_tokens", None if record["failed"] else record["output_tokens"])
+    return record["fetched_bytes"] / decoded if decoded else None
 
 
 def _table(*columns: str) -> Table:

@@ -2,15 +2,19 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import pytest
+from openai import OpenAIError
 from transformers import PreTrainedModel
 
 from louiskv import Full
-from louiskv.bench import load
+from louiskv.bench import clients, load
+from louiskv.bench import served as serving
 from louiskv.bench.clients import Job, Told, drive
 from louiskv.bench.load import Asked, Load, LoadBench, Room
 from louiskv.bench.load_figures import figures_of, spread
@@ -113,9 +117,22 @@ def test_a_client_asks_one_request_after_another(server: Served) -> None:
 
 
 def test_others_come_at_their_time_whatever_was_answered(server: Served) -> None:
-    told = driven(job(server, clients=None, arrivals=[0.0, 0.1, 0.2, 0.3, 0.4]))
+    arrivals = [0.0, 0.1, 0.2, 0.3, 0.4]
+    told = driven(job(server, clients=None, arrivals=arrivals))
     assert [each["status"] for each in told] == ["200"] * 5
-    assert all(each["begin"] >= at / 10 for at, each in enumerate(told))
+    assert [each["begin"] for each in told] == arrivals
+
+
+def test_what_comes_late_for_a_busy_client_has_waited_since_its_arrival(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(_: Any, job: Job, number: int, came: Any) -> tuple[str, int]:
+        time.sleep(0.3 if number == 0 else 0)
+        return "200", job["output"]
+
+    monkeypatch.setattr(clients, "_read", busy)
+    _, late = driven(job(server, clients=None, arrivals=[0.0, 0.01], prompts=ONE * 2))
+    assert late["begin"] == 0.01 and late["end"] - late["begin"] > 0.28
 
 
 def test_what_is_not_answered_is_told_by_its_status(server: Served) -> None:
@@ -128,6 +145,41 @@ def test_what_is_not_answered_is_told_by_its_status(server: Served) -> None:
     assert [each["status"] for each in driven(job(server, model="other", prompts=ONE))] == ["404"]
     nobody: Any = {**job(server), "address": "http://127.0.0.1:9"}
     assert {each["status"] for each in driven(nobody)} == {"connection"}
+
+
+EVENT = b'data: {"id": "1", "object": "text_completion", "created": 1, "model": "tiny", "choices": []}\n\n'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_connection_that_breaks_off_within_a_stream_is_told_by_its_status(server: Served) -> None:
+    async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(HEAD + b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
+        await writer.drain()
+        writer.close()
+
+    async def ask() -> list[Told]:
+        told: list[Told] = []
+        async with await asyncio.start_server(broken, "127.0.0.1", 0) as listening:
+            host, port = listening.sockets[0].getsockname()
+            broken_off: Any = {**job(server), "address": f"http://{host}:{port}"}
+            await drive(broken_off, told.append)
+        return told
+
+    assert [each["status"] for each in asyncio.run(ask())] == ["connection"] * 5
+
+
+@pytest.mark.parametrize("transport", clients.TRANSPORTS)
+def test_errors_of_the_transport_are_told_by_their_status(
+    server: Served, monkeypatch: pytest.MonkeyPatch, transport: Any
+) -> None:
+    errors = iter([transport.ReadError("cut"), transport.ReadTimeout("late"), OpenAIError("wrong")])
+
+    async def read(*_: Any) -> tuple[str, int]:
+        raise next(errors)
+
+    monkeypatch.setattr(clients, "_read", read)
+    assert [each["status"] for each in driven(job(server, prompts=ONE * 3))] == ["connection", "timeout", "error"]
 
 
 def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +197,7 @@ def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, mo
     assert set(said) == {f"{n} clients: {m}" for n in (1, 2) for m in ("full", "louiskv")} and len(said) == 16
     for each in first:
         assert (each["kind"], each["answered"], each["failed"]) == ("serve", 4, {})
-        assert (each["prompt_tokens"], each["output_tokens"]) == (220, 24)
+        assert (each["prompt_tokens"], each["output_tokens"], each["decoded_tokens"]) == (220, 24, 24)
         assert each["provenance"]["torch"] and each["seconds"] > 0 and each["prompts"] == [20, 90]
     full, ours = first[:2]
     assert full["fetched_bytes"] == full["peak_host_bytes"] == 0 and full["retrieval_rate"] == 0
@@ -157,6 +209,23 @@ def test_each_method_is_measured_once(model: PreTrainedModel, tmp_path: Path, mo
     assert run(Load(clients=1), Load(clients=2)) == first
     with pytest.raises(AssertionError, match="measured again"):
         run(Load(clients=1), rows=4)
+
+
+def test_the_start_of_a_server_costs_no_processor_seconds(
+    model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, start = [0.0], serving.served
+
+    def slow(*given: Any) -> Any:
+        clock[0] += 1000
+        return start(*given)
+
+    monkeypatch.setattr(load, "served", slow)
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
+    bench = Bench(model, tokenizer(), Results(tmp_path / "load.jsonl"))
+    made = LoadBench(bench, ASKED, Room(prefill_chunk=32), TEXT, "text")
+    (told,) = made.run([Load(clients=1)], [entry("full", Full())])
+    assert told["processor_seconds"] == 0
 
 
 def _measured_again(*_: Any) -> None:
@@ -172,6 +241,56 @@ def test_what_has_no_memory_is_refused_before_anybody_asks(model: PreTrainedMode
             )
         )
     assert not list(bench.results)
+
+
+@pytest.mark.parametrize(
+    ("failed", "message"), [(OSError("No socket."), "No socket."), (None, "The server has ended before")]
+)
+def test_a_server_that_does_not_start_is_told(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, failed: Exception | None, message: str
+) -> None:
+    async def serve(*_: Any) -> None:
+        if failed:
+            raise failed
+
+    monkeypatch.setattr(serving, "serve", serve)
+    with (
+        Engine(model, tokenizer(), Full(), rows=1) as engine,
+        pytest.raises((OSError, RuntimeError), match=message),
+        serving.served(engine, tokenizer(), MODEL, Full()),
+    ):
+        raise AssertionError("It was asked.")
+
+
+def test_a_server_that_ends_too_early_is_told(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(*given: Any) -> None:
+        loop = asyncio.get_running_loop()
+        given[-1](lambda: loop.call_soon_threadsafe(print))
+        raise OSError("No more.")
+
+    monkeypatch.setattr(serving, "serve", serve)
+    with (
+        Engine(model, tokenizer(), Full(), rows=1) as engine,
+        pytest.raises(OSError, match="No more."),
+        serving.served(engine, tokenizer(), MODEL, Full()),
+    ):
+        time.sleep(0.05)
+
+
+def test_peaks_that_could_not_be_looked_at_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        looked = Event()
+
+        def figures(self) -> None:
+            self.looked.set()
+            raise OSError("No figures.")
+
+    monkeypatch.setattr(serving, "EVERY", 0.001)
+    broken: Any = Broken()
+    with pytest.raises(OSError, match="No figures."), serving.watched(broken):
+        assert broken.looked.wait(30)
+    with pytest.raises(ValueError, match="Of its own."), serving.watched(broken):
+        raise ValueError("Of its own.")
 
 
 def test_clients_that_end_too_early_are_told(server: Served) -> None:

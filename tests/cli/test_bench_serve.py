@@ -4,10 +4,11 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from louiskv.cli import bench_serve
+from louiskv.cli import bench_serve, load_tables
 from tests.cli.conftest import Run, refused
 
 SMALL = "--prompt", "24", "--prompt", "70", "--output-tokens", "12", "--requests", "3", "--clients", "2"
@@ -54,6 +55,23 @@ def test_quick_asks_for_little(run: Run, output: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"output_tokens": 10, "decoded_tokens": 40, "failed": {"timeout": 1}}, "1.0 KiB"),
+        ({"output_tokens": 0, "decoded_tokens": 0, "failed": {"429": 1}}, "-"),
+        # Of an earlier version, which has not written what was decoded.
+        ({"output_tokens": 40, "failed": {}}, "1.0 KiB"),
+        ({"output_tokens": 10, "failed": {"timeout": 1}}, "-"),
+    ],
+)
+def test_fetched_bytes_are_told_by_all_tokens_that_were_decoded(figures: dict[str, Any], told: str) -> None:
+    others = {"method": "louiskv", "most_at_once": 1, "slowest_over_median": None, "retrieval_rate": 0.5}
+    memory = {"peak_device_bytes": 0, "peak_host_bytes": 0, "fetched_bytes": 40 * 1024}
+    shown = load_tables._memory([{**others, **memory, **figures}])
+    assert list(shown.columns[5].cells) == [told]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--method", "nope"], "There is no method 'nope'"),
@@ -62,6 +80,7 @@ def test_quick_asks_for_little(run: Run, output: str, monkeypatch: pytest.Monkey
         (["--clients", "1", "--rate", "1"], "--clients and --rate are both given"),
         (["--rate", "0"], "rate=0.0 is not allowed"),
         (["--prompt", "0"], "--prompt"),
+        (["--prefill-chunk", "2"], "--prefill-chunk"),
         (["--text", "no/such/file"], "no/such/file cannot be read"),
         (["--prompt", "8192"], "Give a smaller --prompt"),
         (["--device-memory", "1M"], "(device_memory)"),
