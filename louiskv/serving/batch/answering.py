@@ -41,7 +41,7 @@ async def answer(app: ASGIApp, line: Line) -> dict[str, Any]:
     if status >= 500:
         raise NoAnswerError(
             f"Line {line.number} ({line.custom_id!r}) ended twice with status {status}: {_message(body)} It is not in "
-            "the output: the same call asks it again. Take it out of the input to go on without it."
+            "the output: the same call asks it again. If it always ends so, take it out of the input."
         )
     return line.answered(status, body)
 
