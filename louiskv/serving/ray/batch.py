@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, UserCodeException
 from ray.util.annotations import RayDeprecationWarning
 
 from louiskv.errors import LouisKVError
@@ -27,6 +27,7 @@ from louiskv.serving.ray.replica import Blueprint
 BLOCKS = 3
 # How often an actor that was lost begins anew, and a block that was lost with it is answered anew.
 RESTARTS, RETRIES = 8, 3
+GOES_ON = "The same call goes on with the lines that are left."
 # A line of the output, or why there is none.
 Told = dict[str, Any] | LouisKVError
 
@@ -63,7 +64,7 @@ def answers_of(lines: Sequence[Line], blueprint: Blueprint, fleet: Fleet) -> Ite
     An actor that is lost is replaced, and what it was answering is answered anew.
 
     Raises:
-        ClusterError: Actors are lost again and again, or the cluster is.
+        ClusterError: Actors are lost again and again, one has an error of its own, or the cluster is lost.
         EngineStoppedError: Nothing more can be answered.
         NoAnswerError: A line has no answer; the others of its block are given before.
     """
@@ -85,6 +86,10 @@ def answers_of(lines: Sequence[Line], blueprint: Blueprint, fleet: Fleet) -> Ite
         if error.actor_init_failed:
             raise
         raise ClusterError(_lost(str(error))) from error
+    except UserCodeException as error:
+        raise ClusterError(f"A replica had an error of its own ({_cause(str(error))}). {GOES_ON}") from error
+    except ConnectionError as error:
+        raise ClusterError(f"The cluster is lost ({error}). {GOES_ON}") from error
 
 
 def _mapped(blocks: Sequence[bytes], blueprint: Blueprint, fleet: Fleet) -> ray.data.Dataset:
@@ -115,8 +120,15 @@ def _mapped(blocks: Sequence[bytes], blueprint: Blueprint, fleet: Fleet) -> ray.
 
 def _lost(message: str) -> str:
     """What is told of an actor that was lost too often, out of what Ray tells of it."""
-    reasons = [line.strip() for line in message.splitlines() if line.strip()]
-    return (
-        f"A replica was lost {RETRIES + 1} times over the same lines, or {RESTARTS + 1} times in all: {reasons[-1]} "
-        "The same call goes on with the lines that are left."
-    )
+    times = f"{RETRIES + 1} times over the same lines, or {RESTARTS + 1} times in all"
+    return f"A replica was lost {times} ({_last(message)}). {GOES_ON}"
+
+
+def _cause(message: str) -> str:
+    """What an actor has raised, out of a traceback that ends with what Ray Data says of it."""
+    raised, _, told = message.rpartition("\n\nThe above exception was the direct cause")
+    return _last(raised or told)
+
+
+def _last(message: str) -> str:
+    return ([line.strip() for line in message.splitlines() if line.strip()] or ["it does not say why"])[-1].rstrip(".")
