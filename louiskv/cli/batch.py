@@ -18,9 +18,9 @@ from louiskv.cli.prompts import size_of
 from louiskv.cli.serve import check_extra
 from louiskv.cli.serve_ray import check_ray, on_cluster
 from louiskv.engine import Engine
-from louiskv.errors import ResultsError
 from louiskv.methods import Method
 from louiskv.models import name_of
+from louiskv.results import check_writable, writing
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -50,7 +50,7 @@ def batch(
     rows: Annotated[int, typer.Option(help=ROWS, min=1, metavar="N")] = 8,
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N")] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE")] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=2, metavar="N")] = 512,
+    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Answer a file of requests; every line has an answer or an error in the output.
@@ -84,6 +84,7 @@ class Run:
 
     Attributes:
         lines: Those that have no answer yet.
+        answers: Where theirs go.
     """
 
     def __init__(self, file: Path, output: Path, console: Console) -> None:
@@ -91,18 +92,21 @@ class Run:
 
         Raises:
             UsageError: One of them cannot be read.
-            ResultsError: The output is of something else.
+            ResultsError: The output is of something else, or cannot be written.
         """
         from louiskv.serving.batch.answering import Count
-        from louiskv.serving.batch.lines import answered_before, read_lines
+        from louiskv.serving.batch.answers import Answers
+        from louiskv.serving.batch.lines import read_lines
 
         try:
             lines = list(read_lines(file.read_bytes()))
-            before = answered_before(output)
+            self.answers = Answers(output)
         except OSError as error:
             raise UsageError(f"{error.filename} cannot be read: {error.strerror}.") from error
-        self.lines = [line for line in lines if line.identity not in before]
-        self.output, self.console, self.count = output, console, Count()
+        self.lines = [line for line in lines if line.identity not in self.answers.known]
+        if self.lines:
+            check_writable(output)
+        self.console, self.count = console, Count()
         self._skipped, self._begin = len(lines) - len(self.lines), time.perf_counter()
 
     def here(self, model: ModelChoice, method: Method, settings: dict[str, Any], name: str | None) -> None:
@@ -138,16 +142,15 @@ class Run:
     def _write(self, run: Callable[[Callable[[dict[str, Any]], None]], None]) -> None:
         """Write what a run notes; an interrupted one keeps what it has."""
         try:
-            with self.output.open("a") as file, progress_bar(self.console, len(self.lines)) as advance:
+            with progress_bar(self.console, len(self.lines)) as advance:
 
                 def note(told: dict[str, Any]) -> None:
-                    print(json.dumps(told), file=file, flush=True)
+                    with writing(self.answers.path):
+                        self.answers.add(told)
                     self.count.add(told)
                     advance("answering", self.count.lines)
 
                 run(note)
-        except OSError as error:
-            raise ResultsError(f"{self.output} cannot be written: {error.strerror or error}.") from error
         except KeyboardInterrupt:
             left = len(self.lines) - self.count.lines
             self.console.print(f"stopped: {left} lines are left; the same call goes on with them", highlight=False)
@@ -158,10 +161,12 @@ class Run:
         count, seconds = self.count, time.perf_counter() - self._begin
         if as_json:
             told = {"lines": count.lines, **vars(count), "skipped": self._skipped, "seconds": round(seconds, 3)}
-            print(json.dumps({**told, "output": str(self.output)}))
+            print(json.dumps({**told, "output": str(self.answers.path)}))
             return
         parts = [f"{count.answered} answered", f"{count.refused} with an error", f"{self._skipped} there before"]
         speed = (
             f"{count.completion_tokens} tokens in {seconds:.1f} s ({count.completion_tokens / seconds:.1f} a second)"
         )
-        self.console.print(f"{', '.join(parts)}; {speed}: {self.output}", highlight=False, soft_wrap=True, markup=False)
+        self.console.print(
+            f"{', '.join(parts)}; {speed}: {self.answers.path}", highlight=False, soft_wrap=True, markup=False
+        )

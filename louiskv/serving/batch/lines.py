@@ -2,24 +2,26 @@
 
 A request is `{"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}`. Its answer has the
 same `custom_id`, and a `response` with status and body as the server gives them. A line that is no request has an
-`error` that says why, and its number.
+`error` that says why, its number, and a digest of what stands there.
 """
 
+import codecs
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import from_json
 
-from louiskv.errors import ResultsError
 from louiskv.serving.calls import Call
 
+# What the names of all answers begin with.
+NAME = "batch_req_"
 URLS = ("/v1/chat/completions", "/v1/completions")
-# By what a line is known: what its sender calls it, or its number if it is no request.
-Identity = str | int
+# By what a line is known: what its sender calls it; its number and its digest if it is no request.
+Identity = str | tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Line:
         code: Of what is wrong with it, if anything is.
         reason: What is wrong with it.
         param: Where.
+        digest: Of its bytes.
     """
 
     number: int
@@ -41,11 +44,12 @@ class Line:
     code: str = ""
     reason: str = ""
     param: str | None = None
+    digest: str = ""
 
     @property
     def identity(self) -> Identity:
         """By what its answer is known again."""
-        return self.number if self.call is None or self.custom_id is None else self.custom_id
+        return (self.number, self.digest) if self.call is None or self.custom_id is None else self.custom_id
 
     def answered(self, status: int, body: bytes) -> dict[str, Any]:
         """The line of the output."""
@@ -55,18 +59,20 @@ class Line:
     @property
     def refused(self) -> dict[str, Any]:
         """The line of the output where there is no request."""
-        error = {"code": self.code, "message": self.reason, "param": self.param, "line": self.number}
+        where = {"param": self.param, "line": self.number, "digest": self.digest}
+        error = {"code": self.code, "message": self.reason, **where}
         return {"id": _name(), "custom_id": self.custom_id, "response": None, "error": error}
 
 
 def _name() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
+    return f"{NAME}{uuid.uuid4().hex}"
 
 
 def read_lines(text: bytes) -> Iterator[Line]:
     """The lines of a file that are not empty; a name that was there before makes a line no request."""
     known: set[str] = set()
-    for number, raw in enumerate(text.split(b"\n"), 1):
+    # Editors of some systems begin a file of UTF-8 with a mark.
+    for number, raw in enumerate(text.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not raw.strip():
             continue
         line = _line(number, raw)
@@ -74,7 +80,7 @@ def read_lines(text: bytes) -> Iterator[Line]:
             line = _wrong(number, line.custom_id, "custom_id", "another line has it already", "duplicate_custom_id")
         elif line.call is not None and line.custom_id is not None:
             known.add(line.custom_id)
-        yield line
+        yield replace(line, digest=hashlib.sha256(raw.strip()).hexdigest()[:16])
 
 
 def _line(number: int, raw: bytes) -> Line:
@@ -100,29 +106,3 @@ def _line(number: int, raw: bytes) -> Line:
 
 def _wrong(number: int, name: str | None, param: str, reason: str, code: str = "invalid_value") -> Line:
     return Line(number, name, None, code, f"Invalid value for '{param}': {reason}.", param)
-
-
-def answered_before(path: Path) -> set[Identity]:
-    """What has a line in the output of an earlier run; a last line that was not written to its end is cut off.
-
-    Raises:
-        ResultsError: The file is something else.
-    """
-    if not path.exists():
-        return set()
-    whole, _, cut = path.read_bytes().rpartition(b"\n")
-    if cut:
-        with path.open("r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
-    return {_identity(path, number, raw) for number, raw in enumerate(whole.split(b"\n"), 1) if raw.strip()}
-
-
-def _identity(path: Path, number: int, raw: bytes) -> Identity:
-    try:
-        told = from_json(raw)
-        line: Identity = told["error"]["line"] if told["error"] is not None else told["custom_id"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ResultsError(
-            f"{path} line {number} is no answer of a batch: give another --output, or remove the file."
-        ) from error
-    return line

@@ -1,26 +1,35 @@
 """A batch on many machines with Ray Data: actors that each hold an engine, and are given lines as they have rows."""
 
 import asyncio
-import json
 import logging
 import pickle
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayActorError, UserCodeException
+from ray.util.annotations import RayDeprecationWarning
 
+from louiskv.errors import LouisKVError
 from louiskv.serving.app import make_app
 from louiskv.serving.batch.answering import QUEUE, answer
 from louiskv.serving.batch.lines import Line
 from louiskv.serving.life import Life
+from louiskv.serving.ray.cluster import ClusterError
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.replica import Blueprint
 
 # Blocks of lines that are in an engine at once: while the last answers of one are waited for, others have the rows.
 BLOCKS = 3
+# How often an actor that was lost begins anew, and a block that was lost with it is answered anew.
+RESTARTS, RETRIES = 8, 3
+GOES_ON = "The same call goes on with the lines that are left."
+# A line of the output, or why there is none.
+Told = dict[str, Any] | LouisKVError
 
 
 class Answering:
@@ -32,25 +41,59 @@ class Answering:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-    def __call__(self, block: dict[str, Sequence[bytes]]) -> dict[str, list[str]]:
-        """Answer the lines of a block."""
-        answers = asyncio.run_coroutine_threadsafe(self._all(list(map(pickle.loads, block["line"]))), self._loop)
-        return {"told": [json.dumps(told) for told in answers.result()]}
+    def __call__(self, blocks: dict[str, Sequence[bytes]]) -> dict[str, list[bytes]]:
+        """Answer the lines of blocks."""
+        return {"told": [pickle.dumps(self._answer(pickle.loads(block))) for block in blocks["lines"]]}
 
-    async def _all(self, lines: Sequence[Line]) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(answer(self._app, line) for line in lines))
+    def _answer(self, lines: Sequence[Line]) -> list[Told]:
+        return asyncio.run_coroutine_threadsafe(self._all(lines), self._loop).result()
+
+    async def _all(self, lines: Sequence[Line]) -> list[Told]:
+        return await asyncio.gather(*map(self._one, lines))
+
+    async def _one(self, line: Line) -> Told:
+        try:
+            return await answer(self._app, line)
+        except LouisKVError as error:
+            return error
 
 
 def answers_of(lines: Sequence[Line], blueprint: Blueprint, fleet: Fleet) -> Iterator[dict[str, Any]]:
     """The lines of the output, as they come.
 
     An actor that is lost is replaced, and what it was answering is answered anew.
+
+    Raises:
+        ClusterError: Actors are lost again and again, one has an error of its own, or the cluster is lost.
+        EngineStoppedError: Nothing more can be answered.
+        NoAnswerError: A line has no answer; the others of its block are given before.
     """
     rows = dict(blueprint.engine).get("rows") or 8
     blueprint = replace(blueprint, engine=(*blueprint.engine, ("queue", QUEUE)))
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # What it would tell of an error is told by what is raised.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    blocks = [pickle.dumps(lines[first : first + rows]) for first in range(0, len(lines), rows)]
+    try:
+        for row in _mapped(blocks, blueprint, fleet).iter_rows():
+            told: list[Told] = pickle.loads(row["told"])
+            yield from (each for each in told if not isinstance(each, LouisKVError))
+            for each in told:
+                if isinstance(each, LouisKVError):
+                    raise each
+    except RayActorError as error:
+        if error.actor_init_failed:
+            raise
+        raise ClusterError(_lost(str(error))) from error
+    except UserCodeException as error:
+        raise ClusterError(f"A replica had an error of its own ({_cause(str(error))}). {GOES_ON}") from error
+    except ConnectionError as error:
+        raise ClusterError(f"The cluster is lost ({error}). {GOES_ON}") from error
+
+
+def _mapped(blocks: Sequence[bytes], blueprint: Blueprint, fleet: Fleet) -> ray.data.Dataset:
+    """What the actors make of blocks of lines."""
     pool = ActorPoolStrategy(
         min_size=fleet.min_replicas,
         max_size=fleet.max_replicas,
@@ -58,15 +101,34 @@ def answers_of(lines: Sequence[Line], blueprint: Blueprint, fleet: Fleet) -> Ite
         max_concurrent_calls_per_actor=BLOCKS,
         enable_true_multi_threading=True,
     )
-    blocks = -(-len(lines) // rows)
-    asked = ray.data.from_items([{"line": pickle.dumps(line)} for line in lines], override_num_blocks=blocks)
-    told = asked.map_batches(
-        Answering,
-        fn_constructor_args=(blueprint, fleet),
-        batch_size=None,
-        compute=pool,
-        num_cpus=fleet.cpus,
-        num_gpus=fleet.gpus,
-    )
-    for row in told.iter_rows():
-        yield json.loads(row["told"])
+    asked = ray.data.from_items([{"lines": block} for block in blocks], override_num_blocks=len(blocks))
+    with warnings.catch_warnings():
+        # There is no other way to say how often, and without it, it is for ever.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return asked.map_batches(
+            Answering,
+            fn_constructor_args=(blueprint, fleet),
+            # With GPUs Ray Data wants a size; here each block is one row.
+            batch_size=1,
+            compute=pool,
+            num_cpus=fleet.cpus,
+            num_gpus=fleet.gpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RETRIES,
+        )
+
+
+def _lost(message: str) -> str:
+    """What is told of an actor that was lost too often, out of what Ray tells of it."""
+    times = f"{RETRIES + 1} times over the same lines, or {RESTARTS + 1} times in all"
+    return f"A replica was lost {times} ({_last(message)}). {GOES_ON}"
+
+
+def _cause(message: str) -> str:
+    """What an actor has raised, out of a traceback that ends with what Ray Data says of it."""
+    raised, _, told = message.rpartition("\n\nThe above exception was the direct cause")
+    return _last(raised or told)
+
+
+def _last(message: str) -> str:
+    return ([line.strip() for line in message.splitlines() if line.strip()] or ["it does not say why"])[-1].rstrip(".")

@@ -1,13 +1,11 @@
-"""Lines of a batch: what is a request, what is not, and what was answered before."""
+"""Lines of a batch: what is a request, what is not, and by what each is known."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from louiskv.errors import ResultsError
-from louiskv.serving.batch.lines import answered_before, read_lines
+from louiskv.serving.batch.lines import read_lines
 
 GOOD: dict[str, Any] = {
     "custom_id": "a",
@@ -41,33 +39,29 @@ def test_what_is_no_request_says_why(line: Any, code: str, param: str | None) ->
     assert good.call is not None and good.identity == "first"
     error = wrong.refused["error"]
     assert wrong.call is None and (error["code"], error["param"], error["line"]) == (code, param, 3)
-    assert wrong.identity == 3
+    assert wrong.identity == (3, error["digest"])
 
 
 def test_a_name_is_given_once() -> None:
     first, second = read_lines(raw(GOOD, GOOD))
     assert first.call is not None and second.call is None
     assert second.refused["error"]["code"] == "duplicate_custom_id"
-    assert second.refused["custom_id"] == "a" and second.identity == 2
+    assert second.refused["custom_id"] == "a" and second.identity == (2, second.digest)
 
 
-def test_what_was_answered_is_known_again_and_half_a_line_is_cut(tmp_path: Path) -> None:
-    output = tmp_path / "answers.jsonl"
-    assert answered_before(output) == set()
-    good, wrong = read_lines(raw(GOOD, b"{"))
-    whole = raw(good.answered(200, b"{}"), wrong.refused) + b"\n"
-    output.write_bytes(whole + b'{"id": "batch_re')
-    assert answered_before(output) == {"a", 2}
-    assert output.read_bytes() == whole
-    output.write_bytes(b'{"id": "batch_re')
-    assert answered_before(output) == set()
-    assert output.read_bytes() == b""
+def test_what_is_no_request_is_known_by_its_number_and_its_bytes() -> None:
+    first, second, other = (next(iter(read_lines(each))) for each in (b"{", b"{\r\n", b"["))
+    assert first.identity == second.identity == (1, first.refused["error"]["digest"])
+    assert other.identity != first.identity
+    assert [each.identity[0] for each in read_lines(b"{\n{")] == [1, 2]
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"3\n", b"text\n", b'{"error": {}}\n'])
-def test_a_file_of_something_else_is_left_alone(tmp_path: Path, line: bytes) -> None:
-    output = tmp_path / "other"
-    output.write_bytes(line)
-    with pytest.raises(ResultsError, match="line 1 is no answer of a batch"):
-        answered_before(output)
-    assert output.read_bytes() == line
+def test_a_line_put_in_before_another_is_a_line_of_its_own() -> None:
+    before = {each.identity for each in read_lines(raw(GOOD, b"{"))}
+    now = read_lines(raw(GOOD, {**GOOD, "url": "/"}, b"{"))
+    assert [each.identity in before for each in now] == [True, False, False]
+
+
+def test_a_mark_before_the_first_line_is_no_part_of_it() -> None:
+    (line,) = read_lines(b"\xef\xbb\xbf" + raw(GOOD))
+    assert line.call is not None and line.identity == "a"
