@@ -24,9 +24,9 @@ from louiskv.serving.ray.replica import CHAT, SAID
 # Seconds that a request waits for a replica that takes it, and in which a replica tells of itself.
 PATIENCE = 10.0
 # Of these, how many one replica is worth because it holds the conversation.
-PATIENCE_WITH_ONE = 3.0
+PATIENCE_WITH_ONE = 5.0
 # Seconds in which a replica says whether it holds a conversation.
-SOON = 1.0
+SOON = 2.0
 # Of a conversation's answers, how many are looked for; the cache of one is seldom older than the last few.
 MOST_KEYS = 32
 # Statuses by which a replica has not taken a request: its queue is full, or it is on its way down.
