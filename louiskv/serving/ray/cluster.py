@@ -84,12 +84,7 @@ def deploy(app: Application, host: str, port: int) -> str:
     Raises:
         ClusterError: It does not run.
     """
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        http_options={"host": host, "port": port or free_port(host)},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    _start_serve(host, port or free_port(host))
     if NAME in serve.status().applications:
         raise ClusterError(
             f"The cluster serves an application {NAME} already. End it first: ray.serve.delete({NAME!r}) in Python, or "
@@ -109,6 +104,23 @@ def deploy(app: Application, host: str, port: int) -> str:
     client = _get_global_client()
     assert client is not None
     return str(client.root_url)
+
+
+def _start_serve(host: str, port: int) -> None:
+    """See to it that Serve runs in the cluster; where it cannot listen, it does not stay there to be found later."""
+    log_of_serve = logging.getLogger("ray.serve")
+    log_of_serve.setLevel(logging.ERROR)
+    ran = _get_global_client(raise_if_no_controller_running=False) is not None
+    try:
+        serve.start(
+            http_options={"host": host, "port": port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+    except (RuntimeError, TimeoutError, RayError) as error:
+        if not ran:
+            serve.shutdown()
+        raise ClusterError(f"Serve does not start at {host} port {port}: {_last(str(error))}") from error
+    log_of_serve.setLevel(logging.ERROR)
 
 
 def wait_and_end(grace: float) -> None:
@@ -190,5 +202,9 @@ def _reason(message: str) -> str:
     ours = [line for line in message.splitlines() if line.startswith("louiskv.errors.")]
     if ours:
         return ours[-1].partition(": ")[2]
-    last = ([line for line in message.splitlines() if line.strip()] or ["It does not say why."])[-1]
-    return f"A replica does not begin: {last.strip()} Ray's logs say more (/tmp/ray/session_latest/logs/serve)."
+    return f"A replica does not begin: {_last(message)} Ray's logs say more (/tmp/ray/session_latest/logs/serve)."
+
+
+def _last(message: str) -> str:
+    """The last line of a message."""
+    return ([line.strip() for line in message.splitlines() if line.strip()] or ["It does not say why."])[-1]

@@ -18,8 +18,8 @@ from louiskv.serving import ray as fleet
 from louiskv.serving.calls import Call
 from louiskv.serving.conversations import Course, Places, keys_of
 from louiskv.serving.errors import ApiError
-from louiskv.serving.ray import Arguments
-from louiskv.serving.ray.cluster import _reason
+from louiskv.serving.ray import Arguments, cluster
+from louiskv.serving.ray.cluster import ClusterError, _reason
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.passed import Passed
 from louiskv.serving.ray.replica import SAID, Replica
@@ -178,6 +178,20 @@ def test_a_key_that_is_none_is_refused_and_none_is_warned_of(
     fleet.build(nothing)
     assert made == ["of the environment", "given", None]
     assert "anyone may ask" in caplog.text
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_serve_that_cannot_listen_does_not_stay(ran: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: Any) -> None:
+        raise RuntimeError("Traceback\n  RuntimeError: Failed to bind\n")
+
+    ended = list[int]()
+    module: Any = SimpleNamespace(start=fails, shutdown=lambda: ended.append(1))
+    monkeypatch.setattr(cluster, "serve", module)
+    monkeypatch.setattr(cluster, "_get_global_client", lambda **_: 1 if ran else None)
+    with pytest.raises(ClusterError, match=r"^Serve does not start at h port 1: RuntimeError: Failed to bind$"):
+        cluster._start_serve("h", 1)
+    assert len(ended) == (not ran), "what somebody else has started stays"
 
 
 def test_idle_replicas_take_turns() -> None:
