@@ -39,7 +39,7 @@ HOST_MEMORY = "Host memory for keys and values, such as 8G; nine tenths of what 
 DEVICE_MEMORY = "Device memory for keys and values, such as 2G; nine tenths of what is free unless given."
 KEPT_MEMORY = "Memory for conversations that may go on, such as 2G; a quarter of the host memory unless given."
 CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run."
-QUEUE = "Requests that may wait; more are answered 429."
+QUEUE = "Requests that may wait beside those for whom a row is free; more are answered 429."
 MAX_PROMPT = "Tokens of a prompt at the most; what fits into --max-length unless given."
 MAX_BODY = "Size of a request's body at the most."
 

@@ -19,7 +19,7 @@ from louiskv.serving.app import make_app
 from louiskv.serving.batch.answering import QUEUE, answer
 from louiskv.serving.batch.lines import Line
 from louiskv.serving.life import Life
-from louiskv.serving.ray.cluster import ClusterError
+from louiskv.serving.ray.cluster import ClusterError, last_line
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.replica import Blueprint
 
@@ -121,14 +121,11 @@ def _mapped(blocks: Sequence[bytes], blueprint: Blueprint, fleet: Fleet) -> ray.
 def _lost(message: str) -> str:
     """What is told of an actor that was lost too often, out of what Ray tells of it."""
     times = f"{RETRIES + 1} times over the same lines, or {RESTARTS + 1} times in all"
-    return f"A replica was lost {times} ({_last(message)}). {GOES_ON}"
+    reason = last_line(message).rstrip(".")
+    return f"A replica was lost {times} ({reason}). {GOES_ON}"
 
 
 def _cause(message: str) -> str:
     """What an actor has raised, out of a traceback that ends with what Ray Data says of it."""
     raised, _, told = message.rpartition("\n\nThe above exception was the direct cause")
-    return _last(raised or told)
-
-
-def _last(message: str) -> str:
-    return ([line.strip() for line in message.splitlines() if line.strip()] or ["it does not say why"])[-1].rstrip(".")
+    return last_line(raised or told).rstrip(".")

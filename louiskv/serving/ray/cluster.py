@@ -119,7 +119,7 @@ def _start_serve(host: str, port: int) -> None:
     except (RuntimeError, TimeoutError, RayError) as error:
         if not ran:
             serve.shutdown()
-        raise ClusterError(f"Serve does not start at {host} port {port}: {_last(str(error))}") from error
+        raise ClusterError(f"Serve does not start at {host} port {port}: {last_line(str(error))}") from error
     log_of_serve.setLevel(logging.ERROR)
 
 
@@ -202,9 +202,9 @@ def _reason(message: str) -> str:
     ours = [line for line in message.splitlines() if line.startswith("louiskv.errors.")]
     if ours:
         return ours[-1].partition(": ")[2]
-    return f"A replica does not begin: {_last(message)} Ray's logs say more (/tmp/ray/session_latest/logs/serve)."
+    return f"A replica does not begin: {last_line(message)} Ray's logs say more (/tmp/ray/session_latest/logs/serve)."
 
 
-def _last(message: str) -> str:
+def last_line(message: str) -> str:
     """The last line of a message."""
     return ([line.strip() for line in message.splitlines() if line.strip()] or ["It does not say why."])[-1]

@@ -2,82 +2,27 @@
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from inspect import getdoc
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
-from ray.serve.request_router import PendingRequest
 from starlette.types import Message
 
 from louiskv import LouisKVPlus, SettingsError
 from louiskv.serving import ray as fleet
 from louiskv.serving.calls import Call
-from louiskv.serving.conversations import Course, Places, keys_of
-from louiskv.serving.errors import ApiError
+from louiskv.serving.conversations import Places, keys_of
 from louiskv.serving.ray import Arguments, cluster
-from louiskv.serving.ray import replicas as replicas_module
 from louiskv.serving.ray.cluster import ClusterError, _reason
 from louiskv.serving.ray.fleet import Fleet
 from louiskv.serving.ray.passed import Passed
 from louiskv.serving.ray.replica import SAID, Replica
-from louiskv.serving.ray.replicas import Replicas, lost
-from louiskv.serving.ray.routing import ConversationRouter
+from louiskv.serving.ray.replicas import lost
 from louiskv.serving.ray.sums import labelled, summed
 from tests.serving.serving import MODEL, served
-
-
-def router(loads: dict[str, int]) -> ConversationRouter:
-    """A router over replicas with so many requests, each decoding two at once."""
-    made = ConversationRouter.__new__(ConversationRouter)
-    made.initialize_state(rows=2)
-    made._replica_queue_len_cache = SimpleNamespace(get=lambda name: loads[name.unique_id])  # type: ignore[assignment]
-    return made
-
-
-def chosen(loads: dict[str, int], course: Course, holds: dict[str, tuple[str, ...]] | None = None) -> list[str]:
-    """Names in the order in which they are tried."""
-    replicas: Any = [
-        SimpleNamespace(
-            replica_id=_Name(name), routing_stats={"conversations": (holds or {}).get(name, ())}, max_ongoing_requests=9
-        )
-        for name in loads
-    ]
-    context, metadata = SimpleNamespace(should_backoff=False), SimpleNamespace()
-    asked: Any = SimpleNamespace(args=[course], kwargs={}, metadata=metadata, routing_context=context)
-    pending: PendingRequest = asked
-    ranks = asyncio.run(router(loads).choose_replicas(replicas, pending))
-    return [each.replica_id.unique_id for rank in ranks for each in rank]
-
-
-class _Name(str):
-    __slots__ = ()
-
-    @property
-    def unique_id(self) -> str:
-        return str(self)
-
-
-def test_who_holds_the_conversation_comes_first_and_then_who_has_least_to_do() -> None:
-    assert chosen({"a": 1, "b": 0}, Course(place="a")) == ["a", "b", "a"]
-    assert chosen({"a": 1, "b": 0}, Course(place="gone")) == ["b", "a"]
-    assert chosen({"a": 1, "b": 0}, Course(keys=("new", "old")), {"a": ("old",)}) == ["a", "b", "a"]
-    assert chosen({"a": 1, "b": 0}, Course(keys=("new", "old")), {"a": ("old",), "b": ("new",)})[0] == "b"
-
-
-def test_it_is_waited_for_only_while_no_other_has_a_free_row() -> None:
-    assert chosen({"a": 2, "b": 1}, Course(place="a")) == ["b", "a"]
-    assert chosen({"a": 3, "b": 2}, Course(place="a"))[0] == "a"
-
-
-def test_one_that_had_no_room_is_not_asked_again() -> None:
-    assert chosen({"a": 0, "b": 1}, Course(place="a", tried=frozenset("a"))) == ["b"]
-    assert set(chosen({"a": 0, "b": 1}, Course(tried=frozenset("ab")))) == {"a", "b"}, "the front sees that it is over"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -95,138 +40,6 @@ def test_where_a_conversation_is_is_known_before_its_client_can_go_on(stream: bo
     turns = [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": "And you?"}]
     assert told["keys"] == keys_of(json.dumps({"messages": turns}).encode())[1]
     assert replica.places.find(told["keys"]) == "here"
-
-
-def test_requests_of_one_moment_are_spread() -> None:
-    made = router({"a": 0, "b": 0})
-    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in "ab"]
-    first: list[Any] = [asyncio.run(made.choose_replicas(replicas))[0][0].replica_id for _ in range(4)]
-    assert first.count("a") == first.count("b") == 2
-    long_ago: Any = {_Name(name): deque([0.0] * 9) for name in "ab"}
-    made._sent = long_ago
-    assert made._load(replicas[0]) == 0, "what was sent long ago is in the replica's own count"
-
-
-def test_one_of_whom_nothing_is_known_is_asked_and_without_an_answer_has_no_row() -> None:
-    made = router({})
-    loads: dict[str, int | None] = {"a": None, "b": 1, "c": None}
-    made._replica_queue_len_cache = SimpleNamespace(get=lambda name: loads[name.unique_id])  # type: ignore[assignment]
-    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in loads]
-    asked = list[str]()
-
-    async def probe(silent: Any, _: int) -> None:
-        asked.extend(each.replica_id for each in silent)
-        loads["c"] = 0
-
-    made._probe_queue_lens = probe  # type: ignore[method-assign, assignment]
-    ranks = asyncio.run(made.choose_replicas(replicas))
-    assert asked == ["a", "c"]
-    assert [rank[0].replica_id.unique_id for rank in ranks] == ["c", "b", "a"]
-
-
-class _Told:
-    """A replica that answers after some seconds, if it answers."""
-
-    def __init__(self, seconds: float, answer: Any) -> None:
-        self.seconds, self.answer = seconds, answer
-
-    async def get_async(self) -> Any:
-        await asyncio.sleep(self.seconds)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-
-def replicas_that(*told: _Told) -> Replicas:
-    async def fetched() -> list[_Told]:
-        return list(told)
-
-    handle: Any = SimpleNamespace(
-        options=lambda **_: None, broadcast=lambda *_: SimpleNamespace(_fetch_replica_results_async=fetched)
-    )
-    return Replicas(handle)
-
-
-def test_who_is_late_or_lost_is_left_out_and_no_other() -> None:
-    asked = replicas_that(_Told(0, 1), _Told(60, 2), _Told(0, RuntimeError("lost")), _Told(0.01, 3))
-    assert asyncio.run(asked.every("name_of", patience=0.2)) == [1, 3]
-    assert asyncio.run(replicas_that().every("name_of")) == []
-
-
-class _Asked:
-    """Replicas by name, each with the statuses of its answers or what it raises; "silent" has no place for anybody."""
-
-    def __init__(self, **answers: Any) -> None:
-        self.answers, self.courses = answers, list[Course]()
-
-    @asynccontextmanager
-    async def choose_replica(self, course: Course) -> AsyncGenerator[Any, None]:
-        self.courses.append(course)
-        free = [name for name in self.answers if name not in course.tried]
-        name = course.place if course.place in free else next(iter(free), next(iter(self.answers)))
-        if self.answers[name] == "silent":
-            await asyncio.sleep(60)
-        yield SimpleNamespace(replica_id=name)
-
-    def dispatch(self, chosen: Any, _: Call) -> Any:
-        return _Sent(self.answers[chosen.replica_id])
-
-
-class _Sent:
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    async def __aiter__(self) -> AsyncGenerator[Message, None]:
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        yield {"type": "http.response.start", "status": self.answer}
-
-    def cancel(self) -> None:
-        pass
-
-
-def statuses(asked: _Asked, place: str | None = None) -> list[int]:
-    made = replicas_that()
-    made._asked = asked  # type: ignore[assignment]
-    if place is not None:
-        made._places.keep(keys_of(GOES_ON)[1], place)
-
-    async def all_of() -> list[int]:
-        return [each["status"] async for each in made.answer(Call("/v1/chat/completions", GOES_ON))]
-
-    return asyncio.run(all_of())
-
-
-SPOKEN = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 40
-GOES_ON = json.dumps({"messages": SPOKEN}).encode()
-
-
-def test_one_that_was_lost_before_it_had_the_request_is_not_told_of() -> None:
-    gone = ReplicaUnavailableError("gone")
-    assert statuses(_Asked(a=gone, b=200)) == [200]
-    assert statuses(_Asked(a=429, b=gone)) == [429], "the refusal is the best there is"
-    with pytest.raises(ApiError, match="No replica"):
-        statuses(_Asked(a=gone))
-    with pytest.raises(ApiError, match="is lost"):
-        statuses(_Asked(a=RayServeException("another")))
-
-
-def test_a_holder_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas_module, "PATIENCE_WITH_ONE", 0.05)
-    asked = _Asked(b=200, a="silent")
-    assert statuses(asked, place="a") == [200]
-    first, second = asked.courses
-    assert (first.place, second.place, second.tried) == ("a", None, frozenset("a"))
-    assert len(first.keys) == replicas_module.MOST_KEYS < 40, "of very many answers the newest are looked for"
-
-
-def test_figures_are_of_those_that_have_some() -> None:
-    asked = replicas_that(_Told(0, ("a", 200, b"{}")), _Told(0, ("b", 500, b"oh")))
-    call = Call("/louiskv/v1/figures", method="GET")
-    assert asyncio.run(asked.all(call, only_good=True)) == [("a", 200, b"{}")]
-    assert len(asyncio.run(asked.all(call))) == 2
-    with pytest.raises(ApiError, match="No replica"):
-        asyncio.run(replicas_that(_Told(0, ("b", 500, b"oh"))).all(call, only_good=True))
 
 
 def test_a_key_that_is_none_is_refused_and_none_is_warned_of(
@@ -262,16 +75,6 @@ def test_serve_that_cannot_listen_does_not_stay(ran: bool, monkeypatch: pytest.M
     with pytest.raises(ClusterError, match=r"^Serve does not start at h port 1: RuntimeError: Failed to bind$"):
         cluster._start_serve("h", 1)
     assert len(ended) == (not ran), "what somebody else has started stays"
-
-
-def test_idle_replicas_take_turns() -> None:
-    made = router({"a": 0, "b": 0, "c": 0})
-    replicas: Any = [SimpleNamespace(replica_id=_Name(name), routing_stats={}) for name in "abc"]
-    given = list[Any]()
-    for _ in range(9):
-        given.append(asyncio.run(made.choose_replicas(replicas))[0][0].replica_id)
-        made._sent.clear()
-    assert len(set(given[:3])) == 3 and given == given[:3] * 3
 
 
 def sent_by(messages: AsyncGenerator[Message, None]) -> list[Message]:
