@@ -71,12 +71,14 @@ def test_a_document_is_asked_about(chromium: Browser, server: Served, width: int
     assert page.evaluate("document.querySelector('#heat').childNodes.length") == 1
     levels = page.evaluate("[...CSS.highlights].map(([name, ranges]) => [name, ranges.size])")
     assert len(levels) > 2
+    expect(page.locator("#prompt-tokens")).to_have_text(re.compile(r"\d"), timeout=ENOUGH)
     tokens = int(page.locator("#prompt-tokens").inner_text())
     assert sum(number for _, number in levels) < tokens, "ranges, not tokens"
     told = {"prompt-tokens": r"\d", "answer-tokens": r"\d", "moved": r"B$", "device-text": r"of .* tokens"}
     for name, form in told.items():
-        assert re.search(form, page.locator(f"#{name}").inner_text()), name
-    assert page.locator("#plot").get_attribute("aria-label") != "No steps yet"
+        # Each comes when the page asks for it next.
+        expect(page.locator(f"#{name}")).to_have_text(re.compile(form), timeout=ENOUGH)
+    expect(page.locator("#plot")).not_to_have_attribute("aria-label", "No steps yet", timeout=ENOUGH)
     box = page.locator("#heat").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 60, box["y"] + 22)
