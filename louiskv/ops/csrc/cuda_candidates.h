@@ -150,8 +150,9 @@ template <typename Team>
 LOUISKV_INLINE void write_best(const Scored& row, Threshold<uint32_t> threshold, int32_t* wanted, int64_t num_wanted,
                                const Team& team) {
   uint32_t written = 0;
-  for (int64_t round = 0; round < row.units; round += 4 * team.size()) {
-    const int64_t first = round + 4 * team.rank();
+  // A row has fewer than 2^31 tokens.
+  for (int round = 0; round < static_cast<int>(row.units); round += 4 * team.size()) {
+    const int first = round + 4 * team.rank();
     const Keyed<int32_t> four = row.load(first);
     uint32_t above = 0, tied = 0, num_above = 0, num_tied = 0, total;
     LOUISKV_UNROLL
@@ -175,7 +176,7 @@ LOUISKV_INLINE void write_best(const Scored& row, Threshold<uint32_t> threshold,
       threshold.left = threshold.left > total ? threshold.left - total : 0;
       team.barrier();
     }
-    int64_t at = written + team.sum_before(num_above, &total);
+    uint32_t at = written + team.sum_before(num_above, &total);
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (!(above >> i & 1)) continue;

@@ -30,6 +30,16 @@ class Team {
   void barrier() const { pthread_barrier_wait(&shared_->barrier); }
   void mark(uint32_t* at, uint32_t bits) const { __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
   void unmark(uint32_t* at, uint32_t bits) const { __atomic_fetch_and(at, ~bits, __ATOMIC_RELAXED); }
+  void lower(uint32_t* at, uint32_t number) const {
+    uint32_t before = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (number < before && !__atomic_compare_exchange_n(at, &before, number, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+      ;
+  }
+  void raise(uint32_t* at, uint32_t number) const {
+    uint32_t before = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (number > before && !__atomic_compare_exchange_n(at, &before, number, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+      ;
+  }
   void add(Weight* at, Weight weight) const { __atomic_fetch_add(at, weight, __ATOMIC_RELAXED); }
   bool any(bool flag) const {
     shared_->flags[rank_] = flag;
