@@ -11,9 +11,9 @@ constexpr int kThreads = 1024;
 constexpr int64_t kMostRoom = 8192, kMostWords = 12 * 1024 - 64;
 
 // Where units begin, in shared memory if it has room: to look for a place reads one number after the other.
-__device__ const int32_t* near(const int32_t* offsets, int64_t units, int32_t* room) {
+__device__ const int32_t* near(const int32_t* offsets, int units, int32_t* room) {
   if (!room) return offsets;
-  for (int64_t unit = threadIdx.x; unit < units; unit += blockDim.x) room[unit] = offsets[unit];
+  for (int unit = threadIdx.x; unit < units; unit += blockDim.x) room[unit] = offsets[unit];
   return room;
 }
 
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   mine.take += row * rows.entries;
   mine.offsets += row * rows.entries;
   mine.slot_place += row * rows.slots;
-  mine.units = counts[row];
+  mine.units = static_cast<int>(counts[row]);
   mine.unit_offsets = near(rows.unit_offsets + row * all_units, mine.units,
                            is_near ? shared + (scratch ? 0 : rows.entries) : nullptr);
   if (rows.first_entry) mine.first_entry += row * (all_units / rows.stretch);
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __shared__ Scratch<uint32_t> scratch;
   __shared__ uint32_t of_warps[kLanes];
   const int64_t row = blockIdx.x, first = row * tokens;
-  const Scored mine = {scores + first, place + first, resident + first, hold, tokens};
+  const Scored mine = {scores + first, place + first, resident + first, hold, static_cast<int>(tokens)};
   choose_row(mine, room[row], wanted + row * num_wanted, num_wanted, scratch, Block<uint32_t>{of_warps});
 }
 
@@ -57,9 +57,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ int32_t shared[];
   __shared__ uint32_t of_warps[kLanes];
   const int64_t row = blockIdx.x, first = row * units;
+  const int count = static_cast<int>(counts[row]);
+  const int32_t* begin = near(offsets + first, count, is_near ? shared + (scratch ? 0 : units) : nullptr);
   uint32_t* taken = scratch ? scratch + first : reinterpret_cast<uint32_t*>(shared);
-  const int32_t* begin = near(offsets + first, counts[row], is_near ? shared + (scratch ? 0 : units) : nullptr);
-  const Left<Size> mine = {place + row * places, places, sizes + first, begin, counts[row], units, taken, left + first};
+  const Left<Size> mine = {place + row * places,    static_cast<int>(places), sizes + first, begin, count,
+                           static_cast<int>(units), taken,                    left + first};
   take_out(mine, Block<uint32_t>{of_warps});
 }
 
@@ -83,8 +85,10 @@ LOUISKV_EXPORT int louiskv_list_candidates(const int32_t* take, const int32_t* o
                                            void* stream) {
   using namespace louiskv;
   if (!rows || !(width + slots)) return cudaSuccess;
-  const Candidates first = {take,        offsets, entries, slot_place, slots,    unit_offsets, units,
-                            first_entry, stretch, place,   entry,      resident, width};
+  const auto narrow = [](int64_t number) { return static_cast<int>(number); };
+  const Candidates first = {take,          offsets,      narrow(entries), slot_place,      narrow(slots),
+                            unit_offsets,  narrow(units), first_entry,    narrow(stretch), place,
+                            entry,         resident,     narrow(width)};
   const int64_t used = scratch ? 0 : entries, near_words = words_near(units, used);
   return OnDevice(device).run([&] {
     list_candidates<<<rows, kThreads, 4 * (used + near_words), static_cast<cudaStream_t>(stream)>>>(

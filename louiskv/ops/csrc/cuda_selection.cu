@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   __shared__ Weight of_warps[kLanes];
   const int64_t row = blockIdx.x;
   if (where && !where[row]) return;
-  const Row<Size> units_of_row = {scores + row * scores_stride, sizes + row * sizes_stride, take + row * units, units};
+  const Row<Size> units_of_row = {scores + row * scores_stride, sizes + row * sizes_stride, take + row * units,
+                                  static_cast<int>(units)};
   select_row(units_of_row, budgets ? budgets[row] : budget, scratch, Block<Weight>{of_warps});
 }
 

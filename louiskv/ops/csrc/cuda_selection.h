@@ -41,9 +41,9 @@ struct Scratch {
   uint32_t least, greatest;  // key
 };
 
-// Four units side by side are one load, of 16 bytes where the row lies so.
+// Four units side by side are one load, where the row lies so.
 template <typename T>
-struct alignas(16) Four {
+struct alignas(4 * sizeof(T)) Four {
   T at[4];
 };
 
@@ -59,13 +59,13 @@ LOUISKV_INLINE uint32_t key_of(float score) {
 
 template <typename T>
 LOUISKV_INLINE bool is_aligned(const T* row) {
-  return reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  return reinterpret_cast<uintptr_t>(row) % sizeof(Four<T>) == 0;
 }
 
 // Those past the end are zero.
 template <typename T>
-LOUISKV_INLINE Four<T> load_four(const T* row, int64_t first, int64_t units, bool aligned) {
-  if (aligned && first + 4 <= units) return *reinterpret_cast<const Four<T>*>(row + first);
+LOUISKV_INLINE Four<T> load_four(const T* row, int first, int units) {
+  if (is_aligned(row) && first + 4 <= units) return *reinterpret_cast<const Four<T>*>(row + first);
   Four<T> four = {};
   LOUISKV_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -75,8 +75,8 @@ LOUISKV_INLINE Four<T> load_four(const T* row, int64_t first, int64_t units, boo
 }
 
 template <typename T>
-LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int64_t first, int64_t units, bool aligned) {
-  if (aligned && first + 4 <= units) {
+LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int first, int units) {
+  if (is_aligned(row) && first + 4 <= units) {
     *reinterpret_cast<Four<T>*>(row + first) = four;
     return;
   }
@@ -98,11 +98,11 @@ struct Row {
   const float* scores;
   const Size* sizes;
   Size* take;
-  int64_t units;
+  int units;
 
-  LOUISKV_INLINE Keyed<Size> load(int64_t first) const {
-    const Four<float> four_scores = load_four(scores, first, units, is_aligned(scores));
-    const Four<Size> four_sizes = load_four(sizes, first, units, is_aligned(sizes));
+  LOUISKV_INLINE Keyed<Size> load(int first) const {
+    const Four<float> four_scores = load_four(scores, first, units);
+    const Four<Size> four_sizes = load_four(sizes, first, units);
     Keyed<Size> four;
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -135,7 +135,7 @@ LOUISKV_INLINE Weight look_over(const Units& row, Scratch<Weight>& scratch, cons
   team.barrier();
   uint32_t least = kGreatestKey, greatest = 0;
   Weight mine = 0, total;
-  for (int64_t first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
+  for (int first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
     const auto four = row.load(first);
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -154,7 +154,7 @@ LOUISKV_INLINE Weight look_over(const Units& row, Scratch<Weight>& scratch, cons
 // Adds the tokens of the units that have a digit to its bins.
 template <typename Units, typename Weight, typename Team>
 LOUISKV_INLINE void count_tokens(const Units& row, Digit digit, Weight* bins, const Team& team) {
-  for (int64_t first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
+  for (int first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
     const auto four = row.load(first);
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -210,10 +210,9 @@ LOUISKV_INLINE Threshold<Weight> find_threshold(const Units& row, int64_t budget
 
 template <typename Size, typename Weight, typename Team>
 LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold, const Team& team) {
-  const bool take_aligned = is_aligned(row.take);
   // All threads go through all rounds: they have barriers.
-  for (int64_t round = 0; round < row.units; round += 4 * team.size()) {
-    const int64_t first = round + 4 * team.rank();
+  for (int round = 0; round < row.units; round += 4 * team.size()) {
+    const int first = round + 4 * team.rank();
     const Keyed<Size> four = row.load(first);
     Four<Size> take = {};
     Weight at_threshold = 0;
@@ -238,7 +237,7 @@ LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold
       }
       threshold.left = threshold.left > total ? threshold.left - total : 0;
     }
-    store_four(take, row.take, first, row.units, take_aligned);
+    store_four(take, row.take, first, row.units);
   }
 }
 
