@@ -39,38 +39,28 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
         [N, J, R].
     """
     num_rows, num_tokens = rows.shape[:2]
-    first = torch.arange(num_rows, device=rows.device)[:, None] * num_tokens
+    # Also of no tokens: then nothing is picked.
+    first = torch.arange(0, max(1, num_rows * num_tokens), max(1, num_tokens), device=rows.device)[:, None]
     picked = rows.flatten(0, 1).index_select(0, (index + first).flatten())
     return picked.view(*index.shape, rows.shape[2])
 
 
-def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -> None:
+def append_rows(buffer: Tensor, lengths: list[int], rows: Tensor, counts: list[int]) -> None:
     """Write the first `counts[n]` entries of each row behind the first `lengths[n]` of the buffer.
 
     Args:
         buffer: [N, C, ...], contiguous, changed in place.
-        lengths: [N] entries in use before, on any device.
+        lengths: Entries in use before, of each row.
         rows: [N, T, ...], on any device; entries past a row's count may hold anything.
-        counts: [N] entries to write, on any device; `lengths + counts` is at most C.
+        counts: Entries of each row to write; `lengths + counts` is at most C.
     """
-    capacity, num_new = buffer.shape[1], rows.shape[1]
-    # Read once, for to read waits for the device.
-    lengths, counts = torch.stack([lengths.to(counts.device), counts]).cpu()
-    length, count = int(lengths[0]), int(counts[0])
-    if bool((lengths == length).all()) and bool((counts == count).all()):
-        target, source = buffer[:, length : length + count], rows[:, :count]
-        if count > PROMPT and buffer.device != rows.device:
-            # Each row is one run of memory, which alone can be copied to the host without waiting.
-            for target_row, source_row in zip(target, source, strict=True):
-                target_row.copy_(source_row, non_blocking=True)
-        else:
-            target.copy_(source, non_blocking=True)
+    alike = len(set(lengths)) == len(set(counts)) == 1
+    if alike and (buffer.device == rows.device or counts[0] <= PROMPT):
+        buffer[:, lengths[0] : lengths[0] + counts[0]].copy_(rows[:, : counts[0]], non_blocking=True)
         return
-    entry = torch.arange(num_new, device=buffer.device)
-    present = entry < counts.to(buffer.device)[:, None]
-    row = torch.arange(rows.shape[0], device=buffer.device)[:, None]
-    place = (row * capacity + lengths.to(buffer.device)[:, None] + entry)[present]
-    buffer.flatten(0, 1).index_copy_(0, place, rows[present.to(rows.device)].to(buffer.device))
+    # Each row is one run of memory, which alone can be copied to the host without waiting.
+    for target, source, length, count in zip(buffer, rows, lengths, counts, strict=True):
+        target[length : length + count].copy_(source[:count], non_blocking=True)
 
 
 def grown(buffer: Tensor, capacity: int, pinned: bool = False, filled: int = 0) -> Tensor:
@@ -80,8 +70,9 @@ def grown(buffer: Tensor, capacity: int, pinned: bool = False, filled: int = 0) 
     """
     shape, held = (buffer.shape[0], capacity, *buffer.shape[2:]), buffer.shape[1]
     bigger = empty_pinned(shape, buffer.dtype) if pinned else buffer.new_empty(shape)
-    bigger[:, :held] = buffer
-    bigger[:, max(held, filled) :] = 0
+    if held:
+        bigger[:, :held] = buffer
+    bigger[:, max(held, filled) :].zero_()
     return bigger
 
 
