@@ -8,7 +8,7 @@ from torch import Tensor
 from louiskv.methods.pace import Standing
 from louiskv.ops.moving import fetch_rows
 from louiskv.ops.pinned import on_device
-from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.ops.ragged import kept_first, take_rows
 from louiskv.ops.units import unit_of_place
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
@@ -52,7 +52,8 @@ def admit(
     layout = resident.layout(numbers[0], numbers[1])
     token = layout - torch.tensor([row.length for row in stood])[:, None]
     layout, token = on_device(torch.stack([layout, token]).int(), device)
-    length, window_start, counts = on_device(numbers, device)
+    # Each is memory of its own, which kernels then find where they find any.
+    length, window_start, counts = (on_device(each, device) for each in numbers)
     fetch_rows(rows, token, token >= 0, resident.rows[:, : layout.shape[1]], impl=impl)
     resident.advance(length, window_start, layout)
     return Leaving(leaving, first, counts, known)
@@ -101,5 +102,4 @@ def take_back(
     keep = pool.keep_before(start)
     left = torch.zeros(len(end), sizes.shape[1] + 1, dtype=torch.int64, device=pool.device)
     left = left.scatter_add_(1, unit, keep.long())[:, :-1]
-    occupied, _ = left_aligned(left > 0)
-    return left.gather(1, occupied)
+    return left.gather(1, kept_first(left > 0))

@@ -100,7 +100,12 @@ def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [N, T] indices (kept entries first, in their order) and [N] counts.
     """
-    return (~keep).to(torch.uint8).argsort(dim=1, stable=True), keep.sum(1)
+    return kept_first(keep), keep.sum(1)
+
+
+def kept_first(keep: Tensor) -> Tensor:
+    """The order alone [N, T]."""
+    return keep.logical_not().view(torch.uint8).argsort(dim=1, stable=True)
 
 
 def dense_ranks(numbers: Tensor) -> Tensor:
@@ -112,9 +117,9 @@ def dense_ranks(numbers: Tensor) -> Tensor:
 
 def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
     """Count how often each label occurs in each row: [N, num_labels], from labels [N, T]."""
-    row = torch.arange(len(labels), device=labels.device)[:, None]
-    flat = (labels + row * num_labels).flatten()
-    if is_readable(flat):
+    if is_readable(labels):
+        row = torch.arange(len(labels), device=labels.device)[:, None]
+        flat = (labels + row * num_labels).flatten()
         return torch.bincount(flat, minlength=len(labels) * num_labels).view(len(labels), num_labels)
     # On a GPU bincount waits for the greatest label.
     return torch.zeros(len(labels), num_labels, dtype=torch.int64, device=labels.device).scatter_add_(
@@ -126,10 +131,9 @@ def sort_by_label(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.grouping.group_by_label`, by a sort."""
     whole = torch.where(labels < 0, num_labels, labels)
     sizes = count_by_label(whole, num_labels + 1)[:, :-1]
-    occupied, _ = left_aligned(sizes > 0)
     # Of small numbers a sort takes fewer passes.
     small = whole.to(torch.int16 if num_labels < 2**15 else torch.int32)
-    return small.argsort(dim=1, stable=True), sizes.gather(1, occupied)
+    return small.argsort(dim=1, stable=True), sizes.gather(1, kept_first(sizes > 0))
 
 
 def sum_by_label(points: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
