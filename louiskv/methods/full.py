@@ -75,9 +75,10 @@ class FullLayer(KVLayer):
         if valid is not None:
             order, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
             rows = take_rows(rows, order)
-        longest = int((self.lengths + counts).max())
-        self._make_room(longest)
-        append_rows(self.rows, self.lengths, rows, counts)
+        # Read once, for to read waits for the device.
+        held, new = torch.stack([self.lengths, counts]).tolist()
+        self._make_room(max(length + count for length, count in zip(held, new, strict=True)))
+        append_rows(self.rows, held, rows, new)
         self._resize(self.lengths + counts)
 
     def reserve(self, num_steps: int) -> bool:

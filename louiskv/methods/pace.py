@@ -1,10 +1,49 @@
 """What the host knows of a retrieval layer without asking the device: when windows are full, what room is needed."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
 from louiskv.methods.parts import Parts
+from louiskv.units.base import Units
+
+
+class Standing(NamedTuple):
+    """Where one row stands.
+
+    Attributes:
+        length: Tokens seen.
+        window_start: Position of the oldest token in the window.
+        in_pool: Tokens in the pool.
+        units: Units in the index, at most.
+    """
+
+    length: int
+    window_start: int
+    in_pool: int
+    units: int
+
+    def after(self, num_tokens: int, prompt_window: int, units: Units) -> "Standing":
+        """Where it stands when so many tokens of a prompt have come, but for the units that are made of others.
+
+        Those leave the window: an earlier prompt's tail or an earlier answer leaves with the prompt's own tokens, for
+        to what comes next they are prompt.
+
+        Args:
+            num_tokens: Tokens that come.
+            prompt_window: Newest tokens that stay.
+            units: What those that leave will be grouped into.
+        """
+        length = self.length + num_tokens
+        newest = max(0, length - self.window_start)
+        leaving = -(-max(0, newest - prompt_window) // units.leaves_by) * units.leaves_by
+        leaving = min(leaving, newest // units.aligned_by * units.aligned_by)
+        return Standing(length, self.window_start + leaving, self.in_pool + leaving, self.units)
+
+    def room(self, num_sinks: int, window: int) -> int:
+        """Tokens it can still take in before its window is over-full."""
+        return max(0, num_sinks - self.length) + window - max(0, self.length - self.window_start)
 
 
 @dataclass
@@ -76,15 +115,18 @@ class Paces:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._like = Pace.of(parts)
+        self._like, self._zones = Pace.of(parts), (parts.num_sinks, parts.window)
         self.stride, self.longest_run = self._like.stride, self._like.longest_run
         self.each: list[Pace | None] = []
 
-    def start(self, batch_size: int, lengths: Tensor, room: Tensor, units: Tensor) -> None:
-        """Begin anew with the lengths [N], the room of the windows [N] and the units [N]. This may wait."""
-        longest, least, most = (each.view(batch_size, -1) for each in (lengths, room, units))
-        figures = zip(longest.amax(1).tolist(), least.amin(1).tolist(), most.amax(1).tolist(), strict=True)
-        self.each = [replace(self._like, longest=length, room=room, units=units) for length, room, units in figures]
+    def start(self, batch_size: int, rows: list[Standing]) -> None:
+        """Begin anew with rows that stand so, those of a sequence side by side."""
+        size = len(rows) // batch_size
+        self.each = [self._of_sequence(rows[first : first + size]) for first in range(0, len(rows), size)]
+
+    def _of_sequence(self, rows: list[Standing]) -> Pace:
+        longest, units = max(row.length for row in rows), max(row.units for row in rows)
+        return replace(self._like, longest=longest, room=min(row.room(*self._zones) for row in rows), units=units)
 
     def step(self) -> list[bool]:
         """Begin a step; for each sequence whether a window may be without room."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Begun
 from louiskv.methods.look import Look
+from louiskv.methods.pace import Standing
 from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
@@ -47,29 +48,39 @@ class RetrievalLayer(RetrievalState):
             self.taking_in.take_turn(partial(self._take_in, keys, values, valid), keys.nbytes + values.nbytes, reads)
 
     def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        rows = torch.cat([keys, values], dim=-1).flatten(0, 1)
-        resident, units = self.resident, self.parts.units
-        counts = torch.full_like(resident.lengths, rows.shape[1])
+        """The host reads once where rows stand; from there on it knows, and tells the device."""
+        rows, units = torch.cat([keys, values], dim=-1).flatten(0, 1), self.parts.units
+        counts = [rows.shape[1]] * len(rows)
         if valid is not None:
-            order, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
-            rows = take_rows(rows, order)
-        leaving = admit(resident, rows, counts, self.parts.prompt_window, units)
+            order, left = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
+            rows, counts = take_rows(rows, order), left.tolist()
+        stood = self._standing()
+        stands = [row.after(count, self.parts.prompt_window, units) for row, count in zip(stood, counts, strict=True)]
+        leaving = admit(self.resident, rows, stood, stands, self.impl)
         if leaving.rows.shape[1]:
-            self._group_prompt(leaving)
-        self.cuts.cut_tail(resident.window_start, resident.lengths, units.leaves_by)
-        self._start_over()
+            num_units = self._group_prompt(leaving, stood)
+            stands = [row._replace(units=row.units + num_units) for row in stands]
+        first, end = torch.tensor([(row.window_start, row.length) for row in stands]).unbind(1)
+        self.cuts.cut_tail(first, end, units.leaves_by)
+        self.trigger.reset()
+        self.paces.start(self.batch_size, stands)
 
-    def _group_prompt(self, leaving: Leaving) -> None:
-        rows, positions, counts = leaving
+    def _group_prompt(self, leaving: Leaving, stood: list[Standing]) -> int:
+        """Make units of what leaves; how many there are of a row at the most."""
+        rows, first, counts, num_leaving = leaving
         clock, device = self.telemetry.clock, rows.device
         with clock.time("clustering", device):
             order, sizes = self.parts.group_prompt(rows[..., : self.resident.key_dim], counts, self.impl)
             rows = take_rows(rows, order)
+        in_pool = [row.in_pool for row in stood]
         with clock.time("offload", device):
-            begin, held = self.transfer.offload(self.pool, rows, positions.gather(1, order), counts)
+            positions = order + first[:, None]
+            begin, held = self.transfer.offload(self.pool, rows, positions, counts, (in_pool, num_leaving))
             self._note_coding(rows, held, counts)
+        most = max(row.units for row in stood) + sizes.shape[1], max(map(sum, zip(in_pool, num_leaving, strict=True)))
         with clock.time("clustering", device):
-            self.index.append(begin, sizes, *self._built(held, sizes), impl=self.impl)
+            self.index.append(begin, sizes, *self._built(held, sizes), impl=self.impl, known=most)
+        return sizes.shape[1]
 
     @property
     def waits_for_nothing(self) -> bool:
@@ -276,7 +287,8 @@ class RetrievalLayer(RetrievalState):
             self._crop_pool(torch.where(reached, start, resident.lengths), end)
         resident.advance(end, start)
         self.cuts.crop(end)
-        self._start_over()
+        self.trigger.reset()
+        self.paces.start(self.batch_size, self._standing())
 
     def _crop_pool(self, start: Tensor, end: Tensor) -> None:
         """Take the tokens from `start` [N] on out of the pool, those before `end` [N] back into the window."""
@@ -286,8 +298,3 @@ class RetrievalLayer(RetrievalState):
         self.index = self.parts.new_index(len(sizes), device)
         sizes, begin = sizes.to(device), torch.zeros_like(pool.lengths)
         self.index.append(begin, sizes, *self._built(pool.decoded().to(device), sizes), impl=self.impl)
-
-    def _start_over(self) -> None:
-        """Begin with the window as it lies: what the trigger has seen is over."""
-        self.trigger.reset()
-        self._look_around()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from louiskv.methods.ahead import Ahead
 from louiskv.methods.base import KVLayer
-from louiskv.methods.pace import Paces
+from louiskv.methods.pace import Paces, Standing
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.store.background import Background
@@ -111,8 +111,11 @@ class RetrievalState(KVLayer):
             self.ahead.wait()
         return vars(self)
 
-    def _look_around(self) -> None:
-        self.paces.start(self.batch_size, self.resident.lengths, self.resident.window_room(), self.index.counts)
+    def _standing(self) -> list[Standing]:
+        """Where each row stands; this waits for the device, once."""
+        resident = self.resident
+        figures = (resident.lengths, resident.window_start, self.pool.lengths, self.index.counts)
+        return [Standing(*row) for row in torch.stack(figures, dim=1).tolist()]
 
     def select_batch(self, index: Tensor) -> None:
         """Make sequence i a copy of the former sequence `index[i]`."""
@@ -123,7 +126,7 @@ class RetrievalState(KVLayer):
             part.select_rows(rows)
         self.trigger.select_batch(index)
         self.batch_size = len(index)
-        self._look_around()
+        self.paces.start(self.batch_size, self._standing())
 
     @property
     def crops_exactly(self) -> bool:

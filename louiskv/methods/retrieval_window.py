@@ -5,12 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from louiskv.ops.ragged import left_aligned, take_rows
+from louiskv.methods.pace import Standing
+from louiskv.ops.moving import fetch_rows
+from louiskv.ops.pinned import on_device
+from louiskv.ops.ragged import kept_first, take_rows
 from louiskv.ops.units import unit_of_place
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Transfer
-from louiskv.units.base import Units
 
 
 class Leaving(NamedTuple):
@@ -18,53 +20,58 @@ class Leaving(NamedTuple):
 
     Attributes:
         rows: [N, T, Dk + Dv], by position.
-        positions: [N, T].
+        first: [N] position of the first token of each row.
         counts: [N] tokens of each row.
+        known: The same on the host.
     """
 
     rows: Tensor
-    positions: Tensor
+    first: Tensor
     counts: Tensor
+    known: list[int]
 
 
-def admit(resident: ResidentSet, rows: Tensor, counts: Tensor, prompt_window: int, units: Units) -> Leaving:
+def admit(
+    resident: ResidentSet, rows: Tensor, stood: list[Standing], stands: list[Standing], impl: str | None = None
+) -> Leaving:
     """Put the sinks of a prompt and its newest tokens where they belong, and say what leaves for that.
-
-    Tokens of the window that the prompt pushes out, an earlier prompt's tail or an earlier answer, leave with its own:
-    to what comes next they are prompt.
 
     Args:
         resident: Sinks and window, changed in place.
         rows: [N, T, Dk + Dv] the prompt.
-        counts: [N] its tokens.
-        prompt_window: Newest tokens that stay.
-        units: What those that leave will be grouped into.
+        stood: Where each row stands without it.
+        stands: Where it stands with it.
+        impl: Implementation of the operations.
     """
-    old, num_sinks, window = resident.lengths, resident.num_sinks, resident.window
-    end = old + counts
-    token = torch.arange(rows.shape[1], device=rows.device)
-    position = old[:, None] + token
-    resident.place(rows, position, (position < num_sinks) & (token < counts[:, None]))
+    device = rows.device
+    known = [row.window_start - before.window_start for row, before in zip(stands, stood, strict=True)]
+    leaving, first = _oldest(resident, rows, stood, max(known), impl), resident.window_start
+    lengths, starts, _, _ = zip(*stands, strict=True)
+    numbers = torch.tensor([lengths, starts, known])
+    # Of each slot the position of its token, and which of the prompt that is: one that stays is none of it.
+    layout = resident.layout(numbers[0], numbers[1])
+    token = layout - torch.tensor([row.length for row in stood])[:, None]
+    layout, token = on_device(torch.stack([layout, token]).int(), device)
+    # Each is memory of its own, which kernels then find where they find any.
+    length, window_start, counts = (on_device(each, device) for each in numbers)
+    fetch_rows(rows, token, token >= 0, resident.rows[:, : layout.shape[1]], impl=impl)
+    resident.advance(length, window_start, layout)
+    return Leaving(leaving, first, counts, known)
 
-    # Behind the sinks the newest tokens by position: those of the window, then those of the prompt.
-    rows = torch.cat([resident.rows[:, num_sinks : num_sinks + window], rows], dim=1)
 
-    def place_of(position: Tensor) -> Tensor:
-        held = (position - num_sinks) % window
-        new = (window + position - old[:, None]).clamp(max=rows.shape[1] - 1)
-        return torch.where(position < old[:, None], held, new)
-
-    first = resident.window_start
-    num_newest = (end - first).clamp(min=0)
-    excess = (num_newest - prompt_window).clamp(min=0)
-    num_leaving = -(-excess // units.leaves_by) * units.leaves_by
-    num_leaving = num_leaving.minimum(num_newest // units.aligned_by * units.aligned_by)
-    leaving = first[:, None] + torch.arange(int(num_leaving.max()), device=rows.device)
-    start = first + num_leaving
-    staying = start[:, None] + torch.arange(window, device=rows.device)
-    resident.place(take_rows(rows, place_of(staying)), staying, staying < end[:, None])
-    resident.advance(end, start)
-    return Leaving(take_rows(rows, place_of(leaving)), leaving, num_leaving)
+def _oldest(resident: ResidentSet, rows: Tensor, stood: list[Standing], width: int, impl: str | None) -> Tensor:
+    """[N, width, Dk + Dv] the oldest tokens behind the sinks: those of the window, then those of the prompt `rows`."""
+    # Less than none are in the window where tokens of the prompt are sinks.
+    in_window = [row.length - row.window_start for row in stood]
+    most = max(0, *in_window)
+    if most:
+        rows = torch.cat([resident.take(most, impl)[0], rows], dim=1)
+    if len(set(in_window)) == 1:
+        return rows[:, most - in_window[0] :][:, :width]
+    token = torch.arange(width, device=rows.device)
+    behind = (resident.lengths - resident.window_start)[:, None]
+    place = torch.where(token < behind, token, token + most - behind)
+    return take_rows(rows, place.clamp(max=rows.shape[1] - 1))
 
 
 def take_back(
@@ -95,5 +102,4 @@ def take_back(
     keep = pool.keep_before(start)
     left = torch.zeros(len(end), sizes.shape[1] + 1, dtype=torch.int64, device=pool.device)
     left = left.scatter_add_(1, unit, keep.long())[:, :-1]
-    occupied, _ = left_aligned(left > 0)
-    return left.gather(1, occupied)
+    return left.gather(1, kept_first(left > 0))

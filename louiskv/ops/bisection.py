@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from louiskv.ops.ragged import take_rows
+from louiskv.ops.ragged import kept_first
 
 # Steps of the power iteration that finds along which direction points spread most; it need not be exact.
 POWER_STEPS = 4
@@ -24,19 +24,28 @@ def bisect(points: Tensor, counts: Tensor, leaf: int) -> Tensor:
     levels = (max(1, -(-num_points // leaf)) - 1).bit_length()
     width = leaf << levels
     padded = torch.nn.functional.pad(points.float(), (0, 0, 0, width - num_points))
-    order = torch.arange(width, device=points.device).expand(num_rows, -1)
+    # Numbered through all rows, so that they are picked as they are.
+    order = torch.arange(num_rows * width, device=points.device).view(num_rows, width)
+    first = order[:, :1]
+    ends = first + counts[:, None]
+    padded = padded.masked_fill((order >= ends)[..., None], 0).flatten(0, 1)
     for level in range(levels):
-        groups = take_rows(padded, order).view(num_rows, 1 << level, -1, dim)
-        present = (order < counts[:, None]).view(num_rows, 1 << level, -1)
-        along = _along_widest(groups, present).masked_fill(~present, torch.inf)
+        groups = padded.index_select(0, order.flatten()).view(num_rows, 1 << level, -1, dim)
+        present = (order < ends).view(num_rows, 1 << level, -1)
+        along = torch.where(present, _along_widest(groups, present), torch.inf)
         ranked = along.argsort(dim=-1, stable=True)
         order = order.view_as(along).gather(-1, ranked).flatten(1)
-    return order[:, :num_points] if width == num_points else _without(order, num_points)
+    order = order - first
+    # Without the indices past the last point.
+    return order if width == num_points else order.gather(1, kept_first(order < num_points)[:, :num_points])
 
 
 def _along_widest(groups: Tensor, present: Tensor) -> Tensor:
-    """Where points [N, A, W, D] lie along the direction in which those of their group spread most: [N, A, W]."""
-    centre = (groups * present[..., None]).sum(2, keepdim=True) / present.sum(2).clamp(min=1)[..., None, None]
+    """Where points [N, A, W, D] lie along the direction in which those of their group spread most: [N, A, W].
+
+    What is not `present` [N, A, W] is 0.
+    """
+    centre = groups.sum(2, keepdim=True) / present.sum(2).clamp(min=1)[..., None, None]
     off = (groups - centre) * present[..., None]
     distance = off.square().sum(-1)
     farthest = distance.argmax(-1, keepdim=True)
@@ -46,8 +55,3 @@ def _along_widest(groups: Tensor, present: Tensor) -> Tensor:
     for _ in range(POWER_STEPS):
         direction = (off @ direction.mT).mT @ off
     return (off @ direction.mT)[..., 0]
-
-
-def _without(order: Tensor, num_points: int) -> Tensor:
-    """The order without the indices past the last point."""
-    return order[order < num_points].view(len(order), num_points)

@@ -68,6 +68,11 @@ def empty_pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return made
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host, on the device; to copy it there waits for nothing."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def free_bytes() -> int:
     """Bytes that are locked and that nobody uses."""
     with _Free.lock:

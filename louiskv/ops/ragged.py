@@ -39,38 +39,28 @@ def take_rows(rows: Tensor, index: Tensor) -> Tensor:
         [N, J, R].
     """
     num_rows, num_tokens = rows.shape[:2]
-    first = torch.arange(num_rows, device=rows.device)[:, None] * num_tokens
+    # Also of no tokens: then nothing is picked.
+    first = torch.arange(0, max(1, num_rows * num_tokens), max(1, num_tokens), device=rows.device)[:, None]
     picked = rows.flatten(0, 1).index_select(0, (index + first).flatten())
     return picked.view(*index.shape, rows.shape[2])
 
 
-def append_rows(buffer: Tensor, lengths: Tensor, rows: Tensor, counts: Tensor) -> None:
+def append_rows(buffer: Tensor, lengths: list[int], rows: Tensor, counts: list[int]) -> None:
     """Write the first `counts[n]` entries of each row behind the first `lengths[n]` of the buffer.
 
     Args:
         buffer: [N, C, ...], contiguous, changed in place.
-        lengths: [N] entries in use before, on any device.
+        lengths: Entries in use before, of each row.
         rows: [N, T, ...], on any device; entries past a row's count may hold anything.
-        counts: [N] entries to write, on any device; `lengths + counts` is at most C.
+        counts: Entries of each row to write; `lengths + counts` is at most C.
     """
-    capacity, num_new = buffer.shape[1], rows.shape[1]
-    # Read once, for to read waits for the device.
-    lengths, counts = torch.stack([lengths.to(counts.device), counts]).cpu()
-    length, count = int(lengths[0]), int(counts[0])
-    if bool((lengths == length).all()) and bool((counts == count).all()):
-        target, source = buffer[:, length : length + count], rows[:, :count]
-        if count > PROMPT and buffer.device != rows.device:
-            # Each row is one run of memory, which alone can be copied to the host without waiting.
-            for target_row, source_row in zip(target, source, strict=True):
-                target_row.copy_(source_row, non_blocking=True)
-        else:
-            target.copy_(source, non_blocking=True)
+    alike = len(set(lengths)) == len(set(counts)) == 1
+    if alike and (buffer.device == rows.device or counts[0] <= PROMPT):
+        buffer[:, lengths[0] : lengths[0] + counts[0]].copy_(rows[:, : counts[0]], non_blocking=True)
         return
-    entry = torch.arange(num_new, device=buffer.device)
-    present = entry < counts.to(buffer.device)[:, None]
-    row = torch.arange(rows.shape[0], device=buffer.device)[:, None]
-    place = (row * capacity + lengths.to(buffer.device)[:, None] + entry)[present]
-    buffer.flatten(0, 1).index_copy_(0, place, rows[present.to(rows.device)].to(buffer.device))
+    # Each row is one run of memory, which alone can be copied to the host without waiting.
+    for target, source, length, count in zip(buffer, rows, lengths, counts, strict=True):
+        target[length : length + count].copy_(source[:count], non_blocking=True)
 
 
 def grown(buffer: Tensor, capacity: int, pinned: bool = False, filled: int = 0) -> Tensor:
@@ -80,8 +70,9 @@ def grown(buffer: Tensor, capacity: int, pinned: bool = False, filled: int = 0) 
     """
     shape, held = (buffer.shape[0], capacity, *buffer.shape[2:]), buffer.shape[1]
     bigger = empty_pinned(shape, buffer.dtype) if pinned else buffer.new_empty(shape)
-    bigger[:, :held] = buffer
-    bigger[:, max(held, filled) :] = 0
+    if held:
+        bigger[:, :held] = buffer
+    bigger[:, max(held, filled) :].zero_()
     return bigger
 
 
@@ -109,7 +100,12 @@ def left_aligned(keep: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [N, T] indices (kept entries first, in their order) and [N] counts.
     """
-    return (~keep).to(torch.uint8).argsort(dim=1, stable=True), keep.sum(1)
+    return kept_first(keep), keep.sum(1)
+
+
+def kept_first(keep: Tensor) -> Tensor:
+    """The order alone [N, T]."""
+    return keep.logical_not().view(torch.uint8).argsort(dim=1, stable=True)
 
 
 def dense_ranks(numbers: Tensor) -> Tensor:
@@ -121,9 +117,9 @@ def dense_ranks(numbers: Tensor) -> Tensor:
 
 def count_by_label(labels: Tensor, num_labels: int) -> Tensor:
     """Count how often each label occurs in each row: [N, num_labels], from labels [N, T]."""
-    row = torch.arange(len(labels), device=labels.device)[:, None]
-    flat = (labels + row * num_labels).flatten()
-    if is_readable(flat):
+    if is_readable(labels):
+        row = torch.arange(len(labels), device=labels.device)[:, None]
+        flat = (labels + row * num_labels).flatten()
         return torch.bincount(flat, minlength=len(labels) * num_labels).view(len(labels), num_labels)
     # On a GPU bincount waits for the greatest label.
     return torch.zeros(len(labels), num_labels, dtype=torch.int64, device=labels.device).scatter_add_(
@@ -135,10 +131,9 @@ def sort_by_label(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """As `louiskv.ops.grouping.group_by_label`, by a sort."""
     whole = torch.where(labels < 0, num_labels, labels)
     sizes = count_by_label(whole, num_labels + 1)[:, :-1]
-    occupied, _ = left_aligned(sizes > 0)
     # Of small numbers a sort takes fewer passes.
     small = whole.to(torch.int16 if num_labels < 2**15 else torch.int32)
-    return small.argsort(dim=1, stable=True), sizes.gather(1, occupied)
+    return small.argsort(dim=1, stable=True), sizes.gather(1, kept_first(sizes > 0))
 
 
 def sum_by_label(points: Tensor, labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:

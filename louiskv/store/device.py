@@ -112,35 +112,37 @@ class ResidentSet:
 
     def positions(self) -> Tensor:
         """[N, num_sinks + window] position of the token in each sink and window slot, -1 where there is none."""
-        slot = torch.arange(self.num_sinks + self.window, device=self.lengths.device)
-        start = self.window_start[:, None]
-        position = torch.where(slot < self.num_sinks, slot, start + (slot - start) % self.window)
-        return position.where(self.bias[:, 0, : len(slot)] == 0, -1)
+        _, always = self.always
+        return self._positions_from(self.window_start).where(always[:, 0] == 0, -1)
+
+    def layout(self, lengths: Tensor, window_start: Tensor) -> Tensor:
+        """The same of rows with these [N] lengths and window starts, on any device."""
+        position = self._positions_from(window_start)
+        return position.where(position < lengths[:, None], -1)
+
+    def _positions_from(self, window_start: Tensor) -> Tensor:
+        """[N, num_sinks + window] position of the token that each slot has, if any."""
+        slot, start = torch.arange(self.num_sinks + self.window, device=window_start.device), window_start[:, None]
+        return torch.where(slot < self.num_sinks, slot, start + (slot - start) % self.window)
 
     def append(self, keys: Tensor, values: Tensor, impl: str | None = None) -> None:
         """Take in one token of each row, keys [N, Dk] and values; the window must have room."""
         sizes = {"num_sinks": self.num_sinks, "window": self.window}
         append_token(self.rows, self.bias, self.lengths, keys, values, **sizes, impl=impl)
 
-    def place(self, rows: Tensor, positions: Tensor, present: Tensor) -> None:
-        """Write sink or window tokens [N, J, Dk + Dv] at these positions [N, J] where `present` [N, J]."""
-        flat = (self.first_slot[:, None] + self.slots_of(positions))[present]
-        self.rows.flatten(0, 1).index_copy_(0, flat, rows[present])
-
     def put(self, row: Tensor, position: Tensor, rows: Tensor) -> None:
         """Write sink or window tokens [J, Dk + Dv] of the rows [J] at these positions [J]."""
         self.rows.flatten(0, 1).index_copy_(0, self.first_slot[row] + self.slots_of(position), rows)
 
-    def advance(self, lengths: Tensor, window_start: Tensor) -> None:
-        """Set how many tokens there are and where the window starts, and open or close slots accordingly."""
+    def advance(self, lengths: Tensor, window_start: Tensor, layout: Tensor | None = None) -> None:
+        """Set how many tokens there are and where the window starts, and open or close slots accordingly.
+
+        The layout [N, num_sinks + window] is computed if it is not given.
+        """
         self.lengths, self.window_start = lengths, window_start
-        slot = torch.arange(self.num_sinks + self.window, device=lengths.device)
-        in_sinks = slot < lengths[:, None].clamp(max=self.num_sinks)
-        oldest = (window_start[:, None] - self.num_sinks) % self.window
-        age = (slot - self.num_sinks - oldest) % self.window
-        in_window = (slot >= self.num_sinks) & (age < (lengths - window_start)[:, None])
-        zone = self.bias[:, 0, : len(slot)]
-        zone.fill_(-torch.inf).masked_fill_(in_sinks | in_window, 0)
+        layout = self.layout(lengths, window_start) if layout is None else layout
+        _, always = self.always
+        always.fill_(-torch.inf).masked_fill_((layout >= 0)[:, None], 0)
 
     def change_to(
         self,

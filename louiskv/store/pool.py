@@ -61,7 +61,12 @@ class Pool:
         return self.coding.token_size
 
     def append(
-        self, rows: Tensor, positions: Tensor, counts: Tensor, stream: "torch.cuda.Stream | None" = None
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        counts: Tensor,
+        stream: "torch.cuda.Stream | None" = None,
+        known: tuple[list[int], list[int]] | None = None,
     ) -> Tensor:
         """Copy tokens of a prompt to the end of the pool.
 
@@ -71,6 +76,7 @@ class Pool:
             counts: [N] tokens of each row.
             stream: Where they are copied, beside what follows; None for the current one. All but the copies is of the
                 current one.
+            known: `lengths` and `counts`, on the host; None to read them, which waits for the device.
 
         Returns:
             [N] where each row's new tokens begin.
@@ -79,18 +85,17 @@ class Pool:
             HostMemoryError: There is no room for them.
         """
         counts = counts.to(self.lengths.device)
-        # Read once, for to read waits for the device.
-        held, new = torch.stack([self.lengths, counts]).cpu()
-        ends = held + new
-        self.reserve(int(ends.max()), filled=int(ends.min()))
+        held, new = torch.stack([self.lengths, counts]).tolist() if known is None else known
+        ends = [length + count for length, count in zip(held, new, strict=True)]
+        self.reserve(max(ends), filled=min(ends))
         positions = positions.to(torch.int32)
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(rows.device))
         with nullcontext() if stream is None else torch.cuda.stream(stream):
             append_rows(self.rows, held, rows, new)
-            append_rows(self.positions, held, positions, new)
+            store_rows(self.positions, self.lengths, positions, counts)
         if stream is not None:
-            for each in (rows, positions):
+            for each in (rows, positions, self.lengths, counts):
                 each.record_stream(stream)
         return self._lengthen(counts)
 

@@ -55,7 +55,14 @@ class Transfer:
         fetched, offloaded = (int(self.chosen[1]), int(self._offloaded)) if self._token_size else (0, 0)
         return self._read + Traffic(fetched, fetched * self._token_size, offloaded, offloaded * self._token_size)
 
-    def offload(self, pool: Pool, rows: Tensor, positions: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def offload(
+        self,
+        pool: Pool,
+        rows: Tensor,
+        positions: Tensor,
+        counts: Tensor,
+        known: tuple[list[int], list[int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Code tokens of a prompt on the device, and copy what comes out to the end of the pool.
 
         Args:
@@ -63,15 +70,16 @@ class Transfer:
             rows: [N, T, Dk + Dv].
             positions: [N, T].
             counts: [N] tokens of each row.
+            known: As `Pool.append` takes it.
 
         Returns:
             [N] where they begin in the pool, and [N, T, Dk + Dv] what it will give back, on the device.
         """
         coded, held = pool.coding.encode(rows, counts)
-        self._count_offloaded(pool, counts)
+        self._count_offloaded(pool, counts, None if known is None else sum(known[1]))
         if self._stream is None or pool.tier == "device":
-            return pool.append(coded, positions, counts), held
-        begin = pool.append(coded, positions, counts, self._stream)
+            return pool.append(coded, positions, counts, known=known), held
+        begin = pool.append(coded, positions, counts, self._stream, known)
         self._on_its_way = True
         return begin, held
 
@@ -157,10 +165,10 @@ class Transfer:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
             self._on_its_way = False
 
-    def _count_offloaded(self, pool: Pool, counts: Tensor) -> None:
+    def _count_offloaded(self, pool: Pool, counts: Tensor, known: int | None = None) -> None:
         self._note_bus(pool)
         if pool.tier == "host":
-            self._offloaded += counts.sum()
+            self._offloaded += counts.sum() if known is None else known
 
     def _note_bus(self, pool: Pool) -> None:
         """Learn whether there is a bus to the pool, and what a token is on it."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from louiskv.errors import check_choice, check_count
 from louiskv.ops.grouping import group_by_label
 from louiskv.ops.kmeans import METRICS, STARTS, kmeans
-from louiskv.ops.ragged import left_aligned, width_of
+from louiskv.ops.ragged import kept_first, width_of
 from louiskv.units.base import Grouping, Runs, Units
 
 # Rows that are clustered at once at the most, if one chunk of each KV head has not more: enough for a GPU to be busy.
@@ -67,8 +67,7 @@ class Clusters(Units):
             first += length
         sizes = torch.cat([part.sizes for part in parts], 1)
         # What is empty between the clusters of two chunks holds no token, so leaving it out does not disturb the order.
-        occupied, _ = left_aligned(sizes > 0)
-        return Grouping(torch.cat([part.order for part in parts], 1), sizes.gather(1, occupied))
+        return Grouping(torch.cat([part.order for part in parts], 1), sizes.gather(1, kept_first(sizes > 0)))
 
     def num_units(self, num_tokens: int) -> int:
         """Clusters that a prompt of this many tokens gets."""

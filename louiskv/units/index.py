@@ -76,6 +76,7 @@ class UnitIndex:
         summaries: tuple[Tensor, ...],
         details: Tensor | None = None,
         impl: str | None = None,
+        known: tuple[int, int] | None = None,
     ) -> Tensor:
         """Add the units of a prompt; of each row those that come before its first size of 0.
 
@@ -85,13 +86,16 @@ class UnitIndex:
             summaries: Tensors [N, ceil(u / stride), ...].
             details: [N, t, ...] of their tokens, in the order of the units.
             impl: Implementation; None takes the best that can run.
+            known: Units and tokens that no row has more of then; None to look, which waits for the device.
 
         Returns:
             [N] index of the first unit added to each row.
         """
         self._shape_like(summaries, details)
-        held = torch.stack([self.counts + (sizes > 0).sum(1), self.num_tokens + sizes.sum(1)])
-        self.reserve(*held.amax(1).tolist())
+        if known is None:
+            held = torch.stack([self.counts + (sizes > 0).sum(1), self.num_tokens + sizes.sum(1)])
+            known = tuple(held.amax(1).tolist())
+        self.reserve(*known)
         return self.append_few(begin, sizes, summaries, details, impl)
 
     def append_few(
@@ -133,9 +137,9 @@ class UnitIndex:
     def _shape_like(self, summaries: tuple[Tensor, ...], details: Tensor | None) -> None:
         """Learn from the first units what is kept of a unit and of a token."""
         if not self.summaries:
-            self.summaries = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in summaries)
+            self.summaries = tuple(part.new_empty(len(part), 0, *part.shape[2:]) for part in summaries)
             if details is not None:
-                self.details = details.new_zeros(len(details), 0, *details.shape[2:])
+                self.details = details.new_empty(len(details), 0, *details.shape[2:])
             self._grow_kept()
 
     def _grow_kept(self) -> None:
@@ -153,7 +157,7 @@ class UnitIndex:
     def _bundle(self, bundles: Bundles, first: Tensor, most: int, impl: str | None) -> None:
         """Summarise anew, in each row, the bundles of the units from `first` [N] on, `most` units at the most."""
         if not self.bundled:
-            self.bundled = tuple(part.new_zeros(len(part), 0, *part.shape[2:]) for part in self.summaries)
+            self.bundled = tuple(part.new_empty(len(part), 0, *part.shape[2:]) for part in self.summaries)
             self._grow_kept()
         given = (self.summaries, self.sizes, first, self.counts, self.bundled)
         bundles.summary.bundle(*given, most=most, bundle_size=bundles.size, impl=impl)

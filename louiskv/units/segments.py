@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from louiskv.errors import check_count
+from louiskv.ops.pinned import on_device
 from louiskv.ops.windows import cut_runs, oldest_runs
 from louiskv.units.base import Grouping, Runs, Units
 from louiskv.units.pages import consecutive, consecutive_sizes
@@ -91,26 +92,24 @@ class Cuts:
     def cut_tail(self, first: Tensor, end: Tensor, size: int) -> None:
         """Cut a prompt's tail, from `first` [N] to before `end` [N], evenly into `size`; the next token begins a run.
 
-        Runs of fixed size go on in the output.
+        Both are on the host. Runs of fixed size go on in the output.
         """
         if self.fixed:
             return
-        position = first[:, None] + torch.arange(self.window, device=first.device)
-        begins = (position - first[:, None]) % min(size, self.runs.longest) == 0
-        begins &= position < end[:, None]
-        self.starts.scatter_(1, position % self.window, position.where(begins, -1).int())
-        self._open(end.clamp(min=self.num_sinks))
+        ring, opened = torch.arange(self.window), end.clamp(min=self.num_sinks)
+        behind = (ring - first[:, None]) % self.window
+        position = first[:, None] + behind
+        begins = (behind % min(size, self.runs.longest) == 0) & (position < end[:, None])
+        starts = opened[:, None].where(ring == (opened % self.window)[:, None], position.where(begins, -1))
+        self.starts = on_device(starts.int(), self.starts.device)
+        self.opened = on_device(opened, self.opened.device)
 
     def crop(self, end: Tensor) -> None:
         """Forget the tokens from `end` [N] on."""
         if not self.fixed:
             self.starts.masked_fill_(self.starts >= end[:, None], -1)
-            self._open(torch.minimum(self.opened, end.clamp(min=self.num_sinks)))
-
-    def _open(self, position: Tensor) -> None:
-        """Begin a run at the token that has or will have the position [N]."""
-        self.opened = position
-        self.starts.scatter_(1, (position % self.window)[:, None], position[:, None].int())
+            self.opened = torch.minimum(self.opened, end.clamp(min=self.num_sinks))
+            self.starts.scatter_(1, (self.opened % self.window)[:, None], self.opened[:, None].int())
 
     @property
     def least_leaving(self) -> int:

@@ -11,7 +11,7 @@ from louiskv.ops import ragged
 @settings(deadline=None, max_examples=40)
 @given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=4))
 def test_append_writes_behind_each_row_and_nothing_else(rows: list[tuple[int, int]]) -> None:
-    lengths, counts = (torch.tensor(column) for column in zip(*rows, strict=True))
+    lengths, counts = (list(column) for column in zip(*rows, strict=True))
     buffer = torch.zeros(len(rows), 12, 2)
     new = torch.arange(1.0, len(rows) * 7 * 2 + 1).view(len(rows), 7, 2)
     ragged.append_rows(buffer, lengths, new, counts)
