@@ -107,7 +107,7 @@ def _selections() -> Exchanges:
         "whole units": {"": whole},
         "neither": {"": {**whole, "estimate": False}},
         "softmax over units": {"": {"reduce": "softmax_mean"}},
-        "oversample": {str(times): {"oversample": times} for times in (2, 8)},
+        "oversample": {str(times): {"oversample": times} for times in (4, 8)},
         "estimate of the best": {str(units): {"max_estimated": units} for units in (32, 64)},
         "pool bits": {str(bits): {"pool_bits": bits} for bits in (8, 4)},
     }

@@ -35,7 +35,7 @@ class LouisKVPlus(Calibrated):
     sink: int = setting(16, "first tokens, always resident")
     window: int = setting(64, "newest tokens, always resident")
     hold: float = setting(4.0, "nats by which another token must beat a resident one, to take its place")
-    oversample: int = setting(4, "tokens of the best clusters that are looked at for each that is taken")
+    oversample: int = setting(2, "tokens of the best clusters that are looked at for each that is taken")
     trigger: str = setting("every", f"when a KV head selects anew: {', '.join(TRIGGERS)}")
     tau: float | tuple[float, ...] = setting(
         0.9, "select where what the trigger looks at falls under this; a tuple has one for each layer"
