@@ -45,17 +45,22 @@ timeout "$(left 0.2)" "${louiskv[@]}" bench ops --shape llama8b --device cuda --
   --output "$folder/ops.jsonl" > "$folder/ops.txt" 2>&1 || failed=1
 tail -60 "$folder/ops.txt"
 
+large() { # SHARE of what is left, file, and options
+  local share=$1 file=$2
+  shift 2
+  "${louiskv[@]}" bench large --dtype bfloat16 --device cuda --output "$folder/$file.jsonl" "$@" \
+    --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$file.txt" || failed=1
+  grep -v "left out" "$folder/$file.txt"
+}
+
 stage "decoding and first tokens of large shapes"
-for each in "llama-3.1-8b 0.65" "qwen3-8b 0.5"; do
-  read -r shape share <<< "$each"
-  "${louiskv[@]}" bench large --shape "$shape" --dtype bfloat16 --device cuda --output "$folder/large.jsonl" \
-    --minutes "$(awk -v s="$(left "$share")" 'BEGIN { print s / 60 }')" > "$folder/$shape.txt" || failed=1
-  grep -v "left out" "$folder/$shape.txt"
-done
+large 0.65 large --shape llama-3.1-8b
 
 stage "what the device holds along an output of 16384 tokens"
-"${louiskv[@]}" bench large --layers 4 --grow 16384 --method louiskv:tau=0.7 --method louiskv_plus --no-sdpa --dtype bfloat16 \
-  --device cuda --output "$folder/growth.jsonl" --minutes "$(awk -v s="$(left 0.5)" 'BEGIN { print s / 60 }')" || failed=1
+large 0.55 growth --layers 4 --grow 16384 --method louiskv:tau=0.7 --method louiskv_plus --no-sdpa
+
+stage "another shape"
+large 0.9 large --shape qwen3-8b
 
 stage "done"
 exit $failed

@@ -36,12 +36,14 @@ class Cell:
         context: Tokens before the first that is decoded.
         batch: Sequences.
         steps: Tokens to decode; for prefill, how often it is measured.
+        phases: Whether to look at what a step is made of, which captures it anew.
     """
 
     kind: str
     context: int
     batch: int
     steps: int
+    phases: bool = False
 
     @property
     def sizes(self) -> Record:
@@ -58,7 +60,6 @@ class LargeBench:
         recording: What is asked for; None where nothing is decoded.
         deadline: When no further measurement begins, by `time.monotonic`; None for never.
         progress: Called with what runs, and how much of how much is done.
-        phases: Whether to look at what a step is made of, which captures it anew.
     """
 
     def __init__(
@@ -68,10 +69,9 @@ class LargeBench:
         recording: Recording | None,
         deadline: float | None = None,
         progress: Callable[[str, float, float], None] = lambda *_: None,
-        phases: bool = True,
     ) -> None:
         self.known, self.model, self.recording = known, model, recording
-        self.deadline, self.progress, self.phases = deadline, progress, phases
+        self.deadline, self.progress = deadline, progress
 
     def run(self, cells: Iterable[Cell], field: list[Entry]) -> Iterator[Record]:
         """Measure all contestants in each cell; what does not fit, or for which there is no time, is said so."""
@@ -149,7 +149,7 @@ class LargeBench:
             num_warm_up = timing.warm_up(step)
             before, seconds = _report(kv_cache), timing.steady(step, cell.steps)
             after = _report(kv_cache)
-            phases = self._phases(kv_cache, step) if self.phases else {}
+            phases = self._phases(kv_cache, step) if cell.phases else {}
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         mean = statistics.fmean(seconds)
         return {

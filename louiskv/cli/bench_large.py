@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from louiskv.bench.large_models import MODELS, check_fits, config_of, random_mod
 from louiskv.bench.recording import Recording, record
 from louiskv.bench.runner import Entry, Known
 from louiskv.cli.large_tables import print_large
-from louiskv.cli.loading import load
+from louiskv.cli.loading import load, prepare
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import print_records
@@ -24,8 +25,8 @@ METHODS = [
     *("full", "arkvale", "freekv", "louiskv:tau=0.7", "louiskv_plus", 'louiskv_plus:trigger="cosine",tau=0.7'),
     *("louiskv", "quest", "clusterkv", "full_offloaded"),
 ]
-# They take ten times as long as the others, and so come last.
-SLOW = ("sdpa", "full_offloaded")
+# What is measured everywhere before the others are; and what takes ten times as long as they do, and so comes last.
+FIRST, SLOW = METHODS[:6], ("sdpa", "full_offloaded")
 DECODE = [(1, 32768), (8, 32768), (1, 8192), (8, 8192), (1, 131072), (4, 32768), (4, 8192), (4, 131072), (8, 131072)]
 PREFILL = [1024, 8192, 32768, 65536, 131072]
 # Of the real text: tokens of a sequence before the first step, and steps; fewer of a model with fewer positions.
@@ -81,20 +82,12 @@ def large(
     louiskv bench large --shape qwen3-8b --context 32768 --batch 8 --method arkvale --method louiskv:tau=0.7
     """
     started, console = time.monotonic(), Console(stderr=True)
-    cells = _cells(context, batch, prefill, grow, steps, rounds)
+    cells = _cells(context, batch, prefill, grow, steps, rounds, phases)
     config, field = config_of(shape, layers), named(method, budget)
     results = Results(output)
     results.check_writable()
-    real, tokenizer = load(model, console)
-    device, dtype = real.device, real.dtype
+    device, dtype, recording = _prepared(model, [cell.batch for cell in cells if cell.kind != "prefill"], console)
     check_fits(config, dtype, device)
-    recording = None
-    if any(cell.kind != "prefill" for cell in cells):
-        with progress_bar(console) as advance:
-            advance("recording", 0, 1)
-            recording = _recorded(real, tokenizer, max(cell.batch for cell in cells if cell.kind != "prefill"))
-            advance("recording", 1, 1)
-    del real
     deadline = None if minutes is None else started + 60 * minutes
     entries = [*([Entry(impl=model.impl)] if sdpa else []), *(Entry(each, model.impl) for each in field)]
     with progress_bar(console) as advance:
@@ -102,28 +95,54 @@ def large(
         name = shape if layers is None else f"{shape}, {layers} layers"
         origin = {"model": name, "model_hash": key_of(config.to_dict()), "dtype": str(dtype).removeprefix("torch.")}
         bench = LargeBench(
-            Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance, phases
+            Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance
         )
-        slow = [each for each in entries if each.name in SLOW]
-        found = [*bench.run(cells, [each for each in entries if each not in slow]), *bench.run(cells, slow)]
+        found = [record for some, these in _in_order(cells, entries) for record in bench.run(some, these)]
     places = {(f"large {cell.kind}", cell.context, cell.batch): place for place, cell in enumerate(cells)}
     names = [each.name for each in entries]
     found.sort(key=lambda each: (places[each["kind"], each["context"], each["batch"]], names.index(each["method"])))
     print_records(found, print_large, output, as_json)
 
 
+def _prepared(
+    model: ModelChoice, decoded: list[int], console: Console
+) -> tuple[torch.device, torch.dtype, Recording | None]:
+    """Where to measure and in which numbers, and what is asked for in batches of these sizes."""
+    if not decoded and model.dtype != "auto":
+        return *prepare(model, console), None
+    real, tokenizer = load(model, console)
+    if not decoded:
+        return real.device, real.dtype, None
+    with progress_bar(console) as advance:
+        advance("recording", 0, 1)
+        recording = _recorded(real, tokenizer, max(decoded))
+        advance("recording", 1, 1)
+    return real.device, real.dtype, recording
+
+
 def _cells(
-    contexts: list[int], batches: list[int], prompts: list[int], grow: int | None, steps: int, rounds: int
+    contexts: list[int], batches: list[int], prompts: list[int], grow: int | None, steps: int, rounds: int, phases: bool
 ) -> list[Cell]:
     if grow is not None:
         return [Cell("growth", each, rows, grow) for each in contexts or [1024] for rows in batches or [1]]
     if not contexts and not batches and not prompts:
-        decode = [Cell("decode", each, rows, steps) for rows, each in DECODE]
+        # What steps are made of is looked at with one context.
+        decode = [Cell("decode", each, rows, steps, phases and each == DECODE[0][1]) for rows, each in DECODE]
         first = [Cell("prefill", each, 1, rounds) for each in PREFILL]
         # The scenarios of two batches, then the rest.
         return [*decode[:2], *first[:3], *decode[2:5], first[3], *decode[5:], first[4]]
-    decode = [Cell("decode", each, rows, steps) for each in contexts or [32768] for rows in batches or [1]]
+    decode = [Cell("decode", each, rows, steps, phases) for each in contexts or [32768] for rows in batches or [1]]
     return [*(decode if contexts or batches else []), *(Cell("prefill", each, 1, rounds) for each in prompts)]
+
+
+def _in_order(cells: list[Cell], entries: list[Entry]) -> list[tuple[list[Cell], list[Entry]]]:
+    """What is measured one after the other, for as long as there is time: the first of all cells with everyone."""
+    quick = [each for each in entries if each.name not in SLOW]
+    first = [each for each in quick if each.name in FIRST]
+    others = [each for each in quick if each.name not in FIRST]
+    slow = [each for each in entries if each.name in SLOW]
+    parts = [(cells[:1], quick), (cells[1:], first), (cells[1:], others), (cells, slow)]
+    return [(some, these) for some, these in parts if some and these]
 
 
 def _recorded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int) -> Recording:

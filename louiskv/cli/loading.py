@@ -28,8 +28,17 @@ def load(choice: ModelChoice, console: Console) -> tuple[PreTrainedModel, PreTra
     with console.status(f"Loading {choice.name}"):
         ranks = Ranks.of_environment()
         model, tokenizer = models.load(choice.name, dtype=choice.dtype, device=choice.device, ranks=ranks)
-    _make_ready(choice.impl, torch.empty(0, device=model.device, dtype=model.dtype), console)
+    _make_ready(choice.impl, model.device, model.dtype, console)
     return model, tokenizer
+
+
+def prepare(choice: ModelChoice, console: Console) -> tuple[torch.device, torch.dtype]:
+    """Where a model of another source is to be, and in which numbers; the dtype must be a named one."""
+    check_name_of_implementation(choice.impl)
+    be_quiet()
+    device, dtype = models.find_device(choice.device), getattr(torch, choice.dtype)
+    _make_ready(choice.impl, device, dtype, console)
+    return device, dtype
 
 
 def ready(model: PreTrainedModel, method: Method, console: Console) -> Method:
@@ -74,8 +83,9 @@ def check_name_of_implementation(impl: str | None) -> None:
             raise SettingsError(f"There is no implementation {name!r}. There are: {', '.join(known)}.")
 
 
-def _make_ready(impl: str | None, like: torch.Tensor, console: Console) -> None:
+def _make_ready(impl: str | None, device: torch.device, dtype: torch.dtype, console: Console) -> None:
     """Compile and refuse now what would be compiled and refused after the prompt, in the middle of an answer."""
+    like = torch.empty(0, device=device, dtype=dtype)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for op, candidates in OPS.items():

@@ -8,7 +8,9 @@ import pytest
 from transformers import LlamaConfig
 
 from louiskv.bench import large_models
+from louiskv.bench.runner import Entry
 from louiskv.cli import bench_large
+from louiskv.contestants import named
 from tests.cli.conftest import Run, refused
 
 SIZES = LlamaConfig(
@@ -43,6 +45,29 @@ def test_tables_of_steps_and_first_tokens(run: Run, ask: tuple[str, ...]) -> Non
         for name in ("sdpa", "full", "louiskv:tau=0.7,window=32")
     ]
     assert (told[2]["settings"]["tau"], told[2]["settings"]["window"]) == (0.7, 32)
+
+
+def test_the_first_methods_are_measured_everywhere_before_the_others() -> None:
+    cells = bench_large._cells([], [], [], None, 64, 1, True)
+    entries = [Entry(), *(Entry(each) for each in named(bench_large.METHODS, 1024))]
+    parts = bench_large._in_order(cells, entries)
+    done = [(cell, each.name) for some, these in parts for cell in some for each in these]
+    assert len(done) == len(set(done)) == len(cells) * len(entries)
+    names = [each.name for each in entries]
+    assert [name for _, name in done[:9]] == [name for name in names if name not in bench_large.SLOW]
+    assert {name for cell, name in done[9 : 9 + 6 * (len(cells) - 1)]} == set(bench_large.FIRST)
+    assert [cell.context for cell in cells if cell.phases] == [32768] * 3, "in others no step is captured once more"
+
+
+def test_first_tokens_need_no_real_model(run: Run, ask: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("nothing is recorded")
+
+    monkeypatch.setattr(bench_large, "load", loaded)
+    options = "--dtype", "float32", "--no-sdpa", "--method", "full", "--json"
+    (told,) = json.loads(run(*ask, "--prefill", "200", *options).stdout)
+    assert told["kind"] == "large prefill" and told["dtype"] == "float32"
+    refused(run(*ask, "--prefill", "200", *options, "--impl", "fast"), "There is no implementation 'fast'")
 
 
 def test_what_there_is_no_time_for_is_said(run: Run, ask: tuple[str, ...]) -> None:
