@@ -9,6 +9,7 @@ from louiskv.cache import check_config, managed_layers
 from louiskv.errors import HostMemoryError, SettingsError, UnsupportedModelError
 from louiskv.methods.base import LayerShape, Method
 from louiskv.shard import kv_heads_of
+from louiskv.store.background import MOST_WAITING
 from louiskv.store.pool import available_host_memory
 from louiskv.telemetry import format_bytes
 
@@ -28,7 +29,7 @@ class Plan:
         host_bytes: Keys and values on the host.
         retrieval_bytes: What one retrieval in all layers moves at the most.
         full_bytes: What full attention would hold on the device.
-        prefill_bytes: Keys and values of the two layers that lie on the device whole while a prompt is taken in.
+        prefill_bytes: Keys and values of the layers that lie on the device whole while a prompt is taken in.
     """
 
     method: str
@@ -112,5 +113,5 @@ def plan(config: Any, method: Method, context: int, *, batch_size: int = 1, dtyp
         host_bytes=sum(each.host for each in prints) * batch_size,
         retrieval_bytes=sum(each.retrieval for each in prints) * batch_size,
         full_bytes=one_layer * len(managed),
-        prefill_bytes=2 * one_layer,
+        prefill_bytes=one_layer + max(one_layer, min(MOST_WAITING, (len(managed) - 1) * one_layer)),
     )

@@ -1,4 +1,7 @@
-"""Runs the kernels of every operation once at small sizes, for a checker of memory accesses: see gpu_run.sh."""
+"""Runs the kernels of every operation once at small sizes, for a checker of memory accesses: see gpu_run.sh.
+
+scripts/gpu_small.py [PART PARTS]: every PARTS-th case from PART on, so that several processes compile at once.
+"""
 
 import sys
 
@@ -16,11 +19,11 @@ SIZES = (
 
 
 @torch.inference_mode()
-def main() -> None:
-    """Run them all; ends with an error if there is no GPU, or no kernel ran."""
+def main(part: int = 0, parts: int = 1) -> None:
+    """Run them; ends with an error if there is no GPU, or no kernel ran."""
     device, number = torch.device("cuda"), 0
     for sizes in SIZES:
-        for case in CASES:
+        for case in CASES[part::parts]:
             for impl in runnable(case, sizes, device, None):
                 if impl != REFERENCE:
                     case.call(*case.make(Inputs(sizes, device)), impl=impl)
@@ -32,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -35,7 +35,8 @@ class RetrievalLayer(RetrievalState):
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
 
-        On a GPU beside the next layer: at no time do more than two layers have all their keys and values on the device.
+        On a GPU beside the next layers, each when the one before is done; their keys and values are on the device until
+        then, two layers' or as many as `background.MOST_WAITING` bytes are.
         """
         if not self._begun:
             self._begin(keys, values)
@@ -44,7 +45,7 @@ class RetrievalLayer(RetrievalState):
             self._take_in(keys, values, valid)
         else:
             reads = (tensor for _, _, tensor in tensors_of([self]))
-            self.taking_in.take_turn(partial(self._take_in, keys, values, valid), reads)
+            self.taking_in.take_turn(partial(self._take_in, keys, values, valid), keys.nbytes + values.nbytes, reads)
 
     def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """The host reads once where rows stand; from there on it knows, and tells the device."""

@@ -47,10 +47,11 @@ def _along_widest(groups: Tensor, present: Tensor) -> Tensor:
     """
     centre = groups.sum(2, keepdim=True) / present.sum(2).clamp(min=1)[..., None, None]
     off = (groups - centre) * present[..., None]
-    farthest = off.square().sum(-1).argmax(-1)
-    direction = off.gather(2, farthest[..., None, None].expand(-1, -1, 1, off.shape[-1]))
+    distance = off.square().sum(-1)
+    farthest = distance.argmax(-1, keepdim=True)
+    # None longer than 1, so that the steps stay finite; how long the direction becomes does not matter.
+    off = off * distance.gather(-1, farthest).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()[..., None]
+    direction = off.gather(2, farthest[..., None].expand(-1, -1, 1, off.shape[-1]))
     for _ in range(POWER_STEPS):
-        direction = torch.nn.functional.normalize(
-            (off * (off * direction).sum(-1, keepdim=True)).sum(2, keepdim=True), dim=-1
-        )
-    return (off * direction).sum(-1)
+        direction = (off @ direction.mT).mT @ off
+    return (off @ direction.mT)[..., 0]

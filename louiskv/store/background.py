@@ -1,13 +1,14 @@
 """Work for a later step that runs while the model computes: a worker thread, and on a GPU a side stream in it."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from copy import deepcopy
 from functools import cache as once
 from functools import partial
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,11 +27,26 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_worker.cache_clear)
 
 
-class _Turn:
-    """The last job that took its turn, of whatever layer."""
+# Bytes that prompts may hold which wait to be taken in, beside the one that is. What the model computes need not wait
+# then for a thread that has more to launch than the GPU has to do.
+MOST_WAITING = 2**28
+
+
+class _Line:
+    """Jobs that took their turn and may not be done, of whatever layer, and the bytes that each holds."""
 
     lock = Lock()
-    last: "Future[Any] | None" = None
+    jobs: ClassVar[deque[tuple[Future[Any], int]]] = deque()
+
+    @classmethod
+    def wait_for_room(cls, num_bytes: int) -> None:
+        """Wait for the first of them, as long as they are too much beside so many bytes."""
+        while cls.jobs and (cls.jobs[0][0].done() or cls._held() + num_bytes > MOST_WAITING):
+            wait([cls.jobs.popleft()[0]])
+
+    @classmethod
+    def _held(cls) -> int:
+        return sum(num_bytes for _, num_bytes in cls.jobs)
 
 
 def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
@@ -79,24 +95,24 @@ class Background(Generic[T]):
         ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
         self._result = _worker().submit(_run, self._job, self._stream, ready, forget)
 
-    def take_turn(self, job: Callable[[], T], reads: Iterable[Tensor] = ()) -> None:
-        """Wait until the last job that took its turn is done, on whatever layer, and run one beside what follows.
+    def take_turn(self, job: Callable[[], T], num_bytes: int, reads: Iterable[Tensor] = ()) -> None:
+        """Run a job beside what follows, behind those of whatever layer that took their turn before.
 
-        A job is forgotten when its work is done, on a GPU there as well: so beside what the caller has, never more is
-        held than one of them reads.
+        A job is forgotten when its work is done, on a GPU there as well. Where all that are not would hold more than
+        `MOST_WAITING` bytes, the caller waits: so beside what it has, no more is held than that, or one job's.
 
         Args:
             job: The work.
+            num_bytes: What it holds until it is done.
             reads: What the job reads and then replaces. Memory of the caller's stream that is free is given out again
                 at once, also where another stream has not read it yet.
         """
         held = tuple(reads)
-        with _Turn.lock:
-            before, _Turn.last = _Turn.last, None
-            if before is not None:
-                wait([before])
+        with _Line.lock:
+            _Line.wait_for_room(num_bytes)
             self.start(partial(_holding, held, job), forget=True)
-            _Turn.last = self._result
+            assert self._result is not None
+            _Line.jobs.append((self._result, num_bytes))
 
     def collect(self) -> T:
         """Wait for the job and return its result, or raise what it raised."""

@@ -22,6 +22,7 @@ from louiskv.methods.pace import Standing
 from louiskv.methods.retrieval import Retrieval
 from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops import ragged
+from louiskv.store import background
 from louiskv.store.background import Background
 from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
 from louiskv.units.clusters import Clusters
@@ -205,7 +206,8 @@ def test_what_waits_is_found_out() -> None:
 
 @pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("trigger", [Every(1), Late(Every(1))], ids=str)
-def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger) -> None:
+def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MOST_WAITING", 2 * HEADS * 300 * DIM * 4)
     method, generator = replace(BASE, trigger=trigger), torch.Generator().manual_seed(0)
     layers, given = [method.layer(2) for _ in range(6)], []
     for layer in layers:
@@ -232,7 +234,7 @@ def test_a_prompt_that_cannot_be_taken_in_says_so_when_it_is_asked_for(
     layer.absorb(rows, rows, None)
     with pytest.raises(MemoryError, match="no room"):
         layer.tiers()
-    Background[None](DEVICE).take_turn(lambda: None)
+    Background[None](DEVICE).take_turn(lambda: None, 0)
 
 
 @pytest.mark.usefixtures("unreadable")

@@ -48,9 +48,17 @@ def test_the_host_changes_what_the_reference_changes(shape: tuple[int, int, int]
         assert torch.equal(place, expected[0]) and torch.equal(missing, expected[1])
 
 
+@pytest.mark.parametrize("num_places", [32_000, 40_000, 79_999, 80_001])
+def test_the_host_uses_as_much_of_a_large_map_as_it_needs(num_places: int) -> None:
+    before = cases((90, 80, num_places), 0, in_order=False)
+    place, missing = cuda_on_host.assign_slots(*before, threads=4, map_words=2500)
+    expected = assign_slots(*before, impl="torch")
+    assert torch.equal(place, expected[0]) and torch.equal(missing, expected[1])
+
+
 @on_each_device("assign_slots")
 @pytest.mark.parametrize("in_order", [True, False])
-@pytest.mark.parametrize("shape", [*SHAPES, (9000, 9500, 30000)])
+@pytest.mark.parametrize("shape", [*SHAPES, (300, 290, 70000), (9000, 9500, 30000)])
 def test_changes_what_the_reference_changes(
     impl: str, device: str, shape: tuple[int, int, int], in_order: bool
 ) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from louiskv.store import background as module
 from louiskv.store.background import Background
 
 CPU = torch.device("cpu")
@@ -69,6 +70,34 @@ def test_jobs_of_all_layers_come_one_after_the_other_in_the_order_they_were_star
     results = [background.collect() for background in reversed(layers)]
     assert results == [16, 9, 4, 1, 0], "whatever the order of collecting"
     assert order == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("num_bytes", "at_once"), [(4, 2), (10, 1), (11, 1), (0, 4)])
+def test_who_takes_a_turn_waits_where_too_much_is_held(
+    num_bytes: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 10)
+    layers, gates = [Background[bool](CPU) for _ in range(4)], [threading.Event() for _ in range(4)]
+    taken = threading.Semaphore(0)
+
+    def take_turns() -> None:
+        for layer, gate in zip(layers, gates, strict=True):
+            layer.take_turn(partial(gate.wait, PATIENCE), num_bytes)
+            taken.release()
+
+    thread = threading.Thread(target=take_turns)
+    thread.start()
+    try:
+        for number in range(4):
+            if number >= at_once:
+                assert not taken.acquire(timeout=0.1), "it waits for the oldest"
+                gates[number - at_once].set()
+            assert taken.acquire(timeout=PATIENCE)
+    finally:
+        for gate in gates:
+            gate.set()
+        thread.join(PATIENCE)
+    assert [layer.collect() for layer in layers] == [True] * 4
 
 
 def test_collect_raises_what_the_job_raised_and_the_next_job_runs() -> None:
@@ -140,6 +169,7 @@ def test_a_job_and_what_it_reads_are_kept_until_it_is_collected() -> None:
 
 FORK = """
 import os, torch
+from louiskv.store import background as module
 from louiskv.store.background import Background
 background = Background(torch.device("cpu"))
 background.start(lambda: 1)

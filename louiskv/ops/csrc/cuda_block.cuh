@@ -16,6 +16,14 @@ struct Block {
   __device__ bool any(bool flag) const { return __syncthreads_or(flag); }
   __device__ void mark(uint32_t* at, uint32_t bits) const { atomicOr(at, bits); }
   __device__ void unmark(uint32_t* at, uint32_t bits) const { atomicAnd(at, ~bits); }
+  __device__ void lower(uint32_t* at, uint32_t number) const {
+    const uint32_t least = ~greatest_of_warp(~number);
+    if (threadIdx.x % kLanes == 0) atomicMin(at, least);
+  }
+  __device__ void raise(uint32_t* at, uint32_t number) const {
+    const uint32_t greatest = greatest_of_warp(number);
+    if (threadIdx.x % kLanes == 0) atomicMax(at, greatest);
+  }
   __device__ void add(uint32_t* at, uint32_t weight) const { atomicAdd(at, weight); }
   // Shared memory adds 32 bits by itself, 64 bits in a loop: so in halves, with a carry.
   __device__ void add(unsigned long long* at, unsigned long long weight) const {
@@ -38,6 +46,16 @@ struct Block {
   }
 
  private:
+  static __device__ uint32_t greatest_of_warp(uint32_t number) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffff, number);
+#else
+#pragma unroll
+    for (int distance = 1; distance < kLanes; distance *= 2)
+      number = max(number, __shfl_xor_sync(0xffffffff, number, distance));
+    return number;
+#endif
+  }
   static __device__ Weight sum_up_to(Weight sum, int lane) {
 #pragma unroll
     for (int distance = 1; distance < kLanes; distance *= 2) {

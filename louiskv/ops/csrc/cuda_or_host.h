@@ -45,4 +45,13 @@ LOUISKV_INLINE int lowest_bit(uint32_t bits) {
 #endif
 }
 
+// How many bits a number has, without leading zeros.
+LOUISKV_INLINE int bits_of(uint32_t number) {
+#ifdef __CUDACC__
+  return 32 - __clz(number);
+#else
+  return number ? 32 - __builtin_clz(number) : 0;
+#endif
+}
+
 }  // namespace louiskv

@@ -9,7 +9,7 @@ namespace {
 constexpr int kMostThreads = 1024;
 
 template <typename Size>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     select_units(const float* scores, int64_t scores_stride, const Size* sizes, int64_t sizes_stride,
                  const int64_t* budgets, int64_t budget, const bool* where, Size* take, int64_t units) {
   using Weight = typename WeightOf<Size>::Type;
@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kMostThreads)
   __shared__ Weight of_warps[kLanes];
   const int64_t row = blockIdx.x;
   if (where && !where[row]) return;
-  const Row<Size> units_of_row = {scores + row * scores_stride, sizes + row * sizes_stride, take + row * units, units};
+  const Row<Size> units_of_row = {scores + row * scores_stride, sizes + row * sizes_stride, take + row * units,
+                                  static_cast<int>(units)};
   select_row(units_of_row, budgets ? budgets[row] : budget, scratch, Block<Weight>{of_warps});
 }
 
@@ -32,7 +33,7 @@ LOUISKV_EXPORT int louiskv_select_units(const float* scores, int64_t scores_stri
                                         void* stream) {
   using namespace louiskv;
   if (!rows || !units) return cudaSuccess;
-  const int threads = units > 8192 ? 1024 : 512;
+  const int threads = units > 2048 ? 1024 : 512;
   const auto launch = [&](auto size) {
     using Size = decltype(size);
     select_units<Size><<<rows, threads, 0, static_cast<cudaStream_t>(stream)>>>(

@@ -1,8 +1,9 @@
 // The budgeted choice among the units of one row, by a radix select that weighs units by their sizes.
 //
-// Scores become keys of 32 bits in the same order. Three histograms of the tokens by digits of the key, the highest
-// first, give the key of the unit that crosses the budget. Units of greater keys are taken whole, those of this very
-// key in their order until the budget is taken.
+// Scores become keys of 32 bits in the same order. Histograms of the tokens by digits of the key, the highest first,
+// give the key of the unit that crosses the budget. Units of greater keys are taken whole, those of this very key in
+// their order until the budget is taken. Digits are of the difference to the least key: scores are much alike, and in
+// one bin of a histogram threads wait for each other.
 //
 // A team of threads does one row: a block on a GPU; threads, or one, on a host. Its size is a power of two up to kBins.
 #pragma once
@@ -11,13 +12,8 @@
 
 namespace louiskv {
 
-constexpr int kBins = 2048;
-constexpr int kDigits = 3;
+constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr uint32_t kGreatestKey = 0xffffffff;
-
-// Digits of 11, 11 and 10 bits.
-LOUISKV_INLINE int shift_of(int digit) { return digit < 2 ? 21 - 11 * digit : 0; }
-LOUISKV_INLINE uint32_t mask_of(int digit) { return digit < 2 ? 0x7ff : 0x3ff; }
 
 // What tokens are counted in. Sizes of 32 bits are those of places of 32 bits: a row has fewer than 2^31 tokens.
 template <typename Size>
@@ -42,11 +38,12 @@ template <typename Weight>
 struct Scratch {
   Weight bins[kBins];
   Threshold<Weight> found;
+  uint32_t least, greatest;  // key
 };
 
-// Four units side by side are one load, of 16 bytes where the row lies so.
+// Four units side by side are one load, where the row lies so.
 template <typename T>
-struct alignas(16) Four {
+struct alignas(4 * sizeof(T)) Four {
   T at[4];
 };
 
@@ -62,13 +59,13 @@ LOUISKV_INLINE uint32_t key_of(float score) {
 
 template <typename T>
 LOUISKV_INLINE bool is_aligned(const T* row) {
-  return reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  return reinterpret_cast<uintptr_t>(row) % sizeof(Four<T>) == 0;
 }
 
 // Those past the end are zero.
 template <typename T>
-LOUISKV_INLINE Four<T> load_four(const T* row, int64_t first, int64_t units, bool aligned) {
-  if (aligned && first + 4 <= units) return *reinterpret_cast<const Four<T>*>(row + first);
+LOUISKV_INLINE Four<T> load_four(const T* row, int first, int units) {
+  if (is_aligned(row) && first + 4 <= units) return *reinterpret_cast<const Four<T>*>(row + first);
   Four<T> four = {};
   LOUISKV_UNROLL
   for (int i = 0; i < 4; ++i) {
@@ -78,8 +75,8 @@ LOUISKV_INLINE Four<T> load_four(const T* row, int64_t first, int64_t units, boo
 }
 
 template <typename T>
-LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int64_t first, int64_t units, bool aligned) {
-  if (aligned && first + 4 <= units) {
+LOUISKV_INLINE void store_four(const Four<T>& four, T* row, int first, int units) {
+  if (is_aligned(row) && first + 4 <= units) {
     *reinterpret_cast<Four<T>*>(row + first) = four;
     return;
   }
@@ -101,11 +98,11 @@ struct Row {
   const float* scores;
   const Size* sizes;
   Size* take;
-  int64_t units;
+  int units;
 
-  LOUISKV_INLINE Keyed<Size> load(int64_t first) const {
-    const Four<float> four_scores = load_four(scores, first, units, is_aligned(scores));
-    const Four<Size> four_sizes = load_four(sizes, first, units, is_aligned(sizes));
+  LOUISKV_INLINE Keyed<Size> load(int first) const {
+    const Four<float> four_scores = load_four(scores, first, units);
+    const Four<Size> four_sizes = load_four(sizes, first, units);
     Keyed<Size> four;
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -116,46 +113,88 @@ struct Row {
   }
 };
 
-// Add the tokens of the units whose key is `prefix` above the digit to the bins of that digit.
+// Bits of a key from `low` on, and those from `high` on that are known.
+struct Digit {
+  uint32_t least, known;
+  int high, low;
+
+  LOUISKV_INLINE bool holds(uint32_t key) const { return ((key - least) & above()) == known; }
+  LOUISKV_INLINE uint32_t bin_of(uint32_t key) const { return ((key - least) & ~above()) >> low; }
+
+ private:
+  LOUISKV_INLINE uint32_t above() const { return high < 32 ? kGreatestKey << high : 0; }
+};
+
+// Finds the least and the greatest key of the units that have tokens; returns how many tokens they have.
 template <typename Units, typename Weight, typename Team>
-LOUISKV_INLINE void count_tokens(const Units& row, int digit, uint32_t prefix, Weight* bins, const Team& team) {
-  const uint32_t above = digit ? kGreatestKey << shift_of(digit - 1) : 0, mask = mask_of(digit);
-  const int shift = shift_of(digit);
-  for (int64_t first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
+LOUISKV_INLINE Weight look_over(const Units& row, Scratch<Weight>& scratch, const Team& team) {
+  if (team.rank() == 0) {
+    scratch.least = kGreatestKey;
+    scratch.greatest = 0;
+  }
+  team.barrier();
+  uint32_t least = kGreatestKey, greatest = 0;
+  Weight mine = 0, total;
+  for (int first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
     const auto four = row.load(first);
     LOUISKV_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const uint32_t key = four.keys[i];
-      if ((key & above) == prefix && four.sizes[i] > 0)
-        team.add(bins + (key >> shift & mask), static_cast<Weight>(four.sizes[i]));
+      if (four.sizes[i] <= 0) continue;
+      least = four.keys[i] < least ? four.keys[i] : least;
+      greatest = four.keys[i] > greatest ? four.keys[i] : greatest;
+      mine += static_cast<Weight>(four.sizes[i]);
+    }
+  }
+  team.lower(&scratch.least, least);
+  team.raise(&scratch.greatest, greatest);
+  team.sum_before(mine, &total);
+  return total;
+}
+
+// Adds the tokens of the units that have a digit to its bins.
+template <typename Units, typename Weight, typename Team>
+LOUISKV_INLINE void count_tokens(const Units& row, Digit digit, Weight* bins, const Team& team) {
+  for (int first = 4 * team.rank(); first < row.units; first += 4 * team.size()) {
+    const auto four = row.load(first);
+    LOUISKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (four.sizes[i] > 0 && digit.holds(four.keys[i]))
+        team.add(bins + digit.bin_of(four.keys[i]), static_cast<Weight>(four.sizes[i]));
     }
   }
 }
 
-// Find where `budget` tokens, more than none, are reached.
+// Finds where `budget` tokens, more than none, are reached.
 template <typename Units, typename Weight, typename Team>
 LOUISKV_INLINE Threshold<Weight> reach(const Units& row, Weight budget, Scratch<Weight>& scratch, const Team& team) {
   const int share = kBins / team.size(), highest = kBins - 1 - team.rank() * share;
+  // All is taken: no key is 0.
+  if (look_over(row, scratch, team) <= budget) return {0, 0};
+  const uint32_t least = scratch.least;
+  // Of the difference to the least key.
   Threshold<Weight> threshold = {0, budget};
-  for (int digit = 0; digit < kDigits; ++digit) {
+  for (int high = bits_of(scratch.greatest - least); high > 0 && threshold.left;) {
+    const int low = high > kDigitBits ? high - kDigitBits : 0;
     for (int bin = team.rank(); bin < kBins; bin += team.size()) scratch.bins[bin] = 0;
     team.barrier();
-    count_tokens(row, digit, threshold.key, scratch.bins, team);
+    count_tokens(row, {least, threshold.key, high, low}, scratch.bins, team);
     team.barrier();
     Weight mine = 0, total;
     for (int i = 0; i < share; ++i) mine += scratch.bins[highest - i];
     Weight above = team.sum_before(mine, &total);
-    // All is taken: no key is 0.
-    if (digit == 0 && total <= budget) return {0, 0};
     if (above < threshold.left && threshold.left <= above + mine) {
       int bin = highest;
       while (above + scratch.bins[bin] < threshold.left) above += scratch.bins[bin--];
-      scratch.found = {threshold.key | static_cast<uint32_t>(bin) << shift_of(digit), threshold.left - above};
+      const uint32_t key = threshold.key | static_cast<uint32_t>(bin) << low;
+      // Where a bin is taken whole, what is above the key before it is what is taken.
+      const bool is_whole = above + scratch.bins[bin] == threshold.left;
+      scratch.found = {is_whole ? key - 1 : key, is_whole ? Weight{0} : threshold.left - above};
     }
     team.barrier();
     threshold = scratch.found;
+    high = low;
   }
-  return threshold;
+  return {least + threshold.key, threshold.left};
 }
 
 // The same for any budget.
@@ -171,10 +210,9 @@ LOUISKV_INLINE Threshold<Weight> find_threshold(const Units& row, int64_t budget
 
 template <typename Size, typename Weight, typename Team>
 LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold, const Team& team) {
-  const bool take_aligned = is_aligned(row.take);
   // All threads go through all rounds: they have barriers.
-  for (int64_t round = 0; round < row.units; round += 4 * team.size()) {
-    const int64_t first = round + 4 * team.rank();
+  for (int round = 0; round < row.units; round += 4 * team.size()) {
+    const int first = round + 4 * team.rank();
     const Keyed<Size> four = row.load(first);
     Four<Size> take = {};
     Weight at_threshold = 0;
@@ -199,7 +237,7 @@ LOUISKV_INLINE void take_units(const Row<Size>& row, Threshold<Weight> threshold
       }
       threshold.left = threshold.left > total ? threshold.left - total : 0;
     }
-    store_four(take, row.take, first, row.units, take_aligned);
+    store_four(take, row.take, first, row.units);
   }
 }
 

@@ -12,7 +12,7 @@ constexpr int64_t kMostRoom = 8192;
 // Of all words in it; and of the map, enough for 262,144 places.
 constexpr int64_t kMostWords = 12 * 1024 - 64, kMapWords = 8192;
 
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 1)
     assign_slots(Slots of_all, Bias bias, const bool* where, unsigned long long* counts, int32_t* scratch,
                  int64_t words, int64_t room, int map_words) {
   extern __shared__ int32_t shared[];
@@ -56,7 +56,7 @@ LOUISKV_EXPORT int louiskv_assign_slots(const int32_t* slot_place, const void* w
   const int64_t room = places_for(num_wanted), words = words_for(room);
   const int64_t left = kMostWords - (scratch ? 0 : words), 
                 map_words = (left < kMapWords ? left : kMapWords) / 32 * 32;
-  const int threads = slots > 1024 || room > 1024 ? kMostThreads : 256;
+  const int threads = slots > 256 || room > 256 ? kMostThreads : 256;
   return OnDevice(device).run([&] {
     const Slots of_all = {slot_place, wanted, wanted_bytes == 8, place, missing, slots, num_wanted};
     const Bias biases = {bias, bias_row, bias_bytes, static_cast<uint32_t>(closed)};

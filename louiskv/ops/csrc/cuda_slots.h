@@ -8,7 +8,7 @@
 namespace louiskv {
 
 constexpr int32_t kNowhere = 0x7fffffff;
-// Words of a map for which each thread of a large block has one.
+// Words of the least map.
 constexpr int kSmallMap = 1024;
 
 // Places wanted are of 4 or 8 bytes. The new places may be written where the old ones are.
@@ -168,42 +168,43 @@ LOUISKV_INLINE uint32_t keep_by_map(const Slots& row, int32_t* places, const Map
     row.place[slot] = is_kept ? place : -1;
   }
   team.barrier();
-  // Each thread lists what is left in a stretch of its own, behind those of lower rank.
-  const int stretch = (map.words + team.size() - 1) / team.size(), first = stretch * team.rank();
-  const int end = first + stretch < map.words ? first + stretch : map.words;
-  uint32_t mine = 0, total;
+  uint32_t num_missing = 0, total;
   LOUISKV_ROLL
-  for (int word = first; word < end; ++word) mine += count_bits(map.bits[word]);
-  uint32_t at = team.sum_before(mine, &total);
-  LOUISKV_ROLL
-  for (int word = first; mine && word < end; ++word) {
-    for (uint32_t bits = map.bits[word]; bits; bits &= bits - 1, --mine)
-      places[at++] = 32 * word + lowest_bit(bits);
+  for (int round = 0; round < map.words; round += team.size()) {
+    const int word = round + team.rank();
+    uint32_t bits = word < map.words ? map.bits[word] : 0;
+    uint32_t at = num_missing + team.sum_before(count_bits(bits), &total);
+    LOUISKV_ROLL
+    for (; bits; bits &= bits - 1) places[at++] = 32 * word + lowest_bit(bits);
+    num_missing += total;
+    team.barrier();
   }
-  team.barrier();
-  return total;
+  return num_missing;
 }
 
 // What the reference `assign_slots` says, for one row, with `words_for(room)` words to work in. A map, which may be of
 // no words, saves sorting.
 template <typename Team>
 LOUISKV_INLINE Held assign_row(const Slots& row, int32_t* places, int64_t room, const Map& map, const Team& team) {
-  bool falls = false, is_beyond = false, is_far = false;
+  bool falls = false;
+  int32_t furthest = -1;
   LOUISKV_ROLL
   for (int64_t i = team.rank(); i < room; i += team.size()) {
     const int32_t place = row.want(i), next = row.want(i + 1);
     places[i] = place < 0 ? kNowhere : place;
     // Of whole units they come in order.
     falls |= static_cast<uint32_t>(place) > static_cast<uint32_t>(next);
-    is_beyond |= !map.reaches(place);
-    is_far |= place >= 32 * kSmallMap;
+    furthest = place > furthest ? place : furthest;
   }
   uint32_t num_missing, total;
   if (!team.any(falls)) {
     num_missing = keep_in_order(row, places, room, team);
-  } else if (!team.any(is_beyond)) {
-    const bool is_small = !team.any(is_far) && map.words > kSmallMap;
-    num_missing = keep_by_map(row, places, {map.bits, is_small ? kSmallMap : map.words}, team);
+  } else if (!team.any(!map.reaches(furthest))) {
+    // No more of the map than the places need, or twice as much.
+    Map part = {map.bits, kSmallMap};
+    while (part.words < map.words && team.any(!part.reaches(furthest))) part.words *= 2;
+    if (part.words > map.words) part.words = map.words;
+    num_missing = keep_by_map(row, places, part, team);
   } else {
     sort(places, room, team);
     num_missing = keep_in_order(row, places, room, team);

@@ -30,6 +30,16 @@ class Team {
   void barrier() const { pthread_barrier_wait(&shared_->barrier); }
   void mark(uint32_t* at, uint32_t bits) const { __atomic_fetch_or(at, bits, __ATOMIC_RELAXED); }
   void unmark(uint32_t* at, uint32_t bits) const { __atomic_fetch_and(at, ~bits, __ATOMIC_RELAXED); }
+  void lower(uint32_t* at, uint32_t number) const {
+    uint32_t before = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (number < before && !__atomic_compare_exchange_n(at, &before, number, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+      ;
+  }
+  void raise(uint32_t* at, uint32_t number) const {
+    uint32_t before = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (number > before && !__atomic_compare_exchange_n(at, &before, number, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+      ;
+  }
   void add(Weight* at, Weight weight) const { __atomic_fetch_add(at, weight, __ATOMIC_RELAXED); }
   bool any(bool flag) const {
     shared_->flags[rank_] = flag;
@@ -79,7 +89,8 @@ void select(const float* scores, int64_t stride, const Size* sizes, const int64_
   using Weight = typename WeightOf<Size>::Type;
   Scratch<Weight> scratch;
   for_rows<Weight>(rows, threads, [&](int64_t row, const Team<Weight>& team) {
-    const Row<Size> of_row = {scores + row * stride, sizes + row * stride, take + row * units, units};
+    const Row<Size> of_row = {scores + row * stride, sizes + row * stride, take + row * units,
+                              static_cast<int>(units)};
     select_row(of_row, budgets[row], scratch, team);
   });
 }
@@ -139,22 +150,23 @@ void list_candidates(const int32_t* take, const int32_t* offsets, const int32_t*
                      const int32_t* unit_offsets, const int64_t* counts, const int32_t* first_entry, int64_t stretch,
                      int32_t* place, int32_t* entry, bool* resident, int64_t rows, int64_t entries, int64_t slots,
                      int64_t units, int64_t width, int threads) {
+  const auto narrow = [](int64_t number) { return static_cast<int>(number); };
   std::vector<int32_t> scratch(entries);
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const int64_t first = row * (width + slots);
     const louiskv::Candidates of_row = {take + row * entries,
                                         offsets + row * entries,
-                                        entries,
+                                        narrow(entries),
                                         slot_place + row * slots,
-                                        slots,
+                                        narrow(slots),
                                         unit_offsets + row * units,
-                                        counts[row],
+                                        narrow(counts[row]),
                                         first_entry ? first_entry + row * (units / stretch) : nullptr,
-                                        stretch,
+                                        narrow(stretch),
                                         place + first,
                                         entry + first,
                                         resident + first,
-                                        width};
+                                        narrow(width)};
     louiskv::list_row(of_row, scratch.data(), team);
   });
 }
@@ -164,8 +176,14 @@ void count_rest(const int32_t* place, int64_t places, const int32_t* sizes, cons
   std::vector<uint32_t> scratch(units, 7);
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const int64_t first = row * units;
-    const louiskv::Left<int32_t> of_row = {place + row * places, places, sizes + first,  offsets + first,
-                                           counts[row],          units,  scratch.data(), left + first};
+    const louiskv::Left<int32_t> of_row = {place + row * places,
+                                           static_cast<int>(places),
+                                           sizes + first,
+                                           offsets + first,
+                                           static_cast<int>(counts[row]),
+                                           static_cast<int>(units),
+                                           scratch.data(),
+                                           left + first};
     louiskv::take_out(of_row, team);
   });
 }
@@ -175,7 +193,8 @@ void best_tokens(const float* scores, const int32_t* place, const bool* resident
   louiskv::Scratch<uint32_t> scratch;
   louiskv::for_rows<uint32_t>(rows, threads, [&](int64_t row, const auto& team) {
     const int64_t first = row * tokens;
-    const louiskv::Scored of_row = {scores + first, place + first, resident + first, hold, tokens};
+    const louiskv::Scored of_row = {scores + first, place + first, resident + first, hold,
+                                    static_cast<int>(tokens)};
     louiskv::choose_row(of_row, room[row], wanted + row * num_wanted, num_wanted, scratch, team);
   });
 }
