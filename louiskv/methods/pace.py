@@ -50,6 +50,8 @@ class Standing(NamedTuple):
 class Pace:
     """Bounds that hold for every KV head of a sequence; where values are readable without a wait, they are exact.
 
+    But not of units that a prompt was given and that stayed empty: those are counted until windows are looked at.
+
     Rows give up a run when their window has no room for the tokens until the next look. From one look to the next it is
     as many steps as a run has tokens at the least, so that one run is enough; where runs are of fixed size, one step.
     Each sequence is looked at by its own count of steps, whatever others it is decoded with.

@@ -11,7 +11,7 @@ from louiskv.ops.windows import room_beside
 from louiskv.store.coding import Coding, Exact, FewBits
 from louiskv.store.device import ResidentSet
 from louiskv.triggers import Trigger
-from louiskv.units.base import Grouping, Units
+from louiskv.units.base import Units
 from louiskv.units.bundles import in_bundles
 from louiskv.units.index import Bundles, UnitIndex
 from louiskv.units.summaries import Summary
@@ -66,10 +66,15 @@ class Parts:
             return Exact(key_dim + value_dim, dtype)
         return FewBits(self.pool_bits, num_rows, key_dim, value_dim, dtype, device)
 
-    def group_prompt(self, keys: Tensor, counts: Tensor, impl: str | None) -> Grouping:
-        """Group the first `counts[n]` of the keys [N, T, D] of a prompt; near units beside each other for bundles."""
-        grouping = self.units.group(keys, counts, impl)
-        return grouping if self.max_looked is None else in_bundles(keys, grouping, BUNDLE_SIZE)
+    def group_prompt(self, keys: Tensor, counts: Tensor, impl: str | None) -> tuple[Tensor | None, Tensor]:
+        """Group the first `counts[n]` of the keys [N, T, D] of a prompt; near units beside each other for bundles.
+
+        As `Units.group` does, but without an order where tokens keep theirs.
+        """
+        if self.max_looked is not None:
+            return in_bundles(keys, self.units.group(keys, counts, impl), BUNDLE_SIZE)
+        sizes = self.units.sizes_in_order(counts, keys.shape[1])
+        return self.units.group(keys, counts, impl) if sizes is None else (None, sizes)
 
     def look(
         self,

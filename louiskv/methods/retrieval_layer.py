@@ -71,10 +71,12 @@ class RetrievalLayer(RetrievalState):
         clock, device = self.telemetry.clock, rows.device
         with clock.time("clustering", device):
             order, sizes = self.parts.group_prompt(rows[..., : self.resident.key_dim], counts, self.impl)
-            rows = take_rows(rows, order)
+            if order is not None:
+                rows = take_rows(rows, order)
         in_pool = [row.in_pool for row in stood]
         with clock.time("offload", device):
-            positions = order + first[:, None]
+            place = torch.arange(rows.shape[1], device=device) if order is None else order
+            positions = first[:, None] + place
             begin, held = self.transfer.offload(self.pool, rows, positions, counts, (in_pool, num_leaving))
             self._note_coding(rows, held, counts)
         most = max(row.units for row in stood) + sizes.shape[1], max(map(sum, zip(in_pool, num_leaving, strict=True)))

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from louiskv import H2O, Full, FullOffloaded, KeepKV, LouisKVPlus, Method, RaaS, RazorAttention, SnapKV, StreamingLLM
 from louiskv.methods.base import AttentionOptions, KVLayer
+from louiskv.methods.pace import Standing
 from louiskv.methods.retrieval import Retrieval
 from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops import ragged
@@ -155,6 +156,44 @@ def test_no_step_waits_for_the_device(name: str, padding: int) -> None:
     fed.layer.reserve(40)
     for _ in range(30):
         assert fed.step(watched=True).isfinite().all()
+
+
+@contextmanager
+def looking() -> Iterator[None]:
+    """What is read here may be waited for."""
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
+    yield
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+
+
+@pytest.mark.usefixtures("unreadable")
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_prompt_is_taken_in_with_one_look(name: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, stands = [], RetrievalLayer._standing
+
+    def seen(layer: RetrievalLayer) -> list[Standing]:
+        with looking():
+            looks.append(stands(layer))
+            return looks[-1]
+
+    fed = Fed(METHODS[name], 70, 0 if alike else 11)
+    if not isinstance(layer := fed.layer, RetrievalLayer):
+        return
+    fed.step()
+    for _ in range(2):
+        # What is compiled once may wait.
+        layer.tiers()
+        prompt = fed.random(HEADS, 90), fed.random(HEADS, 90), None
+        layer._take_in(*prompt)
+    monkeypatch.setattr(RetrievalLayer, "_standing", seen)
+    with no_waiting():
+        layer._take_in(*prompt)
+    assert len(looks) == 1
+    assert [row.length for row in looks[0]] == (layer.resident.lengths - 90).tolist()
+    layer.check_integrity()
 
 
 def test_what_waits_is_found_out() -> None:
