@@ -10,6 +10,7 @@ from louiskv.methods.base import KVLayer
 from louiskv.methods.pace import Paces, Standing
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
+from louiskv.state import tensors_of
 from louiskv.store.background import Background
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
@@ -102,7 +103,7 @@ class RetrievalState(KVLayer):
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
-            self.taking_in.collect()
+            self.taking_in.collect(lambda: (tensor for _, _, tensor in tensors_of([self])))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of, once the prompt is in, and what was fetched ahead."""

@@ -52,6 +52,7 @@ def _along_widest(groups: Tensor, present: Tensor) -> Tensor:
     # None longer than 1, so that the steps stay finite; how long the direction becomes does not matter.
     off = off * distance.gather(-1, farthest).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()[..., None]
     direction = off.gather(2, farthest[..., None].expand(-1, -1, 1, off.shape[-1]))
+    # Not by products of a library, which takes room for itself on each stream.
     for _ in range(POWER_STEPS):
-        direction = (off @ direction.mT).mT @ off
-    return (off @ direction.mT)[..., 0]
+        direction = (off * (off * direction).sum(-1, keepdim=True)).sum(2, keepdim=True)
+    return (off * direction).sum(-1)

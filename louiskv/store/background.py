@@ -114,13 +114,22 @@ class Background(Generic[T]):
             assert self._result is not None
             _Line.jobs.append((self._result, num_bytes))
 
-    def collect(self) -> T:
-        """Wait for the job and return its result, or raise what it raised."""
+    def collect(self, made: Callable[[], Iterable[Tensor]] = tuple) -> T:
+        """Wait for the job and return its result, or raise what it raised.
+
+        Args:
+            made: Tells which tensors the job may have made that the caller reads. Memory of the job's stream that is
+                free is given out again there at once, also where the caller's stream has not read it yet.
+        """
         assert self._result is not None, "there is no job"
         try:
             result = self._result.result()
             if self._stream is not None:
-                torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+                here = torch.cuda.current_stream(self._stream.device)
+                here.wait_stream(self._stream)
+                for tensor in made():
+                    if tensor.is_cuda:
+                        tensor.record_stream(here)
             return result
         finally:
             self._result, self._job = None, []
