@@ -101,7 +101,7 @@ class Room:
     """What the server is given; None for what it takes by itself, see `Engine`."""
 
     rows: int = 8
-    prefill_chunk: int = 512
+    prefill_chunk: int | None = None
     queue: int = 64
     host_memory: int | None = None
     device_memory: int | None = None

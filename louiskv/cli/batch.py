@@ -32,7 +32,7 @@ NAME = "Name by which the requests know the model; the model's own unless given.
 ROWS = "Answers that are decoded together at the most, on each replica."
 MAX_LENGTH = "Tokens of prompt and answer at the most; what the model has positions for unless given."
 HOST_MEMORY = "Host memory for keys and values, such as 8G; nine tenths of what is free unless given."
-CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run."
+CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run; 512, on a GPU 8192."
 JSON = "Print the report as one JSON object."
 
 
@@ -50,7 +50,7 @@ def batch(
     rows: Annotated[int, typer.Option(help=ROWS, min=1, metavar="N")] = 8,
     max_length: Annotated[int | None, typer.Option(help=MAX_LENGTH, min=2, metavar="N")] = None,
     host_memory: Annotated[str | None, typer.Option(help=HOST_MEMORY, metavar="SIZE")] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N")] = 512,
+    prefill_chunk: Annotated[int | None, typer.Option(help=CHUNK, min=3, metavar="N")] = None,
     as_json: Annotated[bool, typer.Option("--json", help=JSON)] = False,
 ) -> None:
     """Answer a file of requests; every line has an answer or an error in the output.

@@ -56,7 +56,7 @@ def load_test(
     device_memory: Annotated[
         str | None, typer.Option(help=DEVICE_MEMORY, metavar="SIZE", rich_help_panel=SERVER)
     ] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=SERVER)] = 512,
+    prefill_chunk: Annotated[int | None, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=SERVER)] = None,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=SERVER)] = 64,
     output: Annotated[Path, typer.Option(help="File of results; what is in it is not measured again.")] = Path(
         "results/load.jsonl"

@@ -38,7 +38,7 @@ MAX_LENGTH = "Tokens of prompt and answer at the most; what the model has positi
 HOST_MEMORY = "Host memory for keys and values, such as 8G; nine tenths of what is free unless given."
 DEVICE_MEMORY = "Device memory for keys and values, such as 2G; nine tenths of what is free unless given."
 KEPT_MEMORY = "Memory for conversations that may go on, such as 2G; a quarter of the host memory unless given."
-CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run."
+CHUNK = "Tokens of a prompt that are taken in between two steps of the answers that run; 512, on a GPU 8192."
 QUEUE = "Requests that may wait beside those for whom a row is free; more are answered 429."
 MAX_PROMPT = "Tokens of a prompt at the most; what fits into --max-length unless given."
 MAX_BODY = "Size of a request's body at the most."
@@ -67,7 +67,7 @@ def serve(
         str | None, typer.Option(help=DEVICE_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)
     ] = None,
     kept_memory: Annotated[str | None, typer.Option(help=KEPT_MEMORY, metavar="SIZE", rich_help_panel=MEMORY)] = None,
-    prefill_chunk: Annotated[int, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=MEMORY)] = 512,
+    prefill_chunk: Annotated[int | None, typer.Option(help=CHUNK, min=3, metavar="N", rich_help_panel=MEMORY)] = None,
     queue: Annotated[int, typer.Option(help=QUEUE, min=1, metavar="N", rich_help_panel=LIMITS)] = 64,
     max_prompt: Annotated[int | None, typer.Option(help=MAX_PROMPT, min=1, metavar="N", rich_help_panel=LIMITS)] = None,
     max_body: Annotated[str, typer.Option(help=MAX_BODY, metavar="SIZE", rich_help_panel=LIMITS)] = "16M",

@@ -33,7 +33,7 @@ class Arguments(BaseModel):
     host_memory: str | None = None
     device_memory: str | None = None
     kept_memory: str | None = None
-    prefill_chunk: int = Field(512, ge=3)
+    prefill_chunk: int | None = Field(None, ge=3)
     queue: int = Field(64, ge=1)
     max_prompt: int | None = Field(None, ge=1)
     max_body: str = "16M"
