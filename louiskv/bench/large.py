@@ -21,8 +21,6 @@ from louiskv.captured import CapturedStep, EagerStep, why_not
 from louiskv.errors import DeviceMemoryError, HostMemoryError
 from louiskv.telemetry import Report, format_bytes
 
-# Tokens of a prompt that is not timed.
-COMPILES = 2048
 # Replays whose phases are told apart.
 LOOKED_AT = 4
 
@@ -198,14 +196,13 @@ class LargeBench:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.model.config.vocab_size, (cell.batch, cell.context), generator=generator)
         ids, spent = ids.to(self.model.device), dict.fromkeys(("clustering", "offload"), 0.0)
-        # A short one before compiles.
+        # One before, not timed, compiles and tunes for prompts of this length.
         for number in range(1 + cell.steps):
-            prompt = ids if number else ids[:, :COMPILES]
             with self._attached(entry) as kv_cache, memory.watch():
                 kv_cache = DynamicCache(config=self.model.config) if kv_cache is None else kv_cache
                 timing.wait(self.model.device)
                 started = time.perf_counter()
-                output = self.model(prompt, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+                output = self.model(ids, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
                 output.logits.argmax(-1).tolist()
                 seconds = time.perf_counter() - started
                 report = _report(kv_cache)
