@@ -58,6 +58,12 @@ def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
     return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
 
+@once
+def _stream_of_jobs(device: torch.device) -> "torch.cuda.Stream | None":
+    # One, as there is one worker: each stream keeps memory of its own, as much as a prompt needs.
+    return urgent_stream(device)
+
+
 class Background(Generic[T]):
     """At most one job at a time, begun at one step and collected at the next.
 
@@ -67,7 +73,8 @@ class Background(Generic[T]):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = urgent_stream(device)
+        self._stream = _stream_of_jobs(device)
+        self._ended = None if self._stream is None else torch.cuda.Event()
         self._job: list[Callable[[], T]] = []
         self._result: Future[T] | None = None
 
@@ -93,7 +100,7 @@ class Background(Generic[T]):
         # No tensor that the job reads may be freed while the side stream uses it.
         self._job = [job]
         ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
-        self._result = _worker().submit(_run, self._job, self._stream, ready, forget)
+        self._result = _worker().submit(_run, self._job, self._stream, ready, self._ended, forget)
 
     def take_turn(self, job: Callable[[], T], num_bytes: int, reads: Iterable[Tensor] = ()) -> None:
         """Run a job beside what follows, behind those of whatever layer that took their turn before.
@@ -124,9 +131,9 @@ class Background(Generic[T]):
         assert self._result is not None, "there is no job"
         try:
             result = self._result.result()
-            if self._stream is not None:
+            if self._stream is not None and self._ended is not None:
                 here = torch.cuda.current_stream(self._stream.device)
-                here.wait_stream(self._stream)
+                here.wait_event(self._ended)
                 for tensor in made():
                     if tensor.is_cuda:
                         tensor.record_stream(here)
@@ -169,17 +176,22 @@ def _holding(_held: tuple[Tensor, ...], job: Callable[[], T]) -> T:
 
 
 def _run(
-    job: list[Callable[[], T]], stream: torch.cuda.Stream | None, ready: torch.cuda.Event | None, forget: bool
+    job: list[Callable[[], T]],
+    stream: torch.cuda.Stream | None,
+    ready: torch.cuda.Event | None,
+    ended: torch.cuda.Event | None,
+    forget: bool,
 ) -> T:
     with torch.no_grad():
-        if stream is None or ready is None:
+        if stream is None or ready is None or ended is None:
             result = job[0]()
         else:
             with torch.cuda.stream(stream):
                 stream.wait_event(ready)
                 result = job[0]()
+                ended.record(stream)
                 if forget:
-                    stream.synchronize()
+                    ended.synchronize()
     if forget:
         job.clear()
     return result

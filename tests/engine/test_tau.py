@@ -43,8 +43,9 @@ def test_each_answer_is_as_alone_with_its_tau(name: str, captured: bool, monkeyp
     with engine(method, rows=3, graph=captured) as running:
         asked = [greedily(ids(length, length), 40, tau=tau) for length, tau in zip(lengths, taus, strict=True)]
         answers = [running.submit(each) for each in asked]
-        got = [(ended(answer)[0], answer) for answer in answers]
-    for length, tau, (tokens, _) in zip(lengths, taus, got, strict=True):
+        got = [ended(answer) for answer in answers]
+    for length, tau, (tokens, last) in zip(lengths, taus, got, strict=True):
+        assert last.finish_reason == "length", repr(last.error)
         assert tokens == alone(with_tau(method, tau), [ids(length, length)], 40)[0], f"tau {tau}"
 
 
@@ -68,6 +69,7 @@ def test_a_conversation_goes_on_with_the_tau_of_the_next_turn() -> None:
             answer = ended(running.submit(greedily(first, 30, tau=taus[0])))[0]
             before = running._turns.counters.fired, running._turns.counters.steps
             _, last = ended(running.submit(greedily([*first, *answer, *more], 30, tau=taus[1])))
+            assert last.finish_reason == "length", repr(last.error)
             counters = running._turns.counters
             rate = (counters.fired - before[0]) / (counters.steps - before[1])
         assert last.usage is not None
