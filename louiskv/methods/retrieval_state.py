@@ -103,6 +103,7 @@ class RetrievalState(KVLayer):
 
     def _wait_for_prompt(self) -> None:
         if self._begun and self.taking_in.busy:
+            # All that the state holds in attributes and tuples: when it grows, what it was is free at once.
             self.taking_in.collect(lambda: (tensor for _, _, tensor in tensors_of([self])))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
 
 @once
 def _stream_of_jobs(device: torch.device) -> "torch.cuda.Stream | None":
-    # One, as there is one worker: each stream keeps memory of its own, as much as a prompt needs.
+    # One, as there is one worker: each stream keeps memory of its own, as much as a prompt needs. So what one job has
+    # made may become another's as soon as it is free: see `collect`.
     return urgent_stream(device)
 
 

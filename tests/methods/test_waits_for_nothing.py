@@ -221,6 +221,21 @@ def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger, m
         layer.check_integrity()
 
 
+@pytest.mark.usefixtures("unreadable")
+def test_room_made_right_behind_a_prompt_loses_nothing() -> None:
+    # On a GPU the index of one layer is copied while the next layers come in, and what it was must not be theirs yet.
+    heads, dim, length = (16, 128, 16384) if DEVICE.type == "cuda" else (HEADS, DIM, 200)
+    layers, generator = [LouisKVPlus(dense_layers=0).layer(2) for _ in range(9)], torch.Generator().manual_seed(0)
+    for layer in layers:
+        layer.begin(2, heads, heads * GROUP)
+        keys, values = (torch.randn(2, heads, length, dim, generator=generator).to(DEVICE) for _ in range(2))
+        layer.absorb(keys, values, None)
+    for layer in layers:
+        assert layer.reserve(100)
+    for layer in layers:
+        layer.check_integrity()
+
+
 def test_a_prompt_that_cannot_be_taken_in_says_so_when_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, unreadable: None
 ) -> None:
