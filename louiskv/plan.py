@@ -29,7 +29,7 @@ class Plan:
         host_bytes: Keys and values on the host.
         retrieval_bytes: What one retrieval in all layers moves at the most.
         full_bytes: What full attention would hold on the device.
-        prefill_bytes: Keys and values of the layers that lie on the device whole while a prompt is taken in.
+        prefill_bytes: Keys and values of the layers that lie on a GPU whole while a prompt is taken in, at the most.
     """
 
     method: str
@@ -54,6 +54,10 @@ class Plan:
         """Device bytes as a share of full attention's."""
         return self.device_bytes / self.full_bytes
 
+    def prefill_on(self, device: torch.device) -> int:
+        """`prefill_bytes` of a device: on a CPU no layer waits to be taken in, so there are two."""
+        return self.prefill_bytes if device.type != "cpu" else 2 * self.full_bytes // self.managed_layers
+
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain data."""
         return {**asdict(self), "device_bytes": self.device_bytes, "device_share": self.device_share}
@@ -65,7 +69,7 @@ class Plan:
             device: Where the model runs; on a CPU the device's part lies in host memory too.
             available: Bytes to be had; None asks the system.
         """
-        needed = self.host_bytes + (0 if device.type != "cpu" else self.device_bytes + self.prefill_bytes)
+        needed = self.host_bytes + (0 if device.type != "cpu" else self.device_bytes + self.prefill_on(device))
         available = available_host_memory() if available is None else available
         if needed > available:
             raise HostMemoryError(

@@ -118,3 +118,14 @@ def test_wrong_sizes_are_refused() -> None:
     mamba = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2)
     with pytest.raises(UnsupportedModelError, match="no full-attention layer"):
         plan(mamba, Full(), 10)
+
+
+def test_layers_that_wait_to_be_taken_in_count_on_a_gpu_alone() -> None:
+    sizes = {"num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
+    # Of 48 MiB each, five wait beside the one that is computed, and part of another would fit.
+    for context, most in ((1024, 30), (32768, 7), (262144, 2)):
+        planned = plan(AutoConfig.for_model("llama", **sizes), LouisKV(), context)
+        layer = context * 2 * 3 * 64 * 4
+        assert planned.prefill_on(torch.device("cpu")) == 2 * layer
+        assert planned.prefill_on(torch.device("cuda")) == planned.prefill_bytes
+        assert (most - 1) * layer < planned.prefill_bytes <= most * layer

@@ -45,7 +45,7 @@ def needed(config: Any, entry: Entry, context: int, batch: int, device: torch.de
     planned = plan(config, method, context, batch_size=batch, dtype=dtype)
     # A layer is made from the text, its keys joined with its values, and both put in order; sdpa repeats it for each
     # query head.
-    passing = 2 * planned.prefill_bytes
+    passing = 2 * planned.prefill_on(device)
     on_device = planned.device_bytes + passing
     if device.type == "cpu":
         return Memory(planned.host_bytes + on_device, 0)

@@ -62,7 +62,7 @@ def _shown(figures: Plan, model: str, dtype: torch.dtype, available: int) -> Gro
         ("on the device", figures.device_bytes),
         ("  keys and values", figures.resident_bytes),
         ("  index", figures.index_bytes),
-        ("  more while a prompt is taken in", figures.prefill_bytes),
+        ("  more on a GPU while a prompt is taken in", figures.prefill_bytes),
         ("on the host", figures.host_bytes),
         ("moved by one retrieval, at the most", figures.retrieval_bytes),
         ("full attention, on the device", figures.full_bytes),
