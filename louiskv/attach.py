@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from functools import cache as once
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -15,7 +14,7 @@ from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_c
 from louiskv.errors import SettingsError, UnsupportedModelError
 from louiskv.handles import Handle
 from louiskv.methods.base import AttentionOptions, Method
-from louiskv.ops.attention import dim_by_attention_sinks, partial_attention
+from louiskv.ops.partial_attention import dim_by_attention_sinks, partial_attention
 from louiskv.shard import Shard, check_heads, kv_heads_of, on_this_rank
 
 NAME = "louiskv"
@@ -139,14 +138,15 @@ def _unmanaged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, o
     """Dense attention with softcap or attention sinks, for layers that are left alone (sliding windows)."""
     batch_size, num_heads, num_queries, _ = query.shape
     num_kv_heads = key.shape[1]
-    if mask is None and num_queries > 1:
-        mask = torch.ones(1, 1, num_queries, key.shape[2], dtype=torch.bool, device=query.device)
-        mask = mask.tril(key.shape[2] - num_queries)
-    elif mask is not None:
-        mask = mask.repeat_interleave(num_kv_heads, dim=0)
     grouped = query.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
     out, lse = partial_attention(
-        grouped, key.flatten(0, 1), value.flatten(0, 1), mask, scaling=options.scaling, softcap=options.softcap
+        grouped,
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        None if mask is None else mask.repeat_interleave(num_kv_heads, dim=0),
+        scaling=options.scaling,
+        causal=mask is None,
+        softcap=options.softcap,
     )
     sinks = options.sinks_by_row(batch_size, num_kv_heads)
     if sinks is not None:

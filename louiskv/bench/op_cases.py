@@ -8,12 +8,13 @@ from torch import Tensor
 from louiskv.bench.case import Case
 from louiskv.bench.shapes import BIT_GROUP, NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
 from louiskv.bench.window_cases import WINDOW_CASES
-from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_attention, partial_attention
+from louiskv.ops.attention import Chosen, Rest, attention_with_weights, decode_attention
 from louiskv.ops.candidates import UnitTable, best_tokens, count_rest, list_candidates
 from louiskv.ops.eviction import choose_victims, merge_similar
 from louiskv.ops.kmeans import kmeans
 from louiskv.ops.log_sums import log_sums
 from louiskv.ops.moving import append_token, fetch_rows, store_rows
+from louiskv.ops.partial_attention import partial_attention
 from louiskv.ops.selection import (
     agree,
     assign_slots,

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 
 from louiskv.errors import SettingsError
 from louiskv.methods.rows import Rows
-from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.ops.partial_attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.shard import WHOLE, Shard
 from louiskv.store.coding import token_size
 from louiskv.store.pool import capacity_for
@@ -179,18 +178,15 @@ class KVLayer(Rows):
         options: AttentionOptions,
         first: bool,
     ) -> Tensor:
-        num_queries, num_heads = query.shape[2], query.shape[1]
+        num_heads, num_queries = query.shape[1:3]
         grouped = query.unflatten(1, (self.num_kv_heads, -1)).flatten(0, 1)
-        if mask is None:
-            mask = torch.ones(1, 1, num_queries, num_queries, dtype=torch.bool, device=query.device).tril()
-        else:
-            mask = mask.repeat_interleave(self.num_kv_heads, dim=0)
         out, lse = partial_attention(
             grouped,
             keys.flatten(0, 1),
             values.flatten(0, 1),
-            mask,
+            None if mask is None else mask.repeat_interleave(self.num_kv_heads, dim=0),
             scaling=options.scaling,
+            causal=mask is None,
             softcap=options.softcap,
             impl=self.impl,
         )

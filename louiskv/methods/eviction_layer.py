@@ -9,8 +9,9 @@ from torch import Tensor
 from louiskv.importance import Observation
 from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer
 from louiskv.methods.eviction_parts import Candidates, EvictionParts
-from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
+from louiskv.ops.attention import attention_with_weights, decode_attention
 from louiskv.ops.eviction import choose_victims
+from louiskv.ops.partial_attention import partial_attention
 from louiskv.ops.ragged import is_readable, left_aligned, take_rows
 from louiskv.store.kept import KeptSet
 from louiskv.store.transfer import Traffic

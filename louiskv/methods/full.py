@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from louiskv.methods.base import AttentionOptions, Begun, Footprint, KVLayer, LayerShape, Method
-from louiskv.ops.attention import decode_attention, partial_attention
+from louiskv.ops.attention import decode_attention
 from louiskv.ops.moving import append_token
+from louiskv.ops.partial_attention import partial_attention
 from louiskv.ops.ragged import append_rows, grown, is_readable, left_aligned, take_rows
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers

@@ -17,7 +17,7 @@ from louiskv.methods.base import (
     Method,
     setting,
 )
-from louiskv.ops.attention import dim_by_attention_sinks, merge_attention, partial_attention
+from louiskv.ops.partial_attention import dim_by_attention_sinks, merge_attention, partial_attention
 from louiskv.ops.ragged import left_aligned, take_rows
 from louiskv.store.coding import Exact
 from louiskv.store.pool import Pool

@@ -12,8 +12,9 @@ from louiskv.methods.look import Look
 from louiskv.methods.pace import Standing
 from louiskv.methods.retrieval_state import RetrievalState
 from louiskv.methods.retrieval_window import Leaving, admit, take_back
-from louiskv.ops.attention import Chosen, decode_attention, merge_attention, partial_attention
+from louiskv.ops.attention import Chosen, decode_attention
 from louiskv.ops.branching import makes_branches, only_if
+from louiskv.ops.partial_attention import merge_attention, partial_attention
 from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
 from louiskv.shard import Shard
 from louiskv.state import Held, tensors_of

@@ -1,6 +1,6 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
-from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION, PARTIAL_ATTENTION
+from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION
 from louiskv.ops.candidates import BEST_TOKENS, COUNT_REST, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
@@ -8,6 +8,7 @@ from louiskv.ops.grouping import GROUP_BY_LABEL
 from louiskv.ops.kmeans import KMEANS
 from louiskv.ops.log_sums import LOG_SUMS
 from louiskv.ops.moving import APPEND_TOKEN, FETCH_ROWS, STORE_ROWS
+from louiskv.ops.partial_attention import PARTIAL_ATTENTION
 from louiskv.ops.recording import RECORD_STEP
 from louiskv.ops.selection import (
     AGREE,

@@ -8,15 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from louiskv.ops.triton_functions import NONE, capped, finite, logarithm, operand, product
-from louiskv.ops.triton_runtime import bucket, dense, kernel, strides_of
+from louiskv.ops.triton_functions import NONE, capped, finite, logarithm, operand, product, weighed
+from louiskv.ops.triton_runtime import LEAST_ROWS, bucket, dense, kernel, strides_of
 
 # A part is a multiple of this many keys, whatever the configuration, so that configurations split alike.
 SPLIT = tl.constexpr(64)
 # As many programs as fill a large GPU twice; more rows than these need no splits.
 PROGRAMS = 256
-# Least rows of a product of tensor cores.
-LEAST_ROWS = 16
 
 _SIZES = dict.fromkeys(("num_slots", "num_chosen", "num_entries", "num_parts", "splits_per_part", "_bucket"), "i32")
 _SLOT_STRIDES = ("query_row", "query_head", "keys_row", "keys_slot", "values_row", "values_slot", "bias_row")
@@ -122,7 +120,7 @@ def _attend(
         scores = capped(product(asked, tl.trans(key)) * scaling, softcap)
         if bias is not None:
             scores += added[None]
-        top, total, kept, weights = _weigh(tl.where(is_open[None], scores, NONE), top, total)
+        top, total, kept, weights = weighed(tl.where(is_open[None], scores, NONE), top, total)
         at = values + row * values_row + wide * values_slot + value_channel[None]
         value = operand(tl.load(at, mask=is_open[:, None] & is_value, other=0.0), query.dtype.element_ty)
         acc = acc * kept[:, None] + product(operand(weights, query.dtype.element_ty), value)
@@ -138,7 +136,7 @@ def _attend(
             key = tl.load(at + channel[None], mask=is_open[:, None] & is_channel, other=0.0)
             key = operand(key, query.dtype.element_ty)
             scores = capped(product(asked, tl.trans(key)) * scaling, softcap)
-            top, total, kept, weights = _weigh(tl.where(is_open[None], scores, NONE), top, total)
+            top, total, kept, weights = weighed(tl.where(is_open[None], scores, NONE), top, total)
             value = tl.load(at + dim + value_channel[None], mask=is_open[:, None] & is_value, other=0.0)
             value = operand(value, query.dtype.element_ty)
             acc = acc * kept[:, None] + product(operand(weights, query.dtype.element_ty), value)
@@ -154,7 +152,7 @@ def _attend(
             at = logits + row * logits_row + head[:, None] * logits_head + entry[None] * logits_entry
             scores = tl.load(at, mask=is_open[None] & (head[:, None] < group), other=0.0).to(tl.float32)
             scores = tl.where(is_open[None], capped(scores, softcap) + logarithm(count)[None], NONE)
-            top, total, kept, weights = _weigh(scores, top, total)
+            top, total, kept, weights = weighed(scores, top, total)
             step = tl.load(steps + row * steps_row + entry * steps_entry, mask=is_open, other=0.0).to(tl.float32)
             at = rest_values + row * rest_values_row + entry.to(tl.int64)[:, None] * rest_values_entry
             value = tl.load(at + value_channel[None], mask=is_open[:, None] & is_value, other=0).to(tl.float32)
@@ -167,16 +165,6 @@ def _attend(
     tl.store(lse + place_of_part, finite(top) + logarithm(total), mask=head < group)
     at = out + place_of_part[:, None] * value_dim + value_channel[None]
     tl.store(at, acc, mask=(head[:, None] < group) & is_value)
-
-
-@triton.jit
-def _weigh(scores: tl.tensor, top: tl.tensor, total: tl.tensor) -> tl.tensor:
-    """Go on with a softmax: the greatest score, the sum, what remains of former weights, and those of the scores."""
-    higher = tl.maximum(top, tl.max(scores, 1))
-    base = finite(higher)
-    kept = tl.exp(top - base)
-    weights = tl.exp(scores - base[:, None])
-    return higher, total * kept + tl.sum(weights, 1), kept, weights
 
 
 @kernel(
@@ -219,7 +207,7 @@ def _merge(
         scores = tl.load(lse + at, mask=part < num_parts, other=NONE)
         is_part = (part < num_parts)[:, None] & (channel[None] < value_dim)
         of_part = tl.load(out + at[:, None] * value_dim + channel[None], mask=is_part, other=0.0)
-        top, total, kept, weights = _weigh(scores[None], top, total)
+        top, total, kept, weights = weighed(scores[None], top, total)
         acc = acc * kept + tl.sum(tl.trans(weights) * of_part, 0)
     acc = acc / tl.where(total > 0.0, total, 1.0)
     tl.store(merged + (row * group + head) * value_dim + channel, acc, mask=channel < value_dim)

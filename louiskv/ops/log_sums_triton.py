@@ -6,10 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from louiskv.ops.triton_functions import NONE, finite, logarithm, operand, product
-from louiskv.ops.triton_runtime import dense, kernel, strides_of
-
-# Least rows of a product of tensor cores.
-LEAST_ROWS = 16
+from louiskv.ops.triton_runtime import LEAST_ROWS, dense, kernel, strides_of
 
 _STRIDES = ("query_row", "query_head", "keys_row", "keys_slot", "bias_row", "bias_slot", "sinks_row", "sinks_head")
 

@@ -9,10 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from louiskv.ops.triton_functions import NONE, log_sum, operand, product
-from louiskv.ops.triton_runtime import as_bytes, bucket, dense, kernel, strides_of
-
-# Least rows of a product of tensor cores.
-LEAST_ROWS = 16
+from louiskv.ops.triton_runtime import LEAST_ROWS, as_bytes, bucket, dense, kernel, strides_of
 
 
 @triton.jit

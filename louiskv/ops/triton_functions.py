@@ -61,6 +61,16 @@ def logarithm(total: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def weighed(scores: tl.tensor, top: tl.tensor, total: tl.tensor) -> tl.tensor:
+    """Go on with a softmax: the greatest score, the sum, what remains of former weights, and those of the scores."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    base = finite(higher)
+    kept = tl.exp(top - base)
+    weights = tl.exp(scores - base[:, None])
+    return higher, total * kept + tl.sum(weights, 1), kept, weights
+
+
+@triton.jit
 def log_sum(logits: tl.tensor) -> tl.tensor:
     """Log-sum-exp over the first dimension."""
     top = finite(tl.max(logits, 0))

@@ -20,6 +20,9 @@ _DTYPES = frozenset(
 _WARMUP, _TIMED = 5, 20
 
 
+# Least rows of a product of tensor cores.
+LEAST_ROWS = 16
+
 _IS_INSTALLED = find_spec("triton") is not None
 
 

@@ -1,6 +1,5 @@
-"""Decode, partial and merged attention against a softmax written out."""
+"""Decode attention against a softmax written out."""
 
-import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -72,55 +71,3 @@ def test_no_bias_means_every_slot(impl: str) -> None:
     got = ops.decode_attention(query, keys, values, None, scaling=0.3, impl=impl)
     expected = written_out(query, keys, values, torch.ones(2, 9, dtype=torch.bool), 0.3)
     torch.testing.assert_close(got.double(), expected, atol=2e-5, rtol=2e-5)
-
-
-@each("partial_attention")
-@settings(deadline=None, max_examples=20)
-@given(
-    split=st.integers(0, 17),
-    num_queries=st.sampled_from([1, 3, 15]),
-    softcap=st.sampled_from([None, 2.0]),
-    seed=st.integers(0, 99),
-)
-def test_merging_two_parts_is_attending_to_both(
-    impl: str, split: int, num_queries: int, softcap: float | None, seed: int
-) -> None:
-    assume(softcap is None or impl == "torch")
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(2, 3, num_queries, 8, generator=generator)
-    keys, values = torch.randn(2, 17, 8, generator=generator), torch.randn(2, 17, 6, generator=generator)
-    allowed = torch.rand(2, 1, num_queries, 17, generator=generator) < 0.6
-    allowed[..., 0] = True
-    parts = [
-        ops.partial_attention(
-            query, keys[:, part], values[:, part], allowed[..., part], scaling=0.3, softcap=softcap, impl=impl
-        )
-        for part in (slice(0, split), slice(split, 17))
-    ]
-    merged, lse = ops.merge_attention(*parts[0], *parts[1])
-    sinks = torch.randn(2, 3, generator=generator)
-    dimmed = ops.dim_by_attention_sinks(merged, lse, sinks)
-    for token in range(num_queries):
-        arguments = (query[:, :, token], keys, values, allowed[:, 0, token], 0.3, softcap)
-        torch.testing.assert_close(merged[:, :, token].double(), written_out(*arguments), atol=2e-5, rtol=2e-5)
-        torch.testing.assert_close(dimmed[:, :, token].double(), written_out(*arguments, sinks), atol=2e-5, rtol=2e-5)
-
-
-@each("partial_attention")
-def test_a_query_that_sees_nothing_gets_nothing(impl: str) -> None:
-    nothing = torch.zeros(1, 1, 2, 5, dtype=torch.bool)
-    out, lse = ops.partial_attention(
-        torch.randn(1, 2, 2, 4), torch.randn(1, 5, 4), torch.randn(1, 5, 4), nothing, scaling=1.0, impl=impl
-    )
-    assert out.eq(0).all() and lse.eq(-torch.inf).all()
-    merged, total = ops.merge_attention(out, lse, out, lse)
-    assert merged.eq(0).all() and total.eq(-torch.inf).all()
-
-
-def test_queries_are_sliced_without_changing_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, keys, values = torch.randn(2, 3, 7, 8), torch.randn(2, 11, 8), torch.randn(2, 11, 8)
-    mask = torch.ones(1, 1, 7, 11, dtype=torch.bool).tril(4)
-    whole = ops.partial_attention(query, keys, values, mask, scaling=0.3, impl="torch")
-    monkeypatch.setattr(ops, "MAX_SCORES", 2 * 3 * 11 * 2)
-    sliced = ops.partial_attention(query, keys, values, mask, scaling=0.3, impl="torch")
-    torch.testing.assert_close(sliced, whole)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from louiskv.errors import ImplementationError
-from louiskv.ops.attention import attention_with_weights, decode_attention, partial_attention
+from louiskv.ops.attention import attention_with_weights, decode_attention
+from louiskv.ops.partial_attention import partial_attention
 
 SCALING = 0.3
 # Output by dtype against float64 arithmetic on the same inputs, for entries of order 1; weights and logits are float32.
