@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from louiskv.cache import CACHE_ARGUMENTS, LouisKVCache, cache_argument, check_config
 from louiskv.errors import SettingsError, UnsupportedModelError
@@ -127,7 +127,7 @@ def attention(
             why = f"uses {unmet[0]} in a full-attention layer" if unmet else "shares keys and values between layers"
             raise UnsupportedModelError(f"{type(module).__name__} {why}, which louiskv cannot manage.")
         out = key.layer.attend(query, attention_mask, options, dense)
-    elif options.plain:
+    elif options.plain and (attention_mask is not None or query.shape[2] in (1, key.shape[2])):
         out = dense(query, key, value, attention_mask)
     else:
         out = _unmanaged(query, key, value, attention_mask, options)
@@ -135,7 +135,7 @@ def attention(
 
 
 def _unmanaged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
-    """Dense attention with softcap or attention sinks, for layers that are left alone (sliding windows)."""
+    """Dense attention that SDPA does not have, for layers that are left alone (sliding windows)."""
     batch_size, num_heads, num_queries, _ = query.shape
     num_kv_heads = key.shape[1]
     grouped = query.unflatten(1, (num_kv_heads, -1)).flatten(0, 1)
@@ -189,11 +189,41 @@ class _CacheSwap:
         return args, {**others, self.argument: self.cache}
 
 
+def causal_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    **others: Any,
+) -> Tensor | None:
+    """The mask that transformers makes for SDPA; None also where new tokens follow others and nothing is padding.
+
+    SDPA counts queries from the first key there, louiskv from the last. And such a mask would be as large as all that
+    is attended to, for each new token.
+    """
+    is_causal = allow_is_causal_skip and mask_function is causal_mask_function and q_offset + q_length == kv_length
+    if is_causal and (attention_mask is None or bool(attention_mask.all())):
+        return None
+    mask: Tensor | None = sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        allow_is_causal_skip=allow_is_causal_skip,
+        **others,
+    )
+    return mask
+
+
 @once
 def _register() -> None:
     AttentionInterface.register(NAME, attention)
     # Without a mask function of the same name the mask would always be None, and padding be ignored in silence.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, causal_mask)
 
 
 def check_model(model: PreTrainedModel) -> None:

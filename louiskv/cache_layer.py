@@ -191,6 +191,8 @@ class CacheLayer(CacheLayerMixin):
                 _require(~(own & ~visible).any(), "hides tokens of a prompt from its last token")
                 self._check_past(mask[:, 0, -1, :-num_new], 0)
             mask = mask[..., -num_new:].expand(len(keys), -1, -1, -1)
+        elif self.checks_masks and self._valid is not None:
+            self._check_past(self._valid.new_ones(len(keys), self.seq_length - num_new), 0)
         out = self.state.prompt(query, keys, values, mask, valid, options, dense)
         self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
         self._note(valid, keys)

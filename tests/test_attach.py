@@ -1,5 +1,7 @@
 """The seam: every family, every way to generate, and every model that is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -14,7 +16,9 @@ from transformers import (
 )
 
 from louiskv import Full, FullOffloaded, LouisKV, SettingsError, UnsupportedModelError, attach
+from louiskv.attach import attention
 from louiskv.cache import CACHE_ARGUMENTS, cache_of, passing
+from louiskv.cache_layer import CacheLayer
 from louiskv.handles import Handle
 from tests.families import COMMON, FAMILIES, greedy, prompt, tiny
 
@@ -79,14 +83,42 @@ def test_assisted_decoding_crops_what_was_rejected() -> None:
             assert torch.equal(got, expected)
 
 
-def test_chunked_prefill() -> None:
-    model, inputs = tiny("llama"), prompt(70, 2, (9,))
+@pytest.mark.parametrize("padding", [(0,), (9, 0)])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_oss"])
+def test_chunked_prefill(family: str, padding: tuple[int, ...]) -> None:
+    model, inputs = tiny(family), prompt(70, len(padding), padding)
     expected = greedy(model, inputs, 20)
     with attach(model, EVERYTHING) as cache:
         got = greedy(model, inputs, 20, **passing(model, cache), prefill_chunk_size=16)
         cache.check_integrity()
         without_cache = greedy(model, inputs, 20, prefill_chunk_size=16)
     assert torch.equal(got, expected) and torch.equal(without_cache, expected)
+
+
+@pytest.mark.parametrize(("padding", "any_mask"), [((0,), False), ((9, 0), True)])
+def test_a_mask_is_made_only_where_there_is_padding(
+    padding: tuple[int, ...], any_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks, attend = [], CacheLayer.attend
+
+    def watched(layer: CacheLayer, query: torch.Tensor, mask: torch.Tensor | None, *others: Any) -> torch.Tensor:
+        masks.append(mask)
+        return attend(layer, query, mask, *others)
+
+    monkeypatch.setattr(CacheLayer, "attend", watched)
+    model = tiny("llama")
+    with attach(model, EVERYTHING) as cache:
+        greedy(model, prompt(70, len(padding), padding), 2, **passing(model, cache), prefill_chunk_size=16)
+    assert len(masks) == 6 * model.config.num_hidden_layers
+    assert [mask is not None for mask in masks] == [any_mask] * len(masks)
+
+
+def test_the_last_query_of_a_layer_left_alone_stands_at_the_last_key() -> None:
+    query, key, value = torch.randn(1, 8, 3, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
+    mask = torch.ones(1, 1, 3, 10, dtype=torch.bool).tril(7)
+    module = tiny("llama").model.layers[0].self_attn
+    out, expected = (attention(module, query, key, value, each)[0] for each in (None, mask))
+    torch.testing.assert_close(out, expected)
 
 
 def test_several_turns_on_one_cache() -> None:

@@ -189,6 +189,11 @@ def test_a_prompt_whose_mask_cannot_be_honoured_is_refused() -> None:
         model(**inputs, **passing(model, cache))
         with pytest.raises(UnsupportedModelError, match="other tokens than the padding"):
             model(torch.full((2, 6), 5), attention_mask=other_padding, **passing(model, cache))
+        for none in (None, torch.ones_like(other_padding)):
+            cache.reset()
+            model(**inputs, **passing(model, cache))
+            with pytest.raises(UnsupportedModelError, match="other tokens than the padding"):
+                model(torch.full((2, 6), 5), attention_mask=none, **passing(model, cache))
         cache.reset()
         with pytest.raises(UnsupportedModelError, match="hides tokens of a prompt from its last token"):
             model(torch.full((1, 20), 5), attention_mask=band[None, None], **passing(model, cache))
