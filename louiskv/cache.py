@@ -184,6 +184,11 @@ class LouisKVCache(Cache):
         other.layers, other.managed = list(layers), layers
         return other
 
+    def expect(self, num_tokens: int) -> None:
+        """Learn that a sequence will have so many tokens in all, so that each chunk of its prompt finds its room."""
+        for layer in self.managed:
+            layer.state.expect(num_tokens)
+
     def reserve(self, num_steps: int) -> None:
         """Make room for so many decode steps, so that none of them allocates what lasts."""
         for layer in self.managed:

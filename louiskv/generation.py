@@ -111,6 +111,7 @@ class _Loop:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         known, length = self.kv_cache.get_seq_length(), input_ids.shape[1]
         chunk = generation_config.prefill_chunk_size or length
+        self.kv_cache.expect(stopping_criteria.max_length or length)
         for first in range(known, length, chunk):
             end = min(first + chunk, length)
             output = model(

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from louiskv import Full, LouisKV, LouisKVPlus, Method, Quest, SettingsError, attach, generate
+from louiskv import Full, FullOffloaded, LouisKV, LouisKVPlus, Method, Quest, SettingsError, attach, generate
 from louiskv.cache import LouisKVCache, passing
 from louiskv.captured import EagerStep, why_not
 from louiskv.generation import _Loop
+from louiskv.methods.retrieval import Retrieval
+from louiskv.ops import ragged
 from louiskv.state import tensors_of
+from louiskv.store import pool
+from louiskv.units.pages import Pages
 from tests.families import greedy, prompt, tiny
 
 METHOD = LouisKV(budget=48, sink=4, window=16, unit_size=4, dense_layers=1)
+BY_QUERY_HEAD = Retrieval(budget=48, sink=4, window=16, units=Pages(4), dense_layers=1, per_query_head=True)
 
 
 class Heard(BaseStreamer):
@@ -52,6 +57,26 @@ def test_the_loop_generates_what_transformers_does(method: Method, padding: tupl
     with attach(model, method):
         expected = model.generate(**inputs, **settings)
     assert torch.equal(looped(method, inputs, **settings), expected)
+
+
+@pytest.mark.parametrize("method", [METHOD, BY_QUERY_HEAD, FullOffloaded()], ids=str)
+def test_chunks_of_a_prompt_find_their_room(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def grown(buffer: Tensor, capacity: int, *others: Any) -> Tensor:
+        sizes.append(capacity)
+        return ragged.grown(buffer, capacity, *others)
+
+    monkeypatch.setattr(pool, "MIN_ROOM", 1)
+    monkeypatch.setattr(pool, "grown", grown)
+    settings: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "prefill_chunk_size": 16}
+    looped(method, prompt(200), **settings)
+    # Once in each layer: keys with values, and positions.
+    layers = len(sizes) // 2
+    assert 3 <= layers <= 4 and sizes == [220] * 2 * layers
+    monkeypatch.setattr(LouisKVCache, "expect", lambda kv_cache, num_tokens: None)
+    looped(method, prompt(200), **settings)
+    assert len(sizes) > 10 * layers
 
 
 def test_the_loop_samples_and_processes_as_transformers_does() -> None:

@@ -34,6 +34,10 @@ class Prompt:
     longest: int
     logits: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Let the cache make room for all chunks at once."""
+        self.cache.expect(len(self.token_ids))
+
     def take_in(self, model: PreTrainedModel, chunk_size: int) -> int:
         """Take in the next chunk; returns its tokens."""
         left = len(self.token_ids) - self.known

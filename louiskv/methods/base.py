@@ -198,6 +198,9 @@ class KVLayer(Rows):
             out = dim_by_attention_sinks(out, lse, sinks)
         return out.to(query.dtype).view(self.batch_size, num_heads, num_queries, -1)
 
+    def expect(self, num_tokens: int) -> None:
+        """Learn that a sequence will have so many tokens in all, for which room can be made at once."""
+
     @abstractmethod
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt's keys [B, Hkv, T, D] and values; `valid` [B, T] is False for padding."""

@@ -53,9 +53,15 @@ class FullOffloadedLayer(KVLayer):
     def __init__(self, chunk_size: int, impl: str | None = None) -> None:
         super().__init__(impl)
         self.chunk_size = chunk_size
-        self.key_dim = 0
+        self.key_dim = self.expected = 0
         self.pool: Pool
         self.transfer: Transfer
+
+    def expect(self, num_tokens: int) -> None:
+        """Learn how many tokens will come."""
+        self.expected = num_tokens
+        if self.key_dim:
+            self.pool.expected = num_tokens
 
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt."""
@@ -63,6 +69,7 @@ class FullOffloadedLayer(KVLayer):
         if self.key_dim == 0:
             self.key_dim = keys.shape[-1]
             self.pool = Pool(len(rows), Exact(rows.shape[-1], rows.dtype), rows.device)
+            self.pool.expected = self.expected
             self.transfer = Transfer(rows.device)
         if valid is None:
             counts = torch.full((len(rows),), rows.shape[1], device=rows.device)
@@ -110,9 +117,8 @@ class FullOffloadedLayer(KVLayer):
             rows, present = chunk
             with clock.time("attention", device):
                 keys, values = rows[..., : self.key_dim], rows[..., self.key_dim :]
-                part = partial_attention(
-                    query, keys, values, present[:, None, None], scaling=scaling, softcap=softcap, impl=self.impl
-                )
+                mask = None if present is None else present[:, None, None]
+                part = partial_attention(query, keys, values, mask, scaling=scaling, softcap=softcap, impl=self.impl)
                 out, lse = merge_attention(out, lse, *part)
 
     def crop(self, counts: Tensor) -> None:

@@ -114,16 +114,18 @@ class Paces:
         each: None for an idle row.
         stride: Steps from one look to the next.
         longest_run: Tokens that leave a window at once, at the most.
+        standing: Where each row stands; None once steps have come, for then the device alone knows.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._like, self._zones = Pace.of(parts), (parts.num_sinks, parts.window)
         self.stride, self.longest_run = self._like.stride, self._like.longest_run
         self.each: list[Pace | None] = []
+        self.standing: list[Standing] | None = None
 
     def start(self, batch_size: int, rows: list[Standing]) -> None:
         """Begin anew with rows that stand so, those of a sequence side by side."""
-        size = len(rows) // batch_size
+        size, self.standing = len(rows) // batch_size, rows
         self.each = [self._of_sequence(rows[first : first + size]) for first in range(0, len(rows), size)]
 
     def _of_sequence(self, rows: list[Standing]) -> Pace:
@@ -132,6 +134,7 @@ class Paces:
 
     def step(self) -> list[bool]:
         """Begin a step; for each sequence whether a window may be without room."""
+        self.standing = None
         return [pace is not None and pace.step() for pace in self.each]
 
     def leave(self, full: list[bool]) -> None:
@@ -149,7 +152,7 @@ class Paces:
 
     def put(self, row: int, pace: Pace | None) -> None:
         """Give a sequence the pace that it had elsewhere; None for a row that is idle."""
-        self.each[row] = None if pace is None else replace(pace)
+        self.each[row], self.standing = None if pace is None else replace(pace), None
 
     @property
     def longest(self) -> int:

@@ -35,6 +35,10 @@ class PerQueryHead(KVLayer):
         super().begin(batch_size, num_kv_heads, num_query_heads)
         self.state.begin(batch_size, num_query_heads, num_query_heads)
 
+    def expect(self, num_tokens: int) -> None:
+        """Learn how many tokens will come."""
+        self.state.expect(num_tokens)
+
     def absorb(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """Take in a prompt."""
         self.state.absorb(self._copied(keys), self._copied(values), valid)

@@ -49,7 +49,7 @@ class RetrievalLayer(RetrievalState):
             self.taking_in.take_turn(partial(self._take_in, keys, values, valid), keys.nbytes + values.nbytes, reads)
 
     def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        """The host reads once where rows stand; from there on it knows, and tells the device."""
+        """The host reads once where rows stand, if it must; from there on it knows, and tells the device."""
         rows, units = torch.cat([keys, values], dim=-1).flatten(0, 1), self.parts.units
         counts = [rows.shape[1]] * len(rows)
         if valid is not None:
@@ -269,9 +269,11 @@ class RetrievalLayer(RetrievalState):
         attend = partial(partial_attention, query, scaling=scaling, softcap=softcap, impl=self.impl)
         occupied = resident.bias[:, :, None, :always] == 0
         out, lse = attend(resident.keys[:, :always], resident.values[:, :always], occupied)
-        for rows, present in self.transfer.read(self.pool, PAST_CHUNK):
+        in_pool = [row.in_pool for row in self._standing()]
+        for rows, present in self.transfer.read(self.pool, PAST_CHUNK, in_pool):
             keys, values = rows.tensor_split([resident.key_dim], dim=-1)
-            out, lse = merge_attention(out, lse, *attend(keys, values, present[:, None, None]))
+            mask = None if present is None else present[:, None, None]
+            out, lse = merge_attention(out, lse, *attend(keys, values, mask))
         return out, lse
 
     def crop(self, counts: Tensor) -> None:
@@ -291,7 +293,7 @@ class RetrievalLayer(RetrievalState):
         resident.advance(end, start)
         self.cuts.crop(end)
         self.trigger.reset()
-        self.paces.start(self.batch_size, self._standing())
+        self.paces.start(self.batch_size, self._look())
 
     def _crop_pool(self, start: Tensor, end: Tensor) -> None:
         """Take the tokens from `start` [N] on out of the pool, those before `end` [N] back into the window."""

@@ -48,7 +48,7 @@ class RetrievalState(KVLayer):
         self.trigger = parts.trigger.start(impl)
         self.paces = Paces(parts)
         self.looked_at: Tensor | None = None
-        self._begun = False
+        self._begun, self._expected = False, 0
         self._full: list[bool] = []
 
     def _begin(self, keys: Tensor, values: Tensor) -> None:
@@ -58,6 +58,7 @@ class RetrievalState(KVLayer):
         sizes = (parts.num_sinks, parts.window, parts.num_retrieved + parts.num_spare)
         coding = parts.new_coding(num_rows, key_dim, value_dim, dtype, device)
         self.pool = Pool(num_rows, coding, device, parts.store)
+        self.pool.expected = self._expected
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
@@ -69,6 +70,12 @@ class RetrievalState(KVLayer):
         self.ahead, self.taking_in = Ahead(device), Background(device)
         self._begun = True
         self._count_in(self.telemetry)
+
+    def expect(self, num_tokens: int) -> None:
+        """Learn how many tokens will come."""
+        self._expected = num_tokens
+        if self._begun:
+            self.pool.expected = num_tokens
 
     @property
     def _copied(self) -> tuple[ResidentSet, UnitIndex, Pool, Cuts]:
@@ -114,6 +121,10 @@ class RetrievalState(KVLayer):
         return vars(self)
 
     def _standing(self) -> list[Standing]:
+        """Where each row stands: as the host knows since a prompt, else `_look` at it."""
+        return self._look() if self.paces.standing is None else self.paces.standing
+
+    def _look(self) -> list[Standing]:
         """Where each row stands; this waits for the device, once."""
         resident = self.resident
         figures = (resident.lengths, resident.window_start, self.pool.lengths, self.index.counts)
@@ -128,7 +139,7 @@ class RetrievalState(KVLayer):
             part.select_rows(rows)
         self.trigger.select_batch(index)
         self.batch_size = len(index)
-        self.paces.start(self.batch_size, self._standing())
+        self.paces.start(self.batch_size, self._look())
 
     @property
     def crops_exactly(self) -> bool:

@@ -34,10 +34,11 @@ class Pool:
         positions: [N, capacity] int32, where each token stands in its sequence (padding not counted).
         lengths: [N] int64, tokens held by each row; on the device.
         tier: "host", or "device" where the tokens stay on the device and are only picked from.
+        expected: Tokens of a row that are known to come, in all: when the pool grows, so far at the least.
     """
 
     def __init__(self, num_rows: int, coding: Coding, device: torch.device, tier: str = "host") -> None:
-        self.coding, self.tier = coding, tier
+        self.coding, self.tier, self.expected = coding, tier, 0
         self.device = torch.device("cpu") if tier == "host" else device
         self.pinned = tier == "host" and device.type == "cuda"
         shape = (num_rows, 0, coding.size)
@@ -188,7 +189,7 @@ class Pool:
         capacity = self.rows.shape[1]
         if needed <= capacity:
             return False
-        wanted = capacity_for(needed)
+        wanted = max(capacity_for(needed), self.expected)
         if self.pinned and capacity:
             # The host copies what it holds, and a stream may still be writing there.
             torch.cuda.synchronize(self.lengths.device)

@@ -117,26 +117,33 @@ class Transfer:
         self._count_read(pool, len(coded))
         return pool.coding.decode(coded.to(self.device, non_blocking=True), row)
 
-    def read(self, pool: Pool, chunk_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(
+        self, pool: Pool, chunk_size: int, held: list[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Bring the whole pool to the device, a chunk at a time.
 
         Args:
             pool: The pool.
             chunk_size: Tokens of each row in a chunk.
+            held: The pool's lengths, on the host; None to read them, which waits for the device.
 
         Yields:
-            Tokens [N, chunk, Dk + Dv] on the device, and [N, chunk] True where there is one.
+            Tokens [N, chunk, Dk + Dv] on the device, and [N, chunk] True where there is one; None where all are.
         """
-        self.settle()
-        longest = int(pool.lengths.max())
+        self._join()
+        held = pool.lengths.tolist() if held is None else held
+        longest, shortest = max(held), min(held)
+        # A row of a batch that holds no sequence has nothing to bring.
+        num_rows = sum(length > 0 for length in held)
         for first in range(0, longest, chunk_size):
-            coded = pool.rows[:, first : min(first + chunk_size, longest)]
-            token = torch.arange(first, first + coded.shape[1], device=self.device)
-            # A row of a batch that holds no sequence has nothing to bring.
-            self._count_read(pool, int((pool.lengths > 0).sum()) * coded.shape[1])
+            end = min(first + chunk_size, longest)
+            coded, present = pool.rows[:, first:end], None
+            if shortest < end:
+                present = torch.arange(first, end, device=self.device) < pool.lengths[:, None]
+            self._count_read(pool, num_rows * (end - first))
             coded = self._brought(coded) if pool.pinned else coded.to(self.device, copy=pool.tier == "host")
             row = torch.arange(len(coded), device=self.device)[:, None]
-            yield pool.coding.decode(coded, row), token < pool.lengths[:, None]
+            yield pool.coding.decode(coded, row), present
 
     def _brought(self, rows: Tensor) -> Tensor:
         """Copy rows [N, T, C] of pinned memory to the device; each is one run, which alone is copied as it lies."""

@@ -171,28 +171,42 @@ def looking() -> Iterator[None]:
 @pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_prompt_is_taken_in_with_one_look(name: str, alike: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, stands = [], RetrievalLayer._standing
+def test_a_prompt_looks_once_and_what_follows_it_not_at_all(
+    name: str, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = [], RetrievalLayer._look
 
     def seen(layer: RetrievalLayer) -> list[Standing]:
         with looking():
-            looks.append(stands(layer))
+            looks.append(look(layer))
             return looks[-1]
 
     fed = Fed(METHODS[name], 70, 0 if alike else 11)
     if not isinstance(layer := fed.layer, RetrievalLayer):
         return
+    keys, values, query = fed.random(HEADS, 90), fed.random(HEADS, 90), fed.random(HEADS * GROUP, 90)
+
+    def take_in() -> None:
+        layer.attend_past(query.unflatten(1, (HEADS, GROUP)).flatten(0, 1), scaling=0.3, softcap=None)
+        layer._take_in(keys, values, None)
+
     fed.step()
     for _ in range(2):
         # What is compiled once may wait.
         layer.tiers()
-        prompt = fed.random(HEADS, 90), fed.random(HEADS, 90), None
-        layer._take_in(*prompt)
-    monkeypatch.setattr(RetrievalLayer, "_standing", seen)
+        take_in()
+    layer.expect(1000)
+    take_in()
+    fed.step()
+    monkeypatch.setattr(RetrievalLayer, "_look", seen)
     with no_waiting():
-        layer._take_in(*prompt)
+        layer._take_in(keys, values, None)
     assert len(looks) == 1
     assert [row.length for row in looks[0]] == (layer.resident.lengths - 90).tolist()
+    with no_waiting():
+        take_in()
+        take_in()
+    assert len(looks) == 1
     layer.check_integrity()
 
 

@@ -126,9 +126,12 @@ def test_bytes_are_counted_where_they_move() -> None:
     assert transfer.traffic.offloaded_bytes == 3 * 24
     chunks = list(transfer.read(pool, 4))
     assert torch.equal(torch.cat([chunk for chunk, _ in chunks], 1), pool.rows[:, :10])
-    assert sum(int(present.sum()) for _, present in chunks) == 10 + 9
+    assert [present if present is None else present.sum(1).tolist() for _, present in chunks] == [None, None, [2, 1]]
     # Chunks move whole, with the place of the token that is missing.
     assert transfer.traffic.fetched_bytes == 3 * 24 + 20 * 24
+    told = list(transfer.read(pool, 4, [10, 9]))
+    assert [width.shape[1] for width, _ in told] == [4, 4, 2]
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(chunks, told, strict=True))
     pool.rows.fill_(9)
     assert not chunks[0][0].eq(9).any(), "the device gets a copy"
 
