@@ -38,11 +38,20 @@ def folder(models: dict[str, PreTrainedModel], tmp_path_factory: pytest.TempPath
 def ranks(folder: Path) -> list[Results]:
     """What the ranks have written down, all of it done in one run."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    logs = ["--log-dir", str(folder / "logs"), "--redirects", "3"]
     run = subprocess.run(
-        [*torchrun, "-m", "tests.ranks", str(folder)], env=environment, capture_output=True, text=True, timeout=300
+        [*torchrun, *logs, "-m", "tests.ranks", str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    assert run.returncode == 0, run.stderr
+    if run.returncode:
+        # What torchrun says of a rank that failed is long, and does not say why.
+        ends = {path: path.read_text().splitlines()[-25:] for path in sorted(folder.rglob("stderr.log"))}
+        said = [f"rank {path.parent.name}: {line:.200}" for path, lines in ends.items() for line in lines]
+        pytest.fail("\n".join(["a rank failed", *(said or run.stderr.splitlines())]), pytrace=False)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(RANKS)]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from louiskv.attach import attach
@@ -35,6 +36,7 @@ class Cell:
         batch: Sequences.
         steps: Tokens to decode; for prefill, how often it is measured.
         phases: Whether to look at what a step is made of, which captures it anew.
+        chunk: Tokens of a prompt that are taken in at once; None for all.
     """
 
     kind: str
@@ -42,11 +44,13 @@ class Cell:
     batch: int
     steps: int
     phases: bool = False
+    chunk: int | None = None
 
     @property
     def sizes(self) -> Record:
         """As they stand in a record."""
-        return {"context": self.context, "batch": self.batch, "steps": self.steps}
+        chunk = {} if self.chunk is None else {"chunk": self.chunk}
+        return {"context": self.context, "batch": self.batch, "steps": self.steps, **chunk}
 
 
 class LargeBench:
@@ -202,7 +206,7 @@ class LargeBench:
                 kv_cache = DynamicCache(config=self.model.config) if kv_cache is None else kv_cache
                 timing.wait(self.model.device)
                 started = time.perf_counter()
-                output = self.model(ids, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+                output = self._fed(kv_cache, ids, cell.chunk or cell.context)
                 output.logits.argmax(-1).tolist()
                 seconds = time.perf_counter() - started
                 report = _report(kv_cache)
@@ -221,6 +225,15 @@ class LargeBench:
             "cuda_peak_bytes": memory.bytes,
             "seconds": sum(ready),
         }
+
+    def _fed(self, kv_cache: Cache, ids: Tensor, chunk_size: int) -> Any:
+        """What the model gives for the last chunk of a prompt."""
+        if isinstance(kv_cache, LouisKVCache):
+            kv_cache.expect(ids.shape[1])
+        output = None
+        for chunk in ids.split(chunk_size, dim=1):
+            output = self.model(chunk, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+        return output
 
     def _grow(self, cell: Cell, entry: Entry) -> Record:
         """What the device holds along a long output."""

@@ -35,9 +35,9 @@ RIVALS = {"louiskv": "arkvale", "louiskv_plus": "freekv"}
 def end_to_end(records: Iterable[Record]) -> list[Record]:
     """Seconds of each scenario for each method and batch, where all that it is made of was measured.
 
-    Prompts are taken in one after the other.
+    Prompts are taken in one after the other, each as a whole.
     """
-    measured = [record for record in records if "left_out" not in record]
+    measured = [record for record in records if "left_out" not in record and "chunk" not in record]
     decode = {_at(each): each for each in measured if each["kind"] == "large decode"}
     first = {_at(each): each for each in measured if each["kind"] == "large prefill"}
     made = []

@@ -1,6 +1,7 @@
 """`louiskv bench large`: the shapes of large models, with random weights and recorded queries."""
 
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,8 @@ METHODS = [
 FIRST, SLOW = METHODS[:6], ("sdpa", "full_offloaded")
 DECODE = [(1, 32768), (8, 32768), (1, 8192), (8, 8192), (1, 131072), (4, 32768), (4, 8192), (4, 131072), (8, 131072)]
 PREFILL = [1024, 8192, 32768, 65536, 131072]
+# A prompt, and chunks by which it is taken in.
+CHUNKED = (8192, 512, 2048)
 # Of the real text: tokens of a sequence before the first step, and steps; fewer of a model with fewer positions.
 RECORDED = (6000, 96)
 MOST_SEQUENCES = 8
@@ -46,6 +49,10 @@ def large(
         list[int], typer.Option(help="Sequences at once; repeatable.", min=1, max=MOST_SEQUENCES, show_default=False)
     ] = [],  # noqa: B006
     prefill: Annotated[list[int], typer.Option(help="Tokens of a prompt; repeatable.", min=1, show_default=False)] = [],  # noqa: B006
+    chunk: Annotated[
+        list[int],
+        typer.Option(help="Tokens of a prompt at once, beside all; repeatable.", min=2, show_default=False),
+    ] = [],  # noqa: B006
     grow: Annotated[int | None, typer.Option(help="Instead: tokens of one long output.", min=8, metavar="N")] = None,
     method: Annotated[
         list[str], typer.Option(help="Method, such as quest or louiskv:tau=0.7; repeatable.", metavar="NAME")
@@ -75,14 +82,15 @@ def large(
     that would come out means nothing.
 
     Unless contexts, batches or prompts are named, all of them are measured, the most telling first: contexts of 8192,
-    32768 and 131072 tokens, 1, 4 and 8 sequences, prompts of 1024 to 131072. What does not fit is said.
+    32768 and 131072 tokens, 1, 4 and 8 sequences, prompts of 1024 to 131072, one of them in chunks. What does not fit
+    is said.
 
     louiskv bench large --minutes 8
 
     louiskv bench large --shape qwen3-8b --context 32768 --batch 8 --method arkvale --method louiskv:tau=0.7
     """
     started, console = time.monotonic(), Console(stderr=True)
-    cells = _cells(context, batch, prefill, grow, steps, rounds, phases)
+    cells = _cells(context, batch, prefill, chunk, grow, steps, rounds, phases)
     config, field = config_of(shape, layers), named(method, budget)
     results = Results(output)
     results.check_writable()
@@ -98,9 +106,10 @@ def large(
             Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance
         )
         found = [record for some, these in _in_order(cells, entries) for record in bench.run(some, these)]
-    places = {(f"large {cell.kind}", cell.context, cell.batch): place for place, cell in enumerate(cells)}
+    places = {(f"large {cell.kind}", cell.context, cell.batch, cell.chunk): place for place, cell in enumerate(cells)}
     names = [each.name for each in entries]
-    found.sort(key=lambda each: (places[each["kind"], each["context"], each["batch"]], names.index(each["method"])))
+    place_of = itemgetter("kind", "context", "batch")
+    found.sort(key=lambda each: (places[*place_of(each), each.get("chunk")], names.index(each["method"])))
     print_records(found, print_large, output, as_json)
 
 
@@ -121,7 +130,14 @@ def _prepared(
 
 
 def _cells(
-    contexts: list[int], batches: list[int], prompts: list[int], grow: int | None, steps: int, rounds: int, phases: bool
+    contexts: list[int],
+    batches: list[int],
+    prompts: list[int],
+    chunks: list[int],
+    grow: int | None,
+    steps: int,
+    rounds: int,
+    phases: bool,
 ) -> list[Cell]:
     if grow is not None:
         return [Cell("growth", each, rows, grow) for each in contexts or [1024] for rows in batches or [1]]
@@ -130,9 +146,11 @@ def _cells(
         decode = [Cell("decode", each, rows, steps, phases and each == DECODE[0][1]) for rows, each in DECODE]
         first = [Cell("prefill", each, 1, rounds) for each in PREFILL]
         # The scenarios of two batches, then the rest.
-        return [*decode[:2], *first[:3], *decode[2:5], first[3], *decode[5:], first[4]]
+        in_chunks = [Cell("prefill", *CHUNKED[:1], 1, rounds, chunk=each) for each in chunks or CHUNKED[1:]]
+        return [*decode[:2], *first[:3], *decode[2:5], first[3], *in_chunks, *decode[5:], first[4]]
     decode = [Cell("decode", each, rows, steps, phases) for each in contexts or [32768] for rows in batches or [1]]
-    return [*(decode if contexts or batches else []), *(Cell("prefill", each, 1, rounds) for each in prompts)]
+    first = [Cell("prefill", each, 1, rounds, chunk=size) for each in prompts for size in (None, *chunks)]
+    return [*(decode if contexts or batches else []), *first]
 
 
 def _in_order(cells: list[Cell], entries: list[Entry]) -> list[tuple[list[Cell], list[Entry]]]:

@@ -19,9 +19,9 @@ RETRIEVAL = ("selection", "fetch")
 
 def print_large(console: Console, records: list[Record]) -> None:
     """Print a table of each shape, and what tasks take from end to end."""
-    for (model, kind, context, batch), group in groupby(records, key=_place):
-        found = list(group)
-        console.print(f"{model}: {kind} of {batch} x {context} tokens", style="bold", highlight=False)
+    for (model, kind, context, batch, chunk), group in groupby(records, key=_place):
+        found, by = list(group), "" if chunk is None else f", {chunk} at once"
+        console.print(f"{model}: {kind} of {batch} x {context} tokens{by}", style="bold", highlight=False)
         console.print(_TABLES[kind]([each for each in found if "left_out" not in each]), highlight=False)
         for each in found:
             if "left_out" in each:
@@ -36,7 +36,8 @@ def print_large(console: Console, records: list[Record]) -> None:
 
 
 def _place(record: Record) -> tuple[Any, ...]:
-    return record["model"], record["kind"].removeprefix("large "), record["context"], record["batch"]
+    kind = record["kind"].removeprefix("large ")
+    return record["model"], kind, record["context"], record["batch"], record.get("chunk")
 
 
 def _decode(records: list[Record]) -> Table:

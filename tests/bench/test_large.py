@@ -143,10 +143,12 @@ def bench(recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_each_kind_of_cell_is_measured_once(bench: LargeBench) -> None:
     told: list[str] = []
     bench.progress = lambda what, *_: told.append(what)
-    cells = [Cell("decode", 300, 2, 6, phases=True), Cell("prefill", 100, 1, 2), Cell("growth", 100, 1, 16)]
+    cells = [Cell("decode", 300, 2, 6, phases=True), Cell("prefill", 100, 1, 2), Cell("prefill", 100, 1, 2, chunk=40)]
+    cells = [*cells, Cell("growth", 100, 1, 16)]
     records = list(bench.run(cells, FIELD))
-    assert [each["kind"] for each in records] == 4 * ["large decode"] + 4 * ["large prefill"] + 4 * ["large growth"]
-    decode, first, growth = records[:4], records[4:8], records[8:]
+    assert [each["kind"] for each in records] == 4 * ["large decode"] + 8 * ["large prefill"] + 4 * ["large growth"]
+    decode, first, growth = records[:4], records[4:12], records[12:]
+    assert [each.get("chunk") for each in first] == 4 * [None] + 4 * [40]
     assert [each["method"] for each in decode] == ["sdpa", "full", "full_offloaded", "louiskv"]
     for each in decode:
         assert each["timed_steps"] == 6

@@ -48,7 +48,7 @@ def test_tables_of_steps_and_first_tokens(run: Run, ask: tuple[str, ...]) -> Non
 
 
 def test_the_first_methods_are_measured_everywhere_before_the_others() -> None:
-    cells = bench_large._cells([], [], [], None, 64, 1, True)
+    cells = bench_large._cells([], [], [], [], None, 64, 1, True)
     entries = [Entry(), *(Entry(each) for each in named(bench_large.METHODS, 1024))]
     parts = bench_large._in_order(cells, entries)
     done = [(cell, each.name) for some, these in parts for cell in some for each in these]
@@ -67,6 +67,10 @@ def test_first_tokens_need_no_real_model(run: Run, ask: tuple[str, ...], monkeyp
     options = "--dtype", "float32", "--no-sdpa", "--method", "full", "--json"
     (told,) = json.loads(run(*ask, "--prefill", "200", *options).stdout)
     assert told["kind"] == "large prefill" and told["dtype"] == "float32"
+    chunks = run(*ask, "--prefill", "200", "--chunk", "64", "--chunk", "150", *options[:-1])
+    assert chunks.exit_code == 0
+    titles = re.findall(r"tiny: prefill of 1 x 200 tokens(?:, (\d+) at once)?\n", chunks.stdout)
+    assert titles == ["", "64", "150"]
     refused(run(*ask, "--prefill", "200", *options, "--impl", "fast"), "There is no implementation 'fast'")
 
 
