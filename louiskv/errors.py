@@ -25,6 +25,10 @@ class DeviceMemoryError(LouisKVError):
     """The device has too little memory for what was asked."""
 
 
+class DeviceFailedError(LouisKVError):
+    """The device has failed, and nothing can be computed on it any more in this process."""
+
+
 class RequestError(LouisKVError, ValueError):
     """A request can never be answered as it was asked."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from louiskv.bench.replaying import on_stage, shape_of
 from louiskv.bench.runner import Entry, Known, Record
 from louiskv.cache import LouisKVCache, passing
 from louiskv.captured import CapturedStep, EagerStep, why_not
-from louiskv.errors import DeviceMemoryError, HostMemoryError
+from louiskv.errors import DeviceFailedError, DeviceMemoryError, HostMemoryError
 from louiskv.telemetry import Report, format_bytes
 
 # Replays whose phases are told apart.
@@ -76,7 +76,11 @@ class LargeBench:
         self.deadline, self.progress = deadline, progress
 
     def run(self, cells: Iterable[Cell], field: list[Entry]) -> Iterator[Record]:
-        """Measure all contestants in each cell; what does not fit, or for which there is no time, is said so."""
+        """Measure all contestants in each cell; what does not fit, or for which there is no time, is said so.
+
+        Raises:
+            DeviceFailedError: The device has failed; what was measured before is known.
+        """
         cells = list(cells)
         total = len(cells) * len(field)
         for number, (cell, entry) in enumerate((cell, entry) for cell in cells for entry in field):
@@ -98,15 +102,27 @@ class LargeBench:
         if lacking is not None:
             return self._left_out(cell, entry, lacking)
         measure = {"decode": self._decode, "prefill": self._prefill, "growth": self._grow}[cell.kind]
+        figures, lacking = None, ""
         try:
             with torch.no_grad():
                 figures = measure(cell, entry)
         except (torch.cuda.OutOfMemoryError, HostMemoryError, DeviceMemoryError) as error:
-            return self._left_out(cell, entry, str(error).splitlines()[0])
-        finally:
-            if self.model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            lacking = str(error).splitlines()[0]
+        except torch.AcceleratorError as error:
+            self._failed(cell, entry, f"the device failed ({str(error).splitlines()[0]})")
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if figures is None:
+            return self._left_out(cell, entry, lacking)
         return self.known.add(f"large {cell.kind}", cell.sizes, entry.identity, figures)
+
+    def _failed(self, cell: Cell, entry: Entry, why: str) -> NoReturn:
+        """Write down that it is not to be tried again, and end."""
+        self.known.add(f"large {cell.kind}", cell.sizes, entry.identity, {"left_out": why})
+        raise DeviceFailedError(
+            f"{entry.name}, {cell.kind} of {cell.batch} x {cell.context} tokens: {why}, and this process cannot use it "
+            "any more. What was measured is in the file of results: the same command goes on behind this."
+        ) from None
 
     def _lacking(self, cell: Cell, entry: Entry) -> str | None:
         """What there is too little of, None if it fits."""

@@ -22,11 +22,6 @@ def _worker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="louiskv")
 
 
-# A forked process has the pool but not its thread.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_worker.cache_clear)
-
-
 # Bytes that prompts may hold which wait to be taken in, beside the one that is. What the model computes need not wait
 # then for a thread that has more to launch than the GPU has to do.
 MOST_WAITING = 2**28
@@ -35,7 +30,7 @@ MOST_WAITING = 2**28
 class _Line:
     """Jobs that took their turn and may not be done, of whatever layer, and the bytes that each holds."""
 
-    lock = Lock()
+    lock: ClassVar[Lock] = Lock()
     jobs: ClassVar[deque[tuple[Future[Any], int]]] = deque()
 
     @classmethod
@@ -45,8 +40,19 @@ class _Line:
             wait([cls.jobs.popleft()[0]])
 
     @classmethod
+    def forget(cls) -> None:
+        """Begin anew."""
+        cls.lock, cls.jobs = Lock(), deque()
+
+    @classmethod
     def _held(cls) -> int:
         return sum(num_bytes for _, num_bytes in cls.jobs)
+
+
+# A forked process has the pool but not its thread, and jobs that nobody will do.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_worker.cache_clear)
+    os.register_at_fork(after_in_child=_Line.forget)
 
 
 def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":

@@ -20,6 +20,7 @@ from louiskv.bench.scenarios import end_to_end, speed_ups
 from louiskv.bench.shapes import Shape
 from louiskv.cache import passing
 from louiskv.contestants import Contestant
+from louiskv.errors import DeviceFailedError
 from louiskv.results import Results
 from tests.families import tiny
 
@@ -179,6 +180,24 @@ def test_what_does_not_fit_and_what_is_too_late_is_said(bench: LargeBench, monke
     bench.deadline = None
     (record,) = bench.run([Cell("decode", 300, 2, 6)], FIELD[1:2])
     assert "left_out" not in record, "what was left out is no result"
+
+
+def test_a_device_that_fails_ends_it_and_is_not_asked_the_same_again(
+    bench: LargeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells, measure = [Cell("prefill", 50, 1, 1), Cell("prefill", 60, 1, 1)], LargeBench._prefill
+
+    def fails(bench: LargeBench, cell: Cell, entry: Entry) -> Record:
+        if cell.context == 60:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
+        return measure(bench, cell, entry)
+
+    monkeypatch.setattr(LargeBench, "_prefill", fails)
+    with pytest.raises(DeviceFailedError, match=r"full, prefill of 1 x 60 .*: the device failed \(CUDA .* access"):
+        list(bench.run(cells, FIELD[1:2]))
+    done, failed = bench.run(cells, FIELD[1:2])
+    assert "left_out" not in done
+    assert failed["left_out"] == "the device failed (CUDA error: an illegal memory access was encountered)"
 
 
 def test_weights_that_have_no_room_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,17 +168,21 @@ def test_a_job_and_what_it_reads_are_kept_until_it_is_collected() -> None:
 
 
 FORK = """
-import os, torch
-from louiskv.store import background as module
+import os, signal, threading, torch
 from louiskv.store.background import Background
 background = Background(torch.device("cpu"))
 background.start(lambda: 1)
 assert background.collect() == 1
+gate, other = threading.Event(), Background(torch.device("cpu"))
+other.take_turn(gate.wait, 2**30)
 child = os.fork()
 if child == 0:
-    background.start(lambda: 2)
+    signal.alarm(20)
+    background.take_turn(lambda: 2, 2**30)
     os._exit(background.collect())
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+gate.set()
+assert other.collect()
 """
 
 
