@@ -17,11 +17,13 @@ louiskv=("$python" -m louiskv.cli)
 stage() { echo; echo "== $1, after $(( $(date +%s) - began )) s"; }
 
 failed=0
-parallel=$("$python" -c 'import importlib.util as u; print("-n 8" if u.find_spec("xdist") else "")')
+parallel=$("$python" -c 'import importlib.util as u; print("-n logical" if u.find_spec("xdist") else "")')
 
 stage "every operation against its reference"
+# All that runs on the device: what names it, and files whose tensors lie there where it is.
+on_device="(cuda or triton or waits_for_nothing or test_generation) and not compile"
 # shellcheck disable=SC2086
-timeout "$(left 0.25)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "cuda and not compile" \
+timeout -s INT -k 10 "$(left 0.3)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "$on_device" \
   tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
 grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
 

@@ -379,6 +379,15 @@ CASES = (
         flops=lambda s: 2 * QUESTION * _products(s, _part(s)),
     ),
     Case(
+        "partial_attention",
+        lambda i: (i.numbers(i.sizes.shape.group_size, _part(i.sizes), i.sizes.shape.dim), *i.slots(_part(i.sizes))),
+        lambda query, keys, values, *, impl: partial_attention(
+            query, keys, values, None, scaling=SCALING, causal=True, impl=impl
+        ),
+        variant="causal",
+        flops=lambda s: _part(s) * _products(s, _part(s)),
+    ),
+    Case(
         "attention_with_weights",
         lambda i: (i.query()[:, :, None], *i.slots(i.sizes.budget)),
         lambda query, keys, values, *, impl: attention_with_weights(
