@@ -127,11 +127,18 @@ def attention(
             why = f"uses {unmet[0]} in a full-attention layer" if unmet else "shares keys and values between layers"
             raise UnsupportedModelError(f"{type(module).__name__} {why}, which louiskv cannot manage.")
         out = key.layer.attend(query, attention_mask, options, dense)
-    elif options.plain and (attention_mask is not None or query.shape[2] in (1, key.shape[2])):
+    elif options.plain and (attention_mask is not None or not _is_chunk(module, query, key, kwargs)):
         out = dense(query, key, value, attention_mask)
     else:
         out = _unmanaged(query, key, value, attention_mask, options)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _is_chunk(module: nn.Module, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+    """Whether queries are the last of several keys, each seeing those before: SDPA takes them for the first."""
+    is_causal = options.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    return bool(is_causal) and query.shape[2] not in (1, key.shape[2]) and options.get("position_bias") is None
 
 
 def _unmanaged(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: AttentionOptions) -> Tensor:
@@ -205,7 +212,8 @@ def causal_mask(
     is attended to, for each new token.
     """
     is_causal = allow_is_causal_skip and mask_function is causal_mask_function and q_offset + q_length == kv_length
-    if is_causal and (attention_mask is None or bool(attention_mask.all())):
+    # What a short mask does not cover is taken for padding.
+    if is_causal and (attention_mask is None or _is_of_ones(attention_mask, kv_length)):
         return None
     mask: Tensor | None = sdpa_mask(
         q_length=q_length,
@@ -217,6 +225,10 @@ def causal_mask(
         **others,
     )
     return mask
+
+
+def _is_of_ones(mask: Tensor, length: int) -> bool:
+    return mask.shape[-1] >= length and bool(mask.all())
 
 
 @once

@@ -63,6 +63,17 @@ def cache_of(output: Any) -> Cache | None:
     return next((output[name] for name in CACHE_ARGUMENTS if name in output), None)
 
 
+def chunks(first: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where chunks of a prompt begin and end, from one token to another; the last may have one token more than `size`.
+
+    A single token at the end would be taken for an output, and not attend to everything.
+    """
+    while first < end:
+        behind = end if end - first <= size + 1 else first + size
+        yield first, behind
+        first = behind
+
+
 class LouisKVCache(Cache):
     """A cache whose full-attention layers are managed by a method; other layers stay what they are.
 
@@ -185,7 +196,10 @@ class LouisKVCache(Cache):
         return other
 
     def expect(self, num_tokens: int) -> None:
-        """Learn that a sequence will have so many tokens in all, so that each chunk of its prompt finds its room."""
+        """Learn that a sequence will have so many tokens in all, so that each chunk of its prompt finds its room.
+
+        To be told anew once the cache was reset.
+        """
         for layer in self.managed:
             layer.state.expect(num_tokens)
 

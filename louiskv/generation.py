@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from louiskv.attach import attach
-from louiskv.cache import LouisKVCache, passing
+from louiskv.cache import LouisKVCache, chunks, passing
 from louiskv.captured import CapturedStep, EagerStep, why_not
 from louiskv.errors import SettingsError
 from louiskv.methods.base import Method
@@ -112,11 +112,12 @@ class _Loop:
         known, length = self.kv_cache.get_seq_length(), input_ids.shape[1]
         chunk = generation_config.prefill_chunk_size or length
         self.kv_cache.expect(stopping_criteria.max_length or length)
-        for first in range(known, length, chunk):
-            end = min(first + chunk, length)
+        # Looked at once, and not with each chunk.
+        padded = not bool(mask.all())
+        for first, end in chunks(known, length, chunk):
             output = model(
                 input_ids=input_ids[:, first:end],
-                attention_mask=mask[:, :end],
+                attention_mask=mask[:, :end] if padded else None,
                 position_ids=positions[:, first:end],
                 use_cache=True,
                 logits_to_keep=1,

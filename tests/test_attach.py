@@ -113,6 +113,17 @@ def test_a_mask_is_made_only_where_there_is_padding(
     assert [mask is not None for mask in masks] == [any_mask] * len(masks)
 
 
+def test_a_mask_that_covers_only_new_tokens_is_refused() -> None:
+    model = tiny("gemma3_text")
+    with attach(model, EVERYTHING) as cache, torch.inference_mode():
+        for num_new in (12, 1):
+            cache.reset()
+            model(**prompt(40), **passing(model, cache))
+            new = prompt(num_new, seed=1)["input_ids"]
+            with pytest.raises(UnsupportedModelError, match="hides tokens that the cache holds"):
+                model(new, attention_mask=torch.ones_like(new), **passing(model, cache))
+
+
 def test_the_last_query_of_a_layer_left_alone_stands_at_the_last_key() -> None:
     query, key, value = torch.randn(1, 8, 3, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
     mask = torch.ones(1, 1, 3, 10, dtype=torch.bool).tril(7)

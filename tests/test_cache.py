@@ -189,7 +189,7 @@ def test_a_prompt_whose_mask_cannot_be_honoured_is_refused() -> None:
         model(**inputs, **passing(model, cache))
         with pytest.raises(UnsupportedModelError, match="other tokens than the padding"):
             model(torch.full((2, 6), 5), attention_mask=other_padding, **passing(model, cache))
-        for none in (None, torch.ones_like(other_padding)):
+        for none in (None, torch.ones_like(other_padding), torch.ones_like(other_padding[:, :6])):
             cache.reset()
             model(**inputs, **passing(model, cache))
             with pytest.raises(UnsupportedModelError, match="other tokens than the padding"):

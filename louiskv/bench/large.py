@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from louiskv.bench.memory import PeakMemory, available, needed
 from louiskv.bench.recording import Recording
 from louiskv.bench.replaying import on_stage, shape_of
 from louiskv.bench.runner import Entry, Known, Record
-from louiskv.cache import LouisKVCache, passing
+from louiskv.cache import LouisKVCache, chunks, passing
 from louiskv.captured import CapturedStep, EagerStep, why_not
 from louiskv.errors import DeviceFailedError, DeviceMemoryError, HostMemoryError
 from louiskv.telemetry import Report, format_bytes
@@ -86,7 +86,7 @@ class LargeBench:
         for number, (cell, entry) in enumerate((cell, entry) for cell in cells for entry in field):
             self.progress(f"{cell.kind} {cell.batch} x {cell.context}: {entry.name}", number, total)
             found = self.known.find(f"large {cell.kind}", cell.sizes, [entry.identity])
-            if found is not None:
+            if found is not None and self._is_settled(found[0]):
                 yield found[0]
             elif self.deadline is not None and time.monotonic() > self.deadline:
                 yield self._left_out(cell, entry, "there was no time left")
@@ -106,23 +106,33 @@ class LargeBench:
         try:
             with torch.no_grad():
                 figures = measure(cell, entry)
-        except (torch.cuda.OutOfMemoryError, HostMemoryError, DeviceMemoryError) as error:
+        except (RuntimeError, HostMemoryError, DeviceMemoryError) as error:
+            # A device that has failed makes errors of many kinds, those of memory among them.
+            self._check_device(cell, entry)
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
             lacking = str(error).splitlines()[0]
-        except torch.AcceleratorError as error:
-            self._failed(cell, entry, f"the device failed ({str(error).splitlines()[0]})")
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         if figures is None:
             return self._left_out(cell, entry, lacking)
         return self.known.add(f"large {cell.kind}", cell.sizes, entry.identity, figures)
 
-    def _failed(self, cell: Cell, entry: Entry, why: str) -> NoReturn:
-        """Write down that it is not to be tried again, and end."""
-        self.known.add(f"large {cell.kind}", cell.sizes, entry.identity, {"left_out": why})
-        raise DeviceFailedError(
-            f"{entry.name}, {cell.kind} of {cell.batch} x {cell.context} tokens: {why}, and this process cannot use it "
-            "any more. What was measured is in the file of results: the same command goes on behind this."
-        ) from None
+    def _check_device(self, cell: Cell, entry: Entry) -> None:
+        """End where the device cannot be used any more, and write down what is not to be tried again."""
+        try:
+            timing.wait(self.model.device)
+        except RuntimeError as error:
+            why = f"the device failed ({str(error).splitlines()[0]})"
+            self.known.add(f"large {cell.kind}", cell.sizes, entry.identity, {"left_out": why})
+            raise DeviceFailedError(
+                f"{entry.name}, {cell.kind} of {cell.batch} x {cell.context} tokens: {why}, and this process cannot "
+                "use it any more. What was measured is in the file of results: the same command goes on behind this."
+            ) from error
+
+    def _is_settled(self, record: Record) -> bool:
+        """Whether it need not be measured again: what failed is tried once more with other code."""
+        return "left_out" not in record or record["provenance"]["commit"] == self.known.provenance["commit"]
 
     def _lacking(self, cell: Cell, entry: Entry) -> str | None:
         """What there is too little of, None if it fits."""
@@ -247,8 +257,8 @@ class LargeBench:
         if isinstance(kv_cache, LouisKVCache):
             kv_cache.expect(ids.shape[1])
         output = None
-        for chunk in ids.split(chunk_size, dim=1):
-            output = self.model(chunk, logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
+        for first, end in chunks(0, ids.shape[1], chunk_size):
+            output = self.model(ids[:, first:end], logits_to_keep=1, use_cache=True, **passing(self.model, kv_cache))
         return output
 
     def _grow(self, cell: Cell, entry: Entry) -> Record:

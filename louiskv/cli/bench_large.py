@@ -14,12 +14,14 @@ from louiskv.bench.large import Cell, LargeBench
 from louiskv.bench.large_models import MODELS, check_fits, config_of, random_model
 from louiskv.bench.recording import Recording, record
 from louiskv.bench.runner import Entry, Known
+from louiskv.cli.failures import UsageError
 from louiskv.cli.large_tables import print_large
 from louiskv.cli.loading import load, prepare
 from louiskv.cli.options import ModelChoice, takes_model
 from louiskv.cli.progress import progress_bar
 from louiskv.cli.tables import print_records
 from louiskv.contestants import named
+from louiskv.errors import DeviceFailedError
 from louiskv.results import Results, key_of
 
 METHODS = [
@@ -90,6 +92,8 @@ def large(
     louiskv bench large --shape qwen3-8b --context 32768 --batch 8 --method arkvale --method louiskv:tau=0.7
     """
     started, console = time.monotonic(), Console(stderr=True)
+    if chunk and (grow is not None or ((context or batch) and not prefill)):
+        raise UsageError("--chunk is of prompts, of which none is measured: name one with --prefill.")
     cells = _cells(context, batch, prefill, chunk, grow, steps, rounds, phases)
     config, field = config_of(shape, layers), named(method, budget)
     results = Results(output)
@@ -105,12 +109,20 @@ def large(
         bench = LargeBench(
             Known(results, origin, device), random_model(config, dtype, device), recording, deadline, advance
         )
-        found = [record for some, these in _in_order(cells, entries) for record in bench.run(some, these)]
+        found, failure = [], None
+        try:
+            for some, these in _in_order(cells, entries):
+                for record in bench.run(some, these):
+                    found.append(record)  # noqa: PERF402
+        except DeviceFailedError as error:
+            failure = error
     places = {(f"large {cell.kind}", cell.context, cell.batch, cell.chunk): place for place, cell in enumerate(cells)}
     names = [each.name for each in entries]
     place_of = itemgetter("kind", "context", "batch")
     found.sort(key=lambda each: (places[*place_of(each), each.get("chunk")], names.index(each["method"])))
     print_records(found, print_large, output, as_json)
+    if failure is not None:
+        raise failure
 
 
 def _prepared(
@@ -146,7 +158,7 @@ def _cells(
         decode = [Cell("decode", each, rows, steps, phases and each == DECODE[0][1]) for rows, each in DECODE]
         first = [Cell("prefill", each, 1, rounds) for each in PREFILL]
         # The scenarios of two batches, then the rest.
-        in_chunks = [Cell("prefill", *CHUNKED[:1], 1, rounds, chunk=each) for each in chunks or CHUNKED[1:]]
+        in_chunks = [Cell("prefill", CHUNKED[0], 1, rounds, chunk=each) for each in chunks or CHUNKED[1:]]
         return [*decode[:2], *first[:3], *decode[2:5], first[3], *in_chunks, *decode[5:], first[4]]
     decode = [Cell("decode", each, rows, steps, phases) for each in contexts or [32768] for rows in batches or [1]]
     first = [Cell("prefill", each, 1, rounds, chunk=size) for each in prompts for size in (None, *chunks)]

@@ -1,6 +1,5 @@
 """The memory that sequences share: what they need, and the kept conversations in what they leave free."""
 
-from louiskv.cache import LouisKVCache
 from louiskv.engine.kept import Kept
 from louiskv.engine.memory import Memory, Need
 from louiskv.engine.request import Conversation
@@ -32,8 +31,3 @@ class Room:
     def make_for_copy(self, need: Need, length: int) -> bool:
         """Make room for a copy of a sequence that is to be kept, beside what others need; whether it may be."""
         return self.may_keep(length) and self.make(need + self.memory.needed(1, length, []))
-
-    def put_back(self, token_ids: list[int], kv_cache: LouisKVCache) -> None:
-        """Keep a cache that a prompt of these tokens was taken into."""
-        if token_ids and self.may_keep(len(token_ids)):
-            self.kept.keep(Conversation(tuple(token_ids), kv_cache))

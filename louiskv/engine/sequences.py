@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from louiskv.cache import LouisKVCache, passing
+from louiskv.cache import LouisKVCache, chunks, passing
 from louiskv.engine.answer import Answer
 from louiskv.engine.request import Piece, Usage
 from louiskv.engine.text import Text
@@ -40,12 +40,9 @@ class Prompt:
 
     def take_in(self, model: PreTrainedModel, chunk_size: int) -> int:
         """Take in the next chunk; returns its tokens."""
-        left = len(self.token_ids) - self.known
-        # A single token at the end would be taken for an output, and not attend to everything.
-        size = chunk_size - 1 if left == chunk_size + 1 else min(left, chunk_size)
-        end = self.known + size
-        ids = torch.tensor([self.token_ids[self.known : end]], device=model.device)
-        positions = torch.arange(self.known, end, device=model.device)[None]
+        first, end = next(chunks(self.known, len(self.token_ids), chunk_size))
+        ids = torch.tensor([self.token_ids[first:end]], device=model.device)
+        positions = torch.arange(first, end, device=model.device)[None]
         output = model(
             input_ids=ids, position_ids=positions, use_cache=True, logits_to_keep=1, **passing(model, self.cache)
         )
@@ -55,7 +52,7 @@ class Prompt:
         self.known = end
         if end == len(self.token_ids):
             self.logits = output.logits[:, -1]
-        return size
+        return end - first
 
 
 @dataclass(eq=False)

@@ -123,12 +123,21 @@ class Turns:
         for answer in gone:
             self._give_up(answer, "cancelled")
         for prompt in [prompt for prompt in self.prompts if prompt.answer.cancelled]:
+            self._put_back(prompt)
             self.prompts.remove(prompt)
             self._give_up(prompt.answer, "cancelled")
-            if prompt.answer.request.kept:
-                self.room.put_back(prompt.token_ids[: prompt.known], prompt.cache)
         for each in [each for each in self.running if each.answer.cancelled]:
             self._cancel(each)
+
+    def _put_back(self, prompt: Prompt) -> None:
+        """Keep what was taken in of a prompt, if there is room for a copy: its own cache has room for all of it."""
+        known = prompt.token_ids[: prompt.known]
+        if not known or not prompt.answer.request.kept or not self.room.make_for_copy(self._needed(), len(known)):
+            return
+        try:
+            self.room.kept.keep(Conversation(tuple(known), prompt.cache.take(0)))
+        except Exception as error:
+            _check_device(error)
 
     def _admit(self) -> None:
         """Begin the oldest requests, as far as there are rows and memory."""

@@ -53,13 +53,13 @@ class FullOffloadedLayer(KVLayer):
     def __init__(self, chunk_size: int, impl: str | None = None) -> None:
         super().__init__(impl)
         self.chunk_size = chunk_size
-        self.key_dim = self.expected = 0
+        self.key_dim = self._expected = 0
         self.pool: Pool
         self.transfer: Transfer
 
     def expect(self, num_tokens: int) -> None:
         """Learn how many tokens will come."""
-        self.expected = num_tokens
+        self._expected = num_tokens
         if self.key_dim:
             self.pool.expected = num_tokens
 
@@ -69,7 +69,7 @@ class FullOffloadedLayer(KVLayer):
         if self.key_dim == 0:
             self.key_dim = keys.shape[-1]
             self.pool = Pool(len(rows), Exact(rows.shape[-1], rows.dtype), rows.device)
-            self.pool.expected = self.expected
+            self.pool.expected = self._expected
             self.transfer = Transfer(rows.device)
         if valid is None:
             counts = torch.full((len(rows),), rows.shape[1], device=rows.device)

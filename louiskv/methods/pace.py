@@ -114,7 +114,8 @@ class Paces:
         each: None for an idle row.
         stride: Steps from one look to the next.
         longest_run: Tokens that leave a window at once, at the most.
-        standing: Where each row stands; None once steps have come, for then the device alone knows.
+        standing: Where each row stands, with the most units that all its prompts can have made; None once steps have
+            come, for then the device alone knows.
     """
 
     def __init__(self, parts: Parts) -> None:

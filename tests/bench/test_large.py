@@ -187,10 +187,15 @@ def test_a_device_that_fails_ends_it_and_is_not_asked_the_same_again(
 ) -> None:
     cells, measure = [Cell("prefill", 50, 1, 1), Cell("prefill", 60, 1, 1)], LargeBench._prefill
 
+    def dead(_: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
+
     def fails(bench: LargeBench, cell: Cell, entry: Entry) -> Record:
-        if cell.context == 60:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more")
-        return measure(bench, cell, entry)
+        if cell.context == 50:
+            return measure(bench, cell, entry)
+        monkeypatch.setattr(large_timing, "wait", dead)
+        # As a pool says it that cannot grow.
+        raise HostMemoryError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(LargeBench, "_prefill", fails)
     with pytest.raises(DeviceFailedError, match=r"full, prefill of 1 x 60 .*: the device failed \(CUDA .* access"):
@@ -198,6 +203,20 @@ def test_a_device_that_fails_ends_it_and_is_not_asked_the_same_again(
     done, failed = bench.run(cells, FIELD[1:2])
     assert "left_out" not in done
     assert failed["left_out"] == "the device failed (CUDA error: an illegal memory access was encountered)"
+    bench.known.provenance = {**bench.known.provenance, "commit": "another"}
+    with pytest.raises(DeviceFailedError):
+        list(bench.run(cells, FIELD[1:2]))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_the_device(
+    bench: LargeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Record:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(LargeBench, "_prefill", fails)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(bench.run([Cell("prefill", 50, 1, 1)], FIELD[1:2]))
 
 
 def test_weights_that_have_no_room_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:

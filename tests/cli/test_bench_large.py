@@ -2,15 +2,19 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig
 
 from louiskv.bench import large_models
-from louiskv.bench.runner import Entry
+from louiskv.bench.large import LargeBench
+from louiskv.bench.runner import Entry, Record
 from louiskv.cli import bench_large
 from louiskv.contestants import named
+from louiskv.errors import DeviceFailedError
 from tests.cli.conftest import Run, refused
 
 SIZES = LlamaConfig(
@@ -72,6 +76,23 @@ def test_first_tokens_need_no_real_model(run: Run, ask: tuple[str, ...], monkeyp
     titles = re.findall(r"tiny: prefill of 1 x 200 tokens(?:, (\d+) at once)?\n", chunks.stdout)
     assert titles == ["", "64", "150"]
     refused(run(*ask, "--prefill", "200", *options, "--impl", "fast"), "There is no implementation 'fast'")
+    refused(run(*ask, "--context", "300", "--chunk", "64"), "name one with --prefill")
+    refused(run(*ask, "--grow", "64", "--chunk", "64"), "name one with --prefill")
+
+
+def test_where_the_device_fails_what_was_measured_is_shown(
+    run: Run, ask: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = LargeBench.run
+
+    def fails(bench: LargeBench, *others: Any) -> Iterator[Record]:
+        yield next(measure(bench, *others))
+        raise DeviceFailedError("the device failed (CUDA error)")
+
+    monkeypatch.setattr(LargeBench, "run", fails)
+    shown = run(*ask, "--prefill", "200", "--dtype", "float32", "--no-sdpa", "--method", "full")
+    assert shown.exit_code == 1
+    assert "prefill of 1 x 200 tokens" in shown.stdout and "the device failed (CUDA error)" in shown.stderr
 
 
 def test_what_there_is_no_time_for_is_said(run: Run, ask: tuple[str, ...]) -> None:

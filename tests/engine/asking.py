@@ -80,7 +80,7 @@ def alone(method: Method, turns: Sequence[Sequence[int]], max_tokens: int) -> li
 def feed(model: PreTrainedModel, kv_cache: LouisKVCache, new: list[int]) -> torch.Tensor:
     """Logits [V] of what comes next, the prompt fed as the engine feeds it."""
     while new:
-        size = CHUNK - 1 if len(new) == CHUNK + 1 else min(len(new), CHUNK)
+        size = len(new) if len(new) <= CHUNK + 1 else CHUNK
         known = kv_cache.get_seq_length()
         positions = torch.arange(known, known + size, device=DEVICE)[None]
         part = torch.tensor([new[:size]], device=DEVICE)

@@ -166,6 +166,7 @@ def test_what_was_taken_in_of_a_prompt_is_kept_when_it_is_cancelled() -> None:
         assert ended(gone)[1].finish_reason == "cancelled"
         taken = running.figures().prompt_tokens
         assert running.figures().kept == 1
+        assert running.figures().kept_bytes <= running._turns.room.memory.of_sequence(taken), "and no room for the rest"
         answer, last = ended(running.submit(greedily(prompt, 5)))
         assert last.usage is not None
         assert last.usage.cached_tokens == min(taken, 598)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from louiskv.ops.partial_attention import partial_attention
+from louiskv.ops.partial_attention import merge_attention, partial_attention
 from tests.ops.test_attention import TOLERANCE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +73,15 @@ def test_what_a_mask_closes_for_all_is_never_read() -> None:
     bias = drawn(2, 1, 40, 90, seed=4).masked_fill(~some, -torch.inf)
     check(query, rows, bias, key_dim=16, softcap=2.0)
     check(query, rows, bias[:, :, :1].masked_fill(closed[:, None, None], -torch.inf).half(), key_dim=16)
+
+
+def test_parts_are_merged_to_the_whole() -> None:
+    query, rows = drawn(2, 3, 40, 16), drawn(2, 90, 32, seed=1)
+    attend = partial(partial_attention, query, scaling=SCALING, impl="triton")
+    keys, values = rows.tensor_split([16], dim=-1)
+    past, own = attend(keys[:, :50], values[:, :50], None), attend(keys[:, 50:], values[:, 50:], None, causal=True)
+    merged, whole = merge_attention(*past, *own), attend(keys, values, None, causal=True)
+    torch.testing.assert_close(merged, whole, atol=2e-5, rtol=2e-5)
 
 
 def test_strides_of_any_kind() -> None:
