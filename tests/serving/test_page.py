@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from louiskv import LouisKV
 from tests.reporting.browser import browser
@@ -55,6 +55,28 @@ class Opened:
         assert self.complaints == []
         assert [url for url in self.requests if not url.startswith((self.url, "data:"))] == []
         self.page.close()
+
+
+def test_figures_that_come_behind_the_answer_are_shown(chromium: Browser, server: Served) -> None:
+    opened, asked = Opened(chromium, server.url), list[Route]()
+    page = opened.page
+    expect(page.locator("#what")).to_have_text("tiny, LouisKV")
+
+    def late(route: Route) -> None:
+        asked.append(route)
+        # The first call is made before the question, the second while the answer comes.
+        if len(asked) != 2:
+            route.continue_()
+
+    page.route("**/louiskv/v1/figures", late)
+    opened.ask("Who rises?")
+    expect(page.locator("#answer-tokens")).to_have_text("12", timeout=ENOUGH)
+    expect(page.locator("#stop")).to_be_visible(timeout=ENOUGH)
+    asked[1].continue_()
+    expect(page.locator("#moved")).to_have_text(re.compile(r"B$"), timeout=ENOUGH)
+    expect(page.locator("#send")).to_be_visible(timeout=ENOUGH)
+    assert len(asked) == 3, "one more at the end"
+    opened.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(WIDE, "light"), (NARROW, "dark")], ids=["wide, light", "narrow, dark"])
