@@ -12,6 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 from louiskv.errors import UnsupportedModelError
 from louiskv.handles import Handle
 from louiskv.methods.base import AttentionOptions, Begun, DenseAttention, KVLayer, Method
+from louiskv.ops.ragged import asked_once, counts_of
 from louiskv.shard import WHOLE, Shard
 from louiskv.telemetry import LayerReport, LayerTelemetry
 
@@ -43,6 +44,16 @@ def _without_autograd(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+@asked_once
+def _valid_of(mask: Tensor, batch_size: int, num_new: int) -> Tensor | None:
+    """Which of the new tokens a mask [B or 1, 1, Tq, T] shows to the last: [B, num_new], None if all of them.
+
+    A tensor of its own, for the mask may be large; on a GPU this waits for the device.
+    """
+    visible = mask[:, 0, -1, -num_new:]
+    return None if bool(visible.all()) else visible.expand(batch_size, -1).contiguous().clone()
 
 
 class Tap(Protocol):
@@ -184,17 +195,17 @@ class CacheLayer(CacheLayerMixin):
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise UnsupportedModelError(f"Attention masks must be boolean, this one is {mask.dtype}.")
-            visible = mask[:, 0, -1, -num_new:].expand(len(keys), -1)
-            valid = None if bool(visible.all()) else visible
+            valid = _valid_of(mask, len(keys), num_new)
             if self.checks_masks:
                 own = mask[:, 0, :, -num_new:].diagonal(dim1=-2, dim2=-1)
-                _require(~(own & ~visible).any(), "hides tokens of a prompt from its last token")
+                hidden = own & ~mask[:, 0, -1, -num_new:]
+                _require(~hidden.any(), "hides tokens of a prompt from its last token")
                 self._check_past(mask[:, 0, -1, :-num_new], 0)
             mask = mask[..., -num_new:].expand(len(keys), -1, -1, -1)
         elif self.checks_masks and self._valid is not None:
             self._check_past(self._valid.new_ones(len(keys), self.seq_length - num_new), 0)
         out = self.state.prompt(query, keys, values, mask, valid, options, dense)
-        self.prompt_tokens += keys.shape[0] * num_new if valid is None else int(valid.sum())
+        self.prompt_tokens += keys.shape[0] * num_new if valid is None else sum(counts_of(valid))
         self._note(valid, keys)
         self._waiting = None
         if self.on_prompt is not None:

@@ -20,6 +20,7 @@ from louiskv.attach import attention
 from louiskv.cache import CACHE_ARGUMENTS, cache_of, passing
 from louiskv.cache_layer import CacheLayer
 from louiskv.handles import Handle
+from louiskv.methods.retrieval_layer import RetrievalLayer
 from tests.families import COMMON, FAMILIES, greedy, prompt, tiny
 
 EVERYTHING = LouisKV(budget=400, sink=4, window=16, unit_size=4, max_segment=8, dense_layers=0)
@@ -111,6 +112,32 @@ def test_a_mask_is_made_only_where_there_is_padding(
         greedy(model, prompt(70, len(padding), padding), 2, **passing(model, cache), prefill_chunk_size=16)
     assert len(masks) == 6 * model.config.num_hidden_layers
     assert [mask is not None for mask in masks] == [any_mask] * len(masks)
+
+
+def test_all_layers_are_told_of_padding_by_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, looks, absorb, to_list = [], [], RetrievalLayer.absorb, torch.Tensor.tolist
+
+    def watched(layer: RetrievalLayer, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor | None) -> None:
+        seen.append(valid)
+        absorb(layer, keys, values, valid)
+
+    def looked(tensor: torch.Tensor) -> Any:
+        looks.append(tensor.tolist() if tensor.dim() == 0 else to_list(tensor))
+        return looks[-1]
+
+    monkeypatch.setattr(RetrievalLayer, "absorb", watched)
+    model, inputs = tiny("llama"), prompt(30, 2, (9,))
+    with attach(model, EVERYTHING) as cache, torch.no_grad():
+        monkeypatch.setattr(torch.Tensor, "tolist", looked)
+        model(**inputs, **passing(model, cache))
+        monkeypatch.undo()
+        cache.check_integrity()
+        assert cache.report().prompt_tokens == 51
+    valid = seen[0]
+    assert valid is not None and len(seen) == model.config.num_hidden_layers > 1
+    assert all(each is valid for each in seen)
+    assert valid.tolist() == [[False] * 9 + [True] * 21, [True] * 30]
+    assert looks.count([21, 30]) == 1
 
 
 def test_a_mask_that_covers_only_new_tokens_is_refused() -> None:

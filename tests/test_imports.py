@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
         "state",
     },
     "handles": {"methods"},
-    "cache_layer": {"handles", "methods", "shard", "telemetry"},
+    "cache_layer": {"handles", "methods", "ops", "shard", "telemetry"},
     "cache": {"cache_layer", "joint_report", "methods", "shard", "telemetry"},
     "attach": {"cache", "handles", "methods", "ops", "shard"},
     "captured": {"cache", "cache_layer", "ops", "state"},

@@ -26,7 +26,7 @@ class Ahead:
         self.rows, self.place = torch.empty(0), torch.empty(0)
         self.missing = torch.empty(0, dtype=torch.bool)
         self.pending = False
-        self._thread: Background[None] = Background(device)
+        self._thread: Background[None] = Background()
         self._beside = Beside(device)
 
     def start(

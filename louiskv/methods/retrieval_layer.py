@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from louiskv.methods.retrieval_window import Leaving, admit, take_back
 from louiskv.ops.attention import Chosen, decode_attention
 from louiskv.ops.branching import makes_branches, only_if
 from louiskv.ops.partial_attention import merge_attention, partial_attention
-from louiskv.ops.ragged import is_readable, left_aligned, may_hold, take_rows, width_of
+from louiskv.ops.ragged import counts_of, is_readable, kept_first, may_hold, take_rows, width_of
 from louiskv.shard import Shard
 from louiskv.state import Held, tensors_of
 from louiskv.store.device import Change
@@ -37,7 +38,8 @@ class RetrievalLayer(RetrievalState):
         """Take in a prompt: its newest tokens stay in the window; what no longer fits there becomes units.
 
         On a GPU beside the next layers, each when the one before is done; their keys and values are on the device until
-        then, two layers' or as many as `background.MOST_WAITING` bytes are.
+        then, two layers' or as many as `background.MOST_WAITING` bytes are. The host launches it all and waits for
+        nothing, but to read where rows stand behind an answer, and how much of a batch is padding.
         """
         if not self._begun:
             self._begin(keys, values)
@@ -45,16 +47,17 @@ class RetrievalLayer(RetrievalState):
         if is_readable(keys):
             self._take_in(keys, values, valid)
         else:
-            reads = (tensor for _, _, tensor in tensors_of([self]))
-            self.taking_in.take_turn(partial(self._take_in, keys, values, valid), keys.nbytes + values.nbytes, reads)
+            given = (keys, values) if valid is None else (keys, values, valid)
+            reads = chain(given, (tensor for _, _, tensor in tensors_of([self])))
+            self.taking_in.run(partial(self._take_in, keys, values, valid), reads, keys.nbytes + values.nbytes)
 
     def _take_in(self, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
         """The host reads once where rows stand, if it must; from there on it knows, and tells the device."""
         rows, units = torch.cat([keys, values], dim=-1).flatten(0, 1), self.parts.units
         counts = [rows.shape[1]] * len(rows)
         if valid is not None:
-            order, left = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
-            rows, counts = take_rows(rows, order), left.tolist()
+            rows = take_rows(rows, kept_first(valid).repeat_interleave(self.num_kv_heads, dim=0))
+            counts = [count for count in counts_of(valid) for _ in range(self.num_kv_heads)]
         stood = self._standing()
         stands = [row.after(count, self.parts.prompt_window, units) for row, count in zip(stood, counts, strict=True)]
         leaving = admit(self.resident, rows, stood, stands, self.impl)

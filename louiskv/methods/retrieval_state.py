@@ -11,7 +11,7 @@ from louiskv.methods.pace import Paces, Standing
 from louiskv.methods.parts import Parts
 from louiskv.methods.retrieval_integrity import check_retrieval
 from louiskv.state import tensors_of
-from louiskv.store.background import Background
+from louiskv.store.background import PromptWork
 from louiskv.store.device import ResidentSet
 from louiskv.store.pool import Pool
 from louiskv.store.transfer import Traffic, Transfer
@@ -40,7 +40,7 @@ class RetrievalState(KVLayer):
     cuts: Cuts
     transfer: Transfer
     ahead: Ahead
-    taking_in: Background[None]
+    taking_in: PromptWork
 
     def __init__(self, parts: Parts, impl: str | None = None) -> None:
         super().__init__(impl)
@@ -67,7 +67,7 @@ class RetrievalState(KVLayer):
     def _begin_moving(self) -> None:
         device = self.resident.rows.device
         self.transfer = Transfer(device)
-        self.ahead, self.taking_in = Ahead(device), Background(device)
+        self.ahead, self.taking_in = Ahead(device), PromptWork(device)
         self._begun = True
         self._count_in(self.telemetry)
 
@@ -109,9 +109,9 @@ class RetrievalState(KVLayer):
                 self.ahead.land(self.resident, self.impl)
 
     def _wait_for_prompt(self) -> None:
-        if self._begun and self.taking_in.busy:
+        if self._begun:
             # All that the state holds in attributes and tuples: when it grows, what it was is free at once.
-            self.taking_in.collect(lambda: (tensor for _, _, tensor in tensors_of([self])))
+            self.taking_in.join(lambda: (tensor for _, _, tensor in tensors_of([self])))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of, once the prompt is in, and what was fetched ahead."""

@@ -1,9 +1,17 @@
 """Ragged sets of tokens as padded tensors: row n of [N, T, ...] uses its first `counts[n]` entries."""
 
+import weakref
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
 from louiskv.ops.pinned import empty_pinned
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # More tokens than one decode step ever moves: what is longer is part of a prompt.
 PROMPT = 1024
@@ -26,6 +34,31 @@ def may_hold(condition: Tensor) -> bool:
 def width_of(counts: Tensor, most: int) -> int:
     """Entries that the widest row needs; `most`, which none exceeds, where that is not readable."""
     return int(counts.max()) if is_readable(counts) else most
+
+
+def asked_once(function: Callable[Concatenate[Tensor, P], T]) -> Callable[Concatenate[Tensor, P], T]:
+    """Let a function that looks at a tensor not do so again when it is asked about the same one: all layers are."""
+    last: list[tuple[weakref.ref[Tensor], object, T]] = []
+
+    @wraps(function)
+    def answer(tensor: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        asked = (args, kwargs)
+        # One read of the list: threads may ask at the same time.
+        for known, others, found in last[:1]:
+            if known() is tensor and others == asked:
+                return found
+        result = function(tensor, *args, **kwargs)
+        last[:] = [(weakref.ref(tensor), asked, result)]
+        return result
+
+    return answer
+
+
+@asked_once
+def counts_of(keep: Tensor) -> list[int]:
+    """Count on the host the entries to keep of each row [N, T]; on a GPU this waits for the device."""
+    counts: list[int] = keep.sum(1).tolist()
+    return counts
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:

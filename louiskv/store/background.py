@@ -1,12 +1,11 @@
-"""Work for a later step that runs while the model computes: a worker thread, and on a GPU a side stream in it."""
+"""Work for a later step that runs while the model computes: a worker thread on a CPU, side streams on a GPU."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import cache as once
-from functools import partial
 from threading import Lock
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -22,37 +21,48 @@ def _worker() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="louiskv")
 
 
-# Bytes that prompts may hold which wait to be taken in, beside the one that is. What the model computes need not wait
-# then for a thread that has more to launch than the GPU has to do.
-MOST_WAITING = 2**28
-
-
-class _Line:
-    """Jobs that took their turn and may not be done, of whatever layer, and the bytes that each holds."""
-
-    lock: ClassVar[Lock] = Lock()
-    jobs: ClassVar[deque[tuple[Future[Any], int]]] = deque()
-
-    @classmethod
-    def wait_for_room(cls, num_bytes: int) -> None:
-        """Wait for the first of them, as long as they are too much beside so many bytes."""
-        while cls.jobs and (cls.jobs[0][0].done() or cls._held() + num_bytes > MOST_WAITING):
-            wait([cls.jobs.popleft()[0]])
-
-    @classmethod
-    def forget(cls) -> None:
-        """Begin anew."""
-        cls.lock, cls.jobs = Lock(), deque()
-
-    @classmethod
-    def _held(cls) -> int:
-        return sum(num_bytes for _, num_bytes in cls.jobs)
-
-
-# A forked process has the pool but not its thread, and jobs that nobody will do.
+# A forked process has the pool but not its thread.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_worker.cache_clear)
-    os.register_at_fork(after_in_child=_Line.forget)
+
+
+class Background(Generic[T]):
+    """At most one job at a time in a worker thread, begun at one step and collected at the next."""
+
+    def __init__(self) -> None:
+        self._job: Callable[[], T] | None = None
+        self._result: Future[T] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Background[T]":
+        """A copy with a result of its own, for which this waits."""
+        copy: Background[T] = Background()
+        if self._result is not None:
+            copy._job, copy._result = self._job, Future()
+            copy._result.set_result(deepcopy(self._result.result(), memo))
+        return copy
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job has not been collected yet."""
+        return self._result is not None
+
+    def start(self, job: Callable[[], T]) -> None:
+        """Run a job beside what follows; what it reads is held until it is collected, and must not be changed."""
+        assert self._result is None, "the job before was not collected"
+        self._job, self._result = job, _worker().submit(_without_gradients, job)
+
+    def collect(self) -> T:
+        """Wait for the job and return its result, or raise what it raised."""
+        assert self._result is not None, "there is no job"
+        try:
+            return self._result.result()
+        finally:
+            self._result, self._job = None, None
+
+
+def _without_gradients(job: Callable[[], T]) -> T:
+    with torch.no_grad():
+        return job()
 
 
 def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
@@ -62,91 +72,6 @@ def urgent_stream(device: torch.device) -> "torch.cuda.Stream | None":
     would run beside it.
     """
     return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
-
-
-@once
-def _stream_of_jobs(device: torch.device) -> "torch.cuda.Stream | None":
-    # One, as there is one worker: each stream keeps memory of its own, as much as a prompt needs. So what one job has
-    # made may become another's as soon as it is free: see `collect`.
-    return urgent_stream(device)
-
-
-class Background(Generic[T]):
-    """At most one job at a time, begun at one step and collected at the next.
-
-    On a GPU the job's kernels run on a side stream: they wait for what the caller has launched before, and who collects
-    the result waits for them.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = _stream_of_jobs(device)
-        self._ended = None if self._stream is None else torch.cuda.Event()
-        self._job: list[Callable[[], T]] = []
-        self._result: Future[T] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Background[T]":
-        """A copy with a result of its own, for which this waits."""
-        copy: Background[T] = Background(self.device)
-        if self._result is not None:
-            copy._job, copy._result = list(self._job), Future()
-            copy._result.set_result(deepcopy(self._result.result(), memo))
-        return copy
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job has not been collected yet."""
-        return self._result is not None
-
-    def start(self, job: Callable[[], T], forget: bool = False) -> None:
-        """Run a job beside what follows; tensors that it reads must not be changed before it is collected.
-
-        They are held until then, or if it is to be forgotten, until it is done.
-        """
-        assert self._result is None, "the job before was not collected"
-        # No tensor that the job reads may be freed while the side stream uses it.
-        self._job = [job]
-        ready = None if self._stream is None else torch.cuda.current_stream(self._stream.device).record_event()
-        self._result = _worker().submit(_run, self._job, self._stream, ready, self._ended, forget)
-
-    def take_turn(self, job: Callable[[], T], num_bytes: int, reads: Iterable[Tensor] = ()) -> None:
-        """Run a job beside what follows, behind those of whatever layer that took their turn before.
-
-        A job is forgotten when its work is done, on a GPU there as well. Where all that are not would hold more than
-        `MOST_WAITING` bytes, the caller waits: so beside what it has, no more is held than that, or one job's.
-
-        Args:
-            job: The work.
-            num_bytes: What it holds until it is done.
-            reads: What the job reads and then replaces. Memory of the caller's stream that is free is given out again
-                at once, also where another stream has not read it yet.
-        """
-        held = tuple(reads)
-        with _Line.lock:
-            _Line.wait_for_room(num_bytes)
-            self.start(partial(_holding, held, job), forget=True)
-            assert self._result is not None
-            _Line.jobs.append((self._result, num_bytes))
-
-    def collect(self, made: Callable[[], Iterable[Tensor]] = tuple) -> T:
-        """Wait for the job and return its result, or raise what it raised.
-
-        Args:
-            made: Tells which tensors the job may have made that the caller reads. Memory of the job's stream that is
-                free is given out again there at once, also where the caller's stream has not read it yet.
-        """
-        assert self._result is not None, "there is no job"
-        try:
-            result = self._result.result()
-            if self._stream is not None and self._ended is not None:
-                here = torch.cuda.current_stream(self._stream.device)
-                here.wait_event(self._ended)
-                for tensor in made():
-                    if tensor.is_cuda:
-                        tensor.record_stream(here)
-            return result
-        finally:
-            self._result, self._job = None, []
 
 
 class Beside:
@@ -177,28 +102,86 @@ class Beside:
             self._work.clear()
 
 
-def _holding(_held: tuple[Tensor, ...], job: Callable[[], T]) -> T:
-    """Run a job; what is held is so for as long as the job itself."""
-    return job()
+# Bytes that prompts may hold whose work is launched and not done. The host, which has less to do for a long prompt than
+# the GPU, would else be layers ahead, and each layer's keys and values stay until they have been read.
+MOST_WAITING = 2**28
 
 
-def _run(
-    job: list[Callable[[], T]],
-    stream: torch.cuda.Stream | None,
-    ready: torch.cuda.Event | None,
-    ended: torch.cuda.Event | None,
-    forget: bool,
-) -> T:
-    with torch.no_grad():
-        if stream is None or ready is None or ended is None:
-            result = job[0]()
-        else:
-            with torch.cuda.stream(stream):
-                stream.wait_event(ready)
-                result = job[0]()
-                ended.record(stream)
-                if forget:
-                    ended.synchronize()
-    if forget:
-        job.clear()
-    return result
+class _Line:
+    """Prompts' work that was launched, of whatever layer: what tells that it is done, and the bytes that it reads."""
+
+    lock: ClassVar[Lock] = Lock()
+    work: ClassVar[deque[tuple[torch.cuda.Event, int]]] = deque()
+
+    @classmethod
+    def wait_for_room(cls, num_bytes: int) -> None:
+        """Wait for the first of them, as long as they are too much beside so many bytes."""
+        while cls.work and (cls.work[0][0].query() or cls._held() + num_bytes > MOST_WAITING):
+            cls.work.popleft()[0].synchronize()
+
+    @classmethod
+    def _held(cls) -> int:
+        return sum(num_bytes for _, num_bytes in cls.work)
+
+
+@once
+def _stream_of_prompts(device: torch.device) -> "torch.cuda.Stream | None":
+    # One for all layers: each stream keeps memory of its own, as much as a prompt needs.
+    return urgent_stream(device)
+
+
+class PromptWork:
+    """What a layer does with a prompt beside the model: launched at once, by the caller, on one stream for all layers.
+
+    Memory that is free is given out again at once on its own stream, also where another has not read it yet. So what
+    the work reads of the model's stream is marked as read here, and what it has made as read there. Without such
+    streams it simply runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _stream_of_prompts(device)
+        self._ended: torch.cuda.Event | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether what follows does not wait for it yet."""
+        return self._ended is not None
+
+    def run(self, work: Callable[[], None], reads: Iterable[Tensor], num_bytes: int) -> None:
+        """Launch work that waits for what was launched before it.
+
+        Where all that is not done would hold more than `MOST_WAITING` bytes, the host waits: so beside what the caller
+        has, no more is held than that, or one layer's.
+
+        Args:
+            work: Launches it.
+            reads: Tensors that it reads and that may be freed or replaced before it is done.
+            num_bytes: What it holds until it is done.
+        """
+        if self._stream is None:
+            work()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        for tensor in reads:
+            if tensor.is_cuda:
+                tensor.record_stream(self._stream)
+        with _Line.lock:
+            _Line.wait_for_room(num_bytes)
+        try:
+            with torch.cuda.stream(self._stream):
+                work()
+        finally:
+            self._ended = self._stream.record_event()
+            with _Line.lock:
+                _Line.work.append((self._ended, num_bytes))
+
+    def join(self, made: Callable[[], Iterable[Tensor]]) -> None:
+        """Let what follows wait for it; `made` tells which tensors it may have made that are read there."""
+        if self._ended is None or self._stream is None:
+            return
+        here = torch.cuda.current_stream(self._stream.device)
+        here.wait_event(self._ended)
+        self._ended = None
+        for tensor in made():
+            if tensor.is_cuda:
+                tensor.record_stream(here)

@@ -179,7 +179,7 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # What a test before this one left behind comes first.
-        behind = Background[None](torch.device("cpu"))
+        behind = Background[None]()
         behind.start(lambda: None)
         behind.collect()
         self.threads: list[int] = []

@@ -1,6 +1,5 @@
 """On a GPU no step waits for the device: there it is measured, and here what would wait is refused."""
 
-import time
 import traceback
 import warnings
 import weakref
@@ -22,8 +21,7 @@ from louiskv.methods.pace import Standing
 from louiskv.methods.retrieval import Retrieval
 from louiskv.methods.retrieval_layer import RetrievalLayer
 from louiskv.ops import ragged
-from louiskv.store import background
-from louiskv.store.background import Background
+from louiskv.ops.ragged import counts_of
 from louiskv.triggers import AnchorCosine, Cosine, Coverage, Every, Late, Trigger
 from louiskv.units.clusters import Clusters
 from louiskv.units.pages import Pages
@@ -220,9 +218,27 @@ def test_what_waits_is_found_out() -> None:
 
 
 @pytest.mark.usefixtures("unreadable")
+@pytest.mark.parametrize("padding", [0, 11])
+@pytest.mark.parametrize("name", RETRIEVING)
+def test_a_first_prompt_waits_for_nothing(name: str, padding: int) -> None:
+    # What is compiled once may wait.
+    fed = Fed(METHODS[name], 70, padding)
+    fed.layer.check_integrity()
+    valid = torch.ones(2, 70, dtype=torch.bool, device=DEVICE)
+    valid[0, :padding] = False
+    keys, values = fed.random(HEADS, 70), fed.random(HEADS, 70)
+    layer = METHODS[name].layer(2)
+    layer.begin(2, HEADS, HEADS * GROUP)
+    assert counts_of(valid) == [70 - padding, 70], "as another layer has asked before"
+    with no_waiting():
+        layer.absorb(keys, values, valid if padding else None)
+    layer.check_integrity()
+    assert layer.tiers() == fed.layer.tiers()
+
+
+@pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("trigger", [Every(1), Late(Every(1))], ids=str)
-def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "MOST_WAITING", 2 * HEADS * 300 * DIM * 4)
+def test_no_layers_keys_and_values_are_held(trigger: Trigger) -> None:
     method, generator = replace(BASE, trigger=trigger), torch.Generator().manual_seed(0)
     layers, given = [method.layer(2) for _ in range(6)], []
     for layer in layers:
@@ -231,7 +247,7 @@ def test_never_are_more_than_two_layers_keys_and_values_held(trigger: Trigger, m
         layer.begin(1, HEADS, HEADS * GROUP)
         layer.absorb(keys, values, None)
         del keys, values
-        assert [each for each in given[:-1] if each() is not None] == [], "the layer before is done with"
+        assert [each for each in given if each() is not None] == []
     for layer in layers:
         layer.check_integrity()
 
@@ -251,20 +267,19 @@ def test_room_made_right_behind_a_prompt_loses_nothing() -> None:
         layer.check_integrity()
 
 
-def test_a_prompt_that_cannot_be_taken_in_says_so_when_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, unreadable: None
-) -> None:
+def test_a_prompt_that_cannot_be_taken_in_says_so(monkeypatch: pytest.MonkeyPatch, unreadable: None) -> None:
     def fails(*_: object) -> None:
         raise MemoryError("no room")
 
-    layer = BASE.layer(2)
+    layer, other = BASE.layer(2), BASE.layer(2)
     monkeypatch.setattr(layer, "_take_in", fails)
-    layer.begin(1, HEADS, HEADS * GROUP)
     rows = torch.zeros(1, HEADS, 50, DIM, device=DEVICE)
-    layer.absorb(rows, rows, None)
+    for each in (layer, other):
+        each.begin(1, HEADS, HEADS * GROUP)
     with pytest.raises(MemoryError, match="no room"):
-        layer.tiers()
-    Background[None](DEVICE).take_turn(lambda: None, 0)
+        layer.absorb(rows, rows, None)
+    other.absorb(rows, rows, None)
+    other.check_integrity()
 
 
 @pytest.mark.usefixtures("unreadable")
@@ -272,7 +287,8 @@ def test_what_is_asked_while_a_prompt_comes_in_waits_for_it(monkeypatch: pytest.
     take_in = RetrievalLayer._take_in
 
     def slowly(layer: RetrievalLayer, keys: Tensor, values: Tensor, valid: Tensor | None) -> None:
-        time.sleep(0.3)
+        if DEVICE.type == "cuda":
+            torch.cuda._sleep(10**9)
         take_in(layer, keys, values, valid)
 
     monkeypatch.setattr(RetrievalLayer, "_take_in", slowly)

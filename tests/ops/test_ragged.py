@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from louiskv.ops import ragged
 
@@ -60,3 +61,25 @@ def test_what_is_not_readable_is_never_looked_at(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ragged, "READABLE", set())
     assert ragged.may_hold(nowhere)
     assert ragged.width_of(counts, 9) == 9
+
+
+def test_who_asks_about_the_same_tensor_gets_the_same_answer_and_nobody_looks_again() -> None:
+    looks: list[tuple[int, int]] = []
+
+    @ragged.asked_once
+    def total(tensor: Tensor, factor: int = 1) -> list[int]:
+        looks.append((int(tensor.sum()), factor))
+        return [looks[-1][0] * factor]
+
+    first, alike = torch.tensor([1, 2]), torch.tensor([1, 2])
+    assert total(first) is total(first) and len(looks) == 1
+    assert total(alike) == [3] and len(looks) == 2, "equal, but another"
+    assert total(alike, factor=2) == [6] and total(alike, 3) == [9] and len(looks) == 4
+    assert total(first) == [3] and len(looks) == 5, "only the last is known"
+    del first
+    for number in range(20):  # What is new may lie where another was.
+        assert total(torch.tensor([number])) == [number]
+
+
+def test_what_is_kept_is_counted() -> None:
+    assert ragged.counts_of(torch.tensor([[True, False, True], [False] * 3])) == [2, 0]

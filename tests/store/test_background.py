@@ -4,15 +4,17 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import deque
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
 
 from louiskv.store import background as module
-from louiskv.store.background import Background
+from louiskv.store.background import Background, PromptWork
 
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PATIENCE = 20.0
 
 
@@ -21,7 +23,7 @@ def is_busy(background: Background[int]) -> bool:
 
 
 def test_a_job_runs_in_another_thread_and_is_busy_until_it_is_collected() -> None:
-    background, gate = Background[int](CPU), threading.Event()
+    background, gate = Background[int](), threading.Event()
 
     def job() -> int:
         assert gate.wait(PATIENCE)
@@ -36,7 +38,7 @@ def test_a_job_runs_in_another_thread_and_is_busy_until_it_is_collected() -> Non
 
 
 def test_a_job_that_is_done_is_busy_as_long_as_nobody_collects_it() -> None:
-    background, done = Background[int](CPU), threading.Event()
+    background, done = Background[int](), threading.Event()
 
     def job() -> int:
         done.set()
@@ -50,7 +52,7 @@ def test_a_job_that_is_done_is_busy_as_long_as_nobody_collects_it() -> None:
 
 
 def test_jobs_of_all_layers_come_one_after_the_other_in_the_order_they_were_started() -> None:
-    layers, gate = [Background[int](CPU) for _ in range(5)], threading.Event()
+    layers, gate = [Background[int]() for _ in range(5)], threading.Event()
     begun = [threading.Event() for _ in layers]
     order: list[int] = []
 
@@ -72,36 +74,55 @@ def test_jobs_of_all_layers_come_one_after_the_other_in_the_order_they_were_star
     assert order == [0, 1, 2, 3, 4]
 
 
+class Done:
+    """An event of a GPU that comes when it is waited for."""
+
+    waited: ClassVar[list["Done"]] = []
+
+    def query(self) -> bool:
+        return self in Done.waited
+
+    def synchronize(self) -> None:
+        Done.waited.append(self)
+
+
 @pytest.mark.parametrize(("num_bytes", "at_once"), [(4, 2), (10, 1), (11, 1), (0, 4)])
-def test_who_takes_a_turn_waits_where_too_much_is_held(
+def test_a_prompt_waits_for_the_oldest_where_too_much_is_held(
     num_bytes: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_WAITING", 10)
-    layers, gates = [Background[bool](CPU) for _ in range(4)], [threading.Event() for _ in range(4)]
-    taken = threading.Semaphore(0)
+    monkeypatch.setattr(module._Line, "work", deque())
+    monkeypatch.setattr(Done, "waited", [])
+    events = [Done() for _ in range(4)]
+    for number, event in enumerate(events):
+        module._Line.wait_for_room(num_bytes)
+        assert Done.waited == events[: max(0, number + 1 - at_once)]
+        module._Line.work.append((event, num_bytes))  # type: ignore[arg-type]
+    Done.waited[:] = events
+    module._Line.wait_for_room(num_bytes)
+    assert not module._Line.work, "what is done is forgotten"
 
-    def take_turns() -> None:
-        for layer, gate in zip(layers, gates, strict=True):
-            layer.take_turn(partial(gate.wait, PATIENCE), num_bytes)
-            taken.release()
 
-    thread = threading.Thread(target=take_turns)
-    thread.start()
-    try:
-        for number in range(4):
-            if number >= at_once:
-                assert not taken.acquire(timeout=0.1), "it waits for the oldest"
-                gates[number - at_once].set()
-            assert taken.acquire(timeout=PATIENCE)
-    finally:
-        for gate in gates:
-            gate.set()
-        thread.join(PATIENCE)
-    assert [layer.collect() for layer in layers] == [True] * 4
+def test_what_takes_a_prompt_in_runs_at_once_and_raises_what_it_raises() -> None:
+    work, read, made = PromptWork(DEVICE), [torch.ones(1000, device=DEVICE)], []
+    work.join(list)
+    work.run(lambda: made.append(read.pop() * 2), list(read), 4000)
+    work.join(lambda: made)
+    assert made[0].tolist() == [2.0] * 1000
+
+    def fails() -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        work.run(fails, made, 0)
+    work.join(lambda: made)
+    work.run(lambda: made.append(made[0] + 1), made, 0)
+    work.join(lambda: made)
+    assert made[1].tolist() == [3.0] * 1000
 
 
 def test_collect_raises_what_the_job_raised_and_the_next_job_runs() -> None:
-    background, other = Background[int](CPU), Background[int](CPU)
+    background, other = Background[int](), Background[int]()
 
     def fail() -> int:
         raise KeyError("lost")
@@ -118,7 +139,7 @@ def test_collect_raises_what_the_job_raised_and_the_next_job_runs() -> None:
 
 def test_no_gradients_in_a_job_whatever_the_caller_does() -> None:
     weight = torch.ones(2, requires_grad=True)
-    background = Background[tuple[bool, torch.Tensor]](CPU)
+    background = Background[tuple[bool, torch.Tensor]]()
 
     def job() -> tuple[bool, torch.Tensor]:
         return torch.is_grad_enabled(), weight * 2
@@ -132,7 +153,7 @@ def test_no_gradients_in_a_job_whatever_the_caller_does() -> None:
 
 
 def test_tensors_of_inference_mode_go_in_and_come_out() -> None:
-    background = Background[torch.Tensor](CPU)
+    background = Background[torch.Tensor]()
     with torch.inference_mode():
         start = torch.arange(4.0)
         background.start(lambda: start + 1)
@@ -142,7 +163,7 @@ def test_tensors_of_inference_mode_go_in_and_come_out() -> None:
 
 
 def test_one_job_at_a_time() -> None:
-    background = Background[int](CPU)
+    background = Background[int]()
     with pytest.raises(AssertionError, match="there is no job"):
         background.collect()
     background.start(lambda: 1)
@@ -154,11 +175,11 @@ def test_one_job_at_a_time() -> None:
 
 
 def test_a_job_and_what_it_reads_are_kept_until_it_is_collected() -> None:
-    background, kept = Background[int](CPU), torch.ones(1)
+    background, kept = Background[int](), torch.ones(1)
     reference = weakref.ref(kept)
     background.start(partial(int, kept))
     # One worker: when the second job is done, so is the first.
-    behind = Background[int](CPU)
+    behind = Background[int]()
     behind.start(lambda: 0)
     behind.collect()
     del kept
@@ -170,15 +191,15 @@ def test_a_job_and_what_it_reads_are_kept_until_it_is_collected() -> None:
 FORK = """
 import os, signal, threading, torch
 from louiskv.store.background import Background
-background = Background(torch.device("cpu"))
+background = Background()
 background.start(lambda: 1)
 assert background.collect() == 1
-gate, other = threading.Event(), Background(torch.device("cpu"))
-other.take_turn(gate.wait, 2**30)
+gate, other = threading.Event(), Background()
+other.start(gate.wait)
 child = os.fork()
 if child == 0:
     signal.alarm(20)
-    background.take_turn(lambda: 2, 2**30)
+    background.start(lambda: 2)
     os._exit(background.collect())
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
 gate.set()
