@@ -59,7 +59,7 @@ class Kernel:
         key: Sequence[str],
     ) -> None:
         self.function, self.checks, self.configs, self.key = function, checks, configs, key
-        self._tuned: set[tuple[Any, ...]] = set()
+        self._tuned: dict[tuple[Any, ...], Mapping[str, Any]] = {}
         self._lock = Lock()
         self._tuner: Any = None
 
@@ -72,24 +72,26 @@ class Kernel:
         if device is not None and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self._launch(grid, *args, **kwargs)
-        if len(self.configs) == 1 or INTERPRETED or not self._may_tune(args, kwargs):
-            self.function[grid](*args, **kwargs, **self.configs[0])
-        else:
-            # Triton's tuner keeps the arguments of a launch to itself until it is done.
-            with self._lock:
-                self._autotuner()[grid](*args, **kwargs)
+        constants: Mapping[str, Any] | None = self.configs[0]
+        if len(self.configs) > 1 and not INTERPRETED:
+            dtypes = [arg.dtype for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
+            key = (*(kwargs[name] for name in self.key), *dtypes)
+            # Triton's tuner would look for what is best at each launch, for longer than the launch takes.
+            constants = self._tuned.get(key)
+            if constants is None and not torch.cuda.is_current_stream_capturing():
+                self._tuned[key] = self._tune(grid, args, kwargs)
+                return None
+        self.function[grid](*args, **kwargs, **(constants or self.configs[0]))
         return None
 
-    def _may_tune(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether it is tuned for these arguments, or can be now."""
-        dtypes = [arg.dtype for arg in (*args, *kwargs.values()) if isinstance(arg, Tensor)]
-        key = (*(kwargs[name] for name in self.key), *dtypes)
-        if key in self._tuned:
-            return True
-        if torch.cuda.is_current_stream_capturing():
-            return False
-        self._tuned.add(key)
-        return True
+    def _tune(self, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Launch it with the configuration that is best for these arguments; returns that."""
+        # Triton's tuner keeps the arguments of a launch to itself until it is done.
+        with self._lock:
+            tuner = self._autotuner()
+            tuner[grid](*args, **kwargs)
+            best: dict[str, Any] = tuner.best_config.all_kwargs()
+            return best
 
     def _autotuner(self) -> Any:
         if self._tuner is None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,6 +122,10 @@ def test_a_kernel_is_tuned_once_for_each_key(monkeypatch: pytest.MonkeyPatch) ->
         def __call__(self, *args: object, **kwargs: object) -> None:
             ran.append((self.name, kwargs))
 
+        @property
+        def best_config(self) -> SimpleNamespace:
+            return SimpleNamespace(all_kwargs=lambda: {"block": 2, "num_warps": 8})
+
     capturing = [False]
     monkeypatch.setattr("louiskv.ops.triton_runtime.INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
@@ -131,8 +136,10 @@ def test_a_kernel_is_tuned_once_for_each_key(monkeypatch: pytest.MonkeyPatch) ->
     kernel[1,](torch.ones(1), dim=64)
     kernel[1,](torch.zeros(1), dim=128)
     kernel[1,](torch.zeros(1, dtype=torch.float16), dim=64)
-    tuned, first = ("tuned", {"dim": 64}), ("first", {"dim": 128, "block": 1})
-    assert ran == [tuned, tuned, first, ("first", {"dim": 64, "block": 1})]
+    launched = [(name, {key: kwargs[key] for key in ("dim", "block") if key in kwargs}) for name, kwargs in ran]
+    first = [("first", {"dim": dim, "block": block}) for dim, block in ((64, 2), (128, 1), (64, 1))]
+    assert launched == [("tuned", {"dim": 64}), *first]
+    assert ran[1][1]["num_warps"] == 8
 
 
 def test_sizes_share_a_bucket_and_strides_of_one_entry_are_none() -> None:
