@@ -36,9 +36,7 @@ def bisect(points: Tensor, counts: Tensor, leaf: int, impl: str | None = None) -
     return order[:, :num_points]
 
 
-def along_widest(
-    points: Tensor, order: Tensor, counts: Tensor, num_groups: int, *, impl: str | None = None
-) -> Tensor:
+def along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int, *, impl: str | None = None) -> Tensor:
     """Where points lie along the direction in which those of their group spread most.
 
     Args:
@@ -73,7 +71,7 @@ def _along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int
     # Not by products of a library, which takes room for itself on each stream.
     for _ in range(POWER_STEPS):
         direction = (off * (off * direction).sum(-1, keepdim=True)).sum(2, keepdim=True)
-    along = (off * direction).sum(-1).nan_to_num_()
+    along: Tensor = (off * direction).sum(-1).nan_to_num_()
     return along.masked_fill_(absent[..., 0], torch.inf)
 
 

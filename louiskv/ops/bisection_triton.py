@@ -16,23 +16,26 @@ MOST_NUMBERS = 8192
 
 
 @triton.jit
+def _index_at(order: tl.tensor, place: tl.tensor, width: tl.tensor) -> tl.tensor:
+    """Indices at places of a group; behind its last, one that is none of a point."""
+    return tl.load(order + place, mask=place < width, other=NOWHERE)
+
+
+@triton.jit
 def _offsets(
     points: tl.tensor,
-    order: tl.tensor,
-    place: tl.tensor,
-    width: tl.tensor,
+    index: tl.tensor,
     count: tl.tensor,
     points_token: tl.tensor,
     centre: tl.tensor,
     dim: tl.constexpr,
     dim_block: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Which places [tile] of a group have a point, and where these are from the centre [tile, dim_block]; 0 if none."""
-    index = tl.load(order + place, mask=place < width, other=NOWHERE)
-    present, channel = index < count, tl.arange(0, dim_block)
-    mask = present[:, None] & (channel < dim)[None]
+) -> tl.tensor:
+    """Where points are from the centre [tile, dim_block]; 0 where an index is none of a point."""
+    channel = tl.arange(0, dim_block)
+    mask = (index < count)[:, None] & (channel < dim)[None]
     point = tl.load(points + index[:, None] * points_token + channel[None], mask=mask, other=0.0).to(tl.float32)
-    return present, tl.where(mask, point - centre[None], 0.0)
+    return tl.where(mask, point - centre[None], 0.0)
 
 
 @kernel(
@@ -66,34 +69,37 @@ def _widest(
     # What is summed or compared over all points is so for each place of a tile first, in which nobody waits for others.
     centre, sums, size = tl.zeros([dim_block], tl.float32), tl.zeros([tile, dim_block], tl.float32), lane * 0
     for start in range(0, width, tile):
-        present, off = _offsets(points, order, start + lane, width, count, points_token, centre, dim, dim_block)
-        sums, size = sums + off, size + present.to(tl.int32)
+        index = _index_at(order, start + lane, width)
+        sums += _offsets(points, index, count, points_token, centre, dim, dim_block)
+        size += (index < count).to(tl.int32)
     centre = tl.sum(sums, 0) / tl.maximum(tl.sum(size, 0), 1).to(tl.float32)
     longest, farthest = tl.full([tile], -1.0, tl.float32), lane * 0
     for start in range(0, width, tile):
-        present, off = _offsets(points, order, start + lane, width, count, points_token, centre, dim, dim_block)
+        index = _index_at(order, start + lane, width)
+        off = _offsets(points, index, count, points_token, centre, dim, dim_block)
         distance = tl.sum(off * off, 1)
-        farther = present & (distance > longest)
+        farther = (index < count) & (distance > longest)
         longest, farthest = tl.where(farther, distance, longest), tl.where(farther, start + lane, farthest)
     most = tl.max(longest, 0)
     # The first of equal ones.
-    start = tl.min(tl.where(longest == most, farthest, NOWHERE), 0) + tl.zeros([1], tl.int32)
+    first = tl.min(tl.where(longest == most, farthest, NOWHERE), 0) + tl.zeros([1], tl.int32)
+    one = _offsets(points, _index_at(order, first, width), count, points_token, centre, dim, dim_block)
     # None longer than 1, as in the reference.
     scale = tl.rsqrt(tl.maximum(most, TINY))
-    _, off = _offsets(points, order, start, width, count, points_token, centre, dim, dim_block)
-    direction = tl.sum(off, 0) * scale
+    direction = tl.sum(one, 0) * scale
     for _ in range(STEPS):
         sums = tl.zeros([tile, dim_block], tl.float32)
         for start in range(0, width, tile):
-            _, off = _offsets(points, order, start + lane, width, count, points_token, centre, dim, dim_block)
-            off *= scale
+            index = _index_at(order, start + lane, width)
+            off = _offsets(points, index, count, points_token, centre, dim, dim_block) * scale
             sums += off * tl.sum(off * direction[None], 1)[:, None]
         direction = tl.sum(sums, 0)
     for start in range(0, width, tile):
-        present, off = _offsets(points, order, start + lane, width, count, points_token, centre, dim, dim_block)
-        along = tl.sum(off * scale * direction[None], 1)
+        index = _index_at(order, start + lane, width)
+        off = _offsets(points, index, count, points_token, centre, dim, dim_block) * scale
+        along = tl.sum(off * direction[None], 1)
         # What is no number is at 0.
-        along = tl.where(present, tl.where(along == along, along, 0.0), float("inf"))
+        along = tl.where(index < count, tl.where(along == along, along, 0.0), float("inf"))
         tl.store(out + start + lane, along, mask=start + lane < width)
 
 

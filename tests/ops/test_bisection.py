@@ -70,6 +70,8 @@ def test_each_row_is_a_permutation_in_every_implementation(
 
 
 @each_impl
+# What interprets kernels warns of them.
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_what_is_no_number_leaves_a_permutation(impl: str, bad: float) -> None:
     points = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
@@ -124,7 +126,13 @@ def test_rows_do_not_depend_on_each_other(impl: str, left_over: int) -> None:
 
 
 # Points of each row, numbers of each, groups, and points of a group.
-SHAPES = [([90, 41, 0], 8, 4, 32), ([300, 200], 80, 1, 320), ([70, 33], 128, 3, 25), ([1, 9], 5, 2, 5), ([5], 256, 1, 200)]
+SHAPES = [
+    ([90, 41, 0], 8, 4, 32),
+    ([300, 200], 80, 1, 320),
+    ([70, 33], 128, 3, 25),
+    ([1, 9], 5, 2, 5),
+    ([5], 256, 1, 200),
+]
 
 
 def some_points(counts: list[int], dim: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +204,7 @@ def test_points_lie_there_on_each_device(impl: str, device: str, dtype: torch.dt
 
 @on_each_device("along_widest")
 def test_blobs_stay_together_on_each_device(impl: str, device: str) -> None:
-    points, label = blobs(64, 16, 0)
-    order = bisect(points.to(device), torch.tensor([1024], device=device), 16, impl)[0].cpu()
-    for run in label[order].split(16):
+    points, label = blobs(8, 64, 0)
+    order = bisect(points.to(device), torch.tensor([512], device=device), 64, impl)[0].cpu()
+    for run in label[order].split(64):
         assert len(set(run.tolist())) == 1
