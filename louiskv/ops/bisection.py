@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from louiskv.ops.dispatch import choose, implementations
-from louiskv.ops.ragged import take_rows
+from louiskv.ops.ragged import may_hold, take_rows
 
 # Steps of the power iteration that finds along which direction points spread most; it need not be exact.
 POWER_STEPS = 4
@@ -53,26 +53,29 @@ def along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int,
     Raises:
         ImplementationError: `impl` cannot run on this device.
     """
-    along: Tensor = choose("along_widest", ALONG_WIDEST, impl, points)(points, order, counts, num_groups)
+    function = choose("along_widest", ALONG_WIDEST, impl, points)
+    along: Tensor = function(points, order, counts, num_groups, POWER_STEPS)
     return along
 
 
-def _along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int) -> Tensor:
+def _along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int, steps: int) -> Tensor:
     picked = take_rows(points, order.clamp(max=points.shape[1] - 1)).float().unflatten(1, (num_groups, -1))
     present = (order < counts[:, None]).unflatten(1, (num_groups, -1))
-    absent = present.logical_not()[..., None]
-    centre = picked.masked_fill_(absent, 0).sum(2, keepdim=True) / present.sum(2).clamp(min=1)[..., None, None]
-    off = (picked - centre).masked_fill_(absent, 0)
+    absent = present.logical_not()
+    if may_hold(absent):
+        picked.masked_fill_(absent[..., None], 0)
+    centre = picked.sum(2, keepdim=True) / present.sum(2).clamp(min=1)[..., None, None]
+    off = picked.sub_(centre).mul_(present[..., None])
     distance = off.square().sum(-1)
     farthest = distance.argmax(-1, keepdim=True)
     # None longer than 1, so that the steps stay finite; how long the direction becomes does not matter.
-    off = off * distance.gather(-1, farthest).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()[..., None]
+    off *= distance.gather(-1, farthest).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()[..., None]
     direction = off.gather(2, farthest[..., None].expand(-1, -1, 1, off.shape[-1]))
     # Not by products of a library, which takes room for itself on each stream.
-    for _ in range(POWER_STEPS):
+    for _ in range(steps):
         direction = (off * (off * direction).sum(-1, keepdim=True)).sum(2, keepdim=True)
     along: Tensor = (off * direction).sum(-1).nan_to_num_()
-    return along.masked_fill_(absent[..., 0], torch.inf)
+    return along.masked_fill_(absent, torch.inf)
 
 
 ALONG_WIDEST = implementations("bisection", _along_widest, ("triton",))

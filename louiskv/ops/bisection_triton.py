@@ -5,10 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from louiskv.ops.bisection import POWER_STEPS
 from louiskv.ops.triton_runtime import dense, kernel
 
-STEPS = tl.constexpr(POWER_STEPS)
 TINY = tl.constexpr(float(torch.finfo(torch.float32).tiny))
 NOWHERE = tl.constexpr(2**30)
 # Numbers of the points that a program has at a time, at the most.
@@ -42,7 +40,7 @@ def _offsets(
     checks=tuple(
         {"points": "*T", "order": "*i64", "counts": "*i64", "out": "*fp32"}
         | dict.fromkeys(("points_row", "points_token", "order_row", "width"), "i32")
-        | {"dim": dim, "dim_block": dim_block, "tile": tile}
+        | {"dim": dim, "dim_block": dim_block, "tile": tile, "steps": 4}
         for dim, dim_block, tile in ((80, 128, 64), (128, 128, 32), (256, 256, 32))
     ),
     configs=({"num_warps": 8, "num_stages": 1},),
@@ -60,6 +58,7 @@ def _widest(
     dim: tl.constexpr,
     dim_block: tl.constexpr,
     tile: tl.constexpr,
+    steps: tl.constexpr,
 ) -> None:
     """Place the points of one group, some at a time."""
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -87,7 +86,7 @@ def _widest(
     # None longer than 1, as in the reference.
     scale = tl.rsqrt(tl.maximum(most, TINY))
     direction = tl.sum(one, 0) * scale
-    for _ in range(STEPS):
+    for _ in range(steps):
         sums = tl.zeros([tile, dim_block], tl.float32)
         for start in range(0, width, tile):
             index = _index_at(order, start + lane, width)
@@ -103,13 +102,13 @@ def _widest(
         tl.store(out + start + lane, along, mask=start + lane < width)
 
 
-def along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int) -> Tensor:
+def along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int, steps: int) -> Tensor:
     """Twin of the reference."""
     num_rows, width = order.shape[0], order.shape[1] // num_groups
     points, order, dim = dense(points), dense(order), points.shape[2]
     out = points.new_empty(num_rows, num_groups, width, dtype=torch.float32)
     dim_block = triton.next_power_of_2(dim)
     tile = max(1, min(triton.next_power_of_2(width), MOST_NUMBERS // dim_block))
-    numbers = (*points.stride()[:2], order.stride(0), width, dim, dim_block, tile)
+    numbers = (*points.stride()[:2], order.stride(0), width, dim, dim_block, tile, steps)
     _widest[num_groups, num_rows](points, order, dense(counts), out, *numbers)
     return out
