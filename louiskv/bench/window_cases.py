@@ -7,6 +7,7 @@ from torch import Tensor
 
 from louiskv.bench.case import Case
 from louiskv.bench.shapes import NUM_SINKS, RUN, UNIT_SIZE, WINDOW, Inputs, Sizes
+from louiskv.ops.bisection import along_widest
 from louiskv.ops.grouping import group_by_label
 from louiskv.ops.kmeans import kmeans
 from louiskv.ops.recording import record_step
@@ -114,6 +115,13 @@ def _bundled_moved(sizes: Sizes) -> tuple[int, int]:
     return sizes.num_rows * (BUNDLE * (unit + 4) + 16), sizes.num_rows * unit
 
 
+def _in_order(inputs: Inputs) -> tuple[Tensor, ...]:
+    """Means of a prompt's units, in any order, and how many there are."""
+    num_units = inputs.sizes.num_units
+    order = inputs.numbers(num_units, dtype=FLOAT).argsort(dim=1)
+    return inputs.numbers(num_units, inputs.sizes.shape.dim), order, inputs.filled(num_units, dtype=LONG)
+
+
 def _kept_moved(sizes: Sizes) -> tuple[int, int]:
     slots = sizes.num_rows * sizes.num_retrieved
     return 4 * slots + 16 * sizes.num_rows, 5 * slots + 4 * sizes.num_rows * RUN
@@ -205,6 +213,7 @@ WINDOW_CASES = (
         moved=lambda s: _sketched_moved(s, s.num_units),
     ),
     Case("bundle_sketches", _sketches, _bundle, dtype=LONG, moved=_bundled_moved),
+    Case("along_widest", _in_order, partial(along_widest, num_groups=1)),
     Case(
         "append_units",
         _table,

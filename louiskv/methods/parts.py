@@ -72,7 +72,7 @@ class Parts:
         As `Units.group` does, but without an order where tokens keep theirs.
         """
         if self.max_looked is not None:
-            return in_bundles(keys, self.units.group(keys, counts, impl), BUNDLE_SIZE)
+            return in_bundles(keys, self.units.group(keys, counts, impl), BUNDLE_SIZE, impl)
         sizes = self.units.sizes_in_order(counts, keys.shape[1])
         return self.units.group(keys, counts, impl) if sizes is None else (None, sizes)
 

@@ -1,6 +1,7 @@
 """How it is computed: functions of tensors. The plain-torch reference of each operation is its specification."""
 
 from louiskv.ops.attention import ATTENTION_WITH_WEIGHTS, DECODE_ATTENTION
+from louiskv.ops.bisection import ALONG_WIDEST
 from louiskv.ops.candidates import BEST_TOKENS, COUNT_REST, LIST_CANDIDATES
 from louiskv.ops.dispatch import Implementation
 from louiskv.ops.eviction import CHOOSE_VICTIMS, MERGE_SIMILAR
@@ -41,6 +42,7 @@ OPS: dict[str, tuple[Implementation, ...]] = {
     "summarise_units": SUMMARISE_UNITS,
     "sketch_units": SKETCH_UNITS,
     "bundle_sketches": BUNDLE_SKETCHES,
+    "along_widest": ALONG_WIDEST,
     "append_units": APPEND_UNITS,
     "keep_runs": KEEP_RUNS,
     "unit_logits": UNIT_LOGITS,

@@ -10,10 +10,10 @@ from louiskv.units.base import Grouping
 from louiskv.units.summaries import means
 
 
-def in_bundles(keys: Tensor, grouping: Grouping, bundle_size: int) -> Grouping:
+def in_bundles(keys: Tensor, grouping: Grouping, bundle_size: int, impl: str | None = None) -> Grouping:
     """Order the units of keys [N, T, D] so that each run of `bundle_size` has near mean keys; tokens stay in theirs."""
     order, sizes = grouping
-    place_of = bisect(means(take_rows(keys, order), sizes), (sizes > 0).sum(1), bundle_size)
+    place_of = bisect(means(take_rows(keys, order), sizes, impl), (sizes > 0).sum(1), bundle_size, impl)
     rank = torch.empty_like(place_of).scatter_(
         1, place_of, torch.arange(place_of.shape[1], device=sizes.device).expand_as(place_of)
     )
