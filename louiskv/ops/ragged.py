@@ -13,10 +13,6 @@ from louiskv.ops.pinned import empty_pinned
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# More tokens than one decode step ever moves: what is longer is part of a prompt.
-PROMPT = 1024
-
-
 # Types of devices whose values the host can read without waiting for them.
 READABLE = {"cpu"}
 
@@ -88,10 +84,10 @@ def append_rows(buffer: Tensor, lengths: list[int], rows: Tensor, counts: list[i
         counts: Entries of each row to write; `lengths + counts` is at most C.
     """
     alike = len(set(lengths)) == len(set(counts)) == 1
-    if alike and (buffer.device == rows.device or counts[0] <= PROMPT):
+    if alike and buffer.device == rows.device:
         buffer[:, lengths[0] : lengths[0] + counts[0]].copy_(rows[:, : counts[0]], non_blocking=True)
         return
-    # Each row is one run of memory, which alone can be copied to the host without waiting.
+    # Each row is one run of memory, which alone can be copied to the host without waiting for it.
     for target, source, length, count in zip(buffer, rows, lengths, counts, strict=True):
         target[length : length + count].copy_(source[:count], non_blocking=True)
 

@@ -18,6 +18,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 # Room beyond what is needed whenever the pool grows: at least this many tokens a row, or a sixteenth of what it holds.
 # A pool that is full would be copied whole in the middle of decoding.
 MIN_ROOM = 256
+# Tokens of a row, at the most, that one kernel writes to the host for all rows: copies, one for each, begin slower than
+# they carry so few.
+FEW = 1024
 
 
 def capacity_for(num_tokens: int) -> int:
@@ -93,7 +96,10 @@ class Pool:
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(rows.device))
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            append_rows(self.rows, held, rows, new)
+            if self.pinned and max(new) <= FEW:
+                store_rows(self.rows, self.lengths, rows, counts)
+            else:
+                append_rows(self.rows, held, rows, new)
             store_rows(self.positions, self.lengths, positions, counts)
         if stream is not None:
             for each in (rows, positions, self.lengths, counts):
