@@ -9,6 +9,7 @@ from louiskv.units.base import Grouping
 from louiskv.units.bundles import in_bundles
 from louiskv.units.index import Bundles, UnitIndex
 from louiskv.units.summaries import MeanKey, Sketch
+from tests.ops.implementations import each
 from tests.units.test_sketch import CPU, DIM, VALUE_DIM, appended, ragged, ragged_rows
 
 BUNDLES = Bundles(4, Sketch())
@@ -48,13 +49,14 @@ def test_units_change_places_and_keep_their_tokens(rows: list[list[int]], bundle
         assert sorted(got.order[row].tolist()) == list(range(keys.shape[1]))
 
 
-def test_near_units_are_in_one_bundle() -> None:
+@each("along_widest")
+def test_near_units_are_in_one_bundle(impl: str) -> None:
     generator = torch.Generator().manual_seed(0)
     topics = torch.randperm(12, generator=generator) % 3
     sizes = torch.randint(1, 6, (1, 12), generator=generator)
     topic = topics.repeat_interleave(sizes[0])
     keys = torch.eye(3)[topic][None] * 9 + 0.1 * torch.randn(1, len(topic), 3, generator=generator)
-    got = in_bundles(keys, Grouping(torch.arange(len(topic))[None], sizes), 4)
+    got = in_bundles(keys, Grouping(torch.arange(len(topic))[None], sizes), 4, impl)
     of_bundle = topic[got.order[0]].split(got.sizes.unflatten(1, (3, 4)).sum(-1)[0].tolist())
     assert [len(set(each.tolist())) for each in of_bundle] == [1, 1, 1]
 
