@@ -62,6 +62,7 @@ class RetrievalState(KVLayer):
         self.resident = ResidentSet(num_rows, *sizes, key_dim, value_dim, dtype, device, self.pool.in_place)
         self.index = parts.new_index(num_rows, device)
         self.cuts = Cuts(parts.output.runs(parts.window), num_rows, parts.num_sinks, parts.window, device)
+        self.paces.standing = [Standing(0, parts.num_sinks, 0, 0)] * num_rows
         self._begin_moving()
 
     def _begin_moving(self) -> None:

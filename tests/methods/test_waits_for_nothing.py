@@ -220,7 +220,7 @@ def test_what_waits_is_found_out() -> None:
 @pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("padding", [0, 11])
 @pytest.mark.parametrize("name", RETRIEVING)
-def test_a_first_prompt_waits_for_nothing(name: str, padding: int) -> None:
+def test_a_first_prompt_waits_for_nothing(name: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is compiled once may wait.
     fed = Fed(METHODS[name], 70, padding)
     fed.layer.check_integrity()
@@ -230,6 +230,11 @@ def test_a_first_prompt_waits_for_nothing(name: str, padding: int) -> None:
     layer = METHODS[name].layer(2)
     layer.begin(2, HEADS, HEADS * GROUP)
     assert counts_of(valid) == [70 - padding, 70], "as another layer has asked before"
+
+    def looks(_: RetrievalLayer) -> list[Standing]:
+        raise AssertionError("nothing is there yet")
+
+    monkeypatch.setattr(RetrievalLayer, "_look", looks)
     with no_waiting():
         layer.absorb(keys, values, valid if padding else None)
     layer.check_integrity()
