@@ -24,8 +24,11 @@ stage "every operation against its reference"
 on_device="(cuda or triton or waits_for_nothing or test_generation) and not compile"
 # shellcheck disable=SC2086
 timeout -s INT -k 10 "$(left 0.3)" "$python" -m pytest -q $parallel -p no:cacheprovider -p no:benchmark -k "$on_device" \
-  tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1 || failed=1
+  tests/ops tests/methods/test_waits_for_nothing.py tests/test_generation.py > "$folder/checks.txt" 2>&1
+code=$?
+(( code == 0 )) || failed=1
 grep -E "^(FAILED|ERROR)|passed|failed" "$folder/checks.txt" | tail -20
+! grep -q KeyboardInterrupt "$folder/checks.txt" || echo "time was up: not all of them ran"
 
 stage "the small sizes again, every access to memory watched"
 if command -v compute-sanitizer > /dev/null; then
