@@ -142,11 +142,6 @@ class PromptWork:
         self._stream = _stream_of_prompts(device)
         self._ended: torch.cuda.Event | None = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether what follows does not wait for it yet."""
-        return self._ended is not None
-
     def run(self, work: Callable[[], None], reads: Iterable[Tensor], num_bytes: int) -> None:
         """Launch work that waits for what was launched before it.
 
