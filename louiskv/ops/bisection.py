@@ -78,4 +78,4 @@ def _along_widest(points: Tensor, order: Tensor, counts: Tensor, num_groups: int
     return along.masked_fill_(absent, torch.inf)
 
 
-ALONG_WIDEST = implementations("bisection", _along_widest, ("triton",))
+ALONG_WIDEST = implementations("bisection", _along_widest, ("triton", "cpu"))

@@ -27,7 +27,7 @@ def cpu_library() -> Library:
     kernels = [Unit("kernels.cpp", (f"-DLOUISKV_ISA={isa}", *flags)) for isa, flags in isas.items()]
     choice = Unit("choice.cpp", tuple(f"-DLOUISKV_HAS_{isa.upper()}" for isa in isas))
     groups = ("attention", "kmeans", "scores", "selection", "candidates", "moving", "recording")
-    shims = [Unit(f"ops_{group}.cpp") for group in (*groups, "sketches", "units", "windows")]
+    shims = [Unit(f"ops_{group}.cpp") for group in (*groups, "sketches", "bisection", "units", "windows")]
     return Library(
         name="louiskv_cpu",
         language="C++",

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from louiskv.ops.bisection import along_widest, bisect
+from louiskv.ops.bisection import POWER_STEPS, along_widest, bisect
 from tests.ops.devices import on_each_device
-from tests.ops.implementations import each, here
+from tests.ops.implementations import each, here, on, on_each_instruction_set, on_the_best_instruction_set
 
 each_impl = each("along_widest")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -208,3 +208,32 @@ def test_runs_are_near_on_each_device(impl: str, device: str) -> None:
     order = bisect(points.to(device), torch.tensor([1000], device=device), 16, impl)[0].cpu()
     assert sorted(order.tolist()) == list(range(1000))
     assert spread(points[0], order, 16) < 0.8 * spread(points[0], torch.arange(1000), 16)
+
+
+@on_each_instruction_set
+def test_points_lie_there_on_each_instruction_set(isa: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for counts, dim, num_groups, size in (*SHAPES, ([900, 210], 100, 4, 256)):
+            points, order, told = some_points(counts, dim, num_groups * size, dtype)
+            with on(isa):
+                got = along_widest(points, order, told, num_groups, impl="cpu")
+                # Numbers of a point that are not dense.
+                turned = points.mT.contiguous().mT
+                assert torch.equal(along_widest(turned, order, told, num_groups, impl="cpu"), got)
+            check_alike(got, along_widest(points, order, told, num_groups, impl="torch"))
+    known = (points, order, told, 4, POWER_STEPS)
+    torch.library.opcheck(torch.ops.louiskv.along_widest.default, known)
+
+
+@on_the_best_instruction_set
+def test_what_does_not_fit_is_refused_on_the_cpu(isa: str) -> None:
+    points, order, told = some_points([7, 9], 8, 12, torch.float32)
+    with on(isa):
+        for wrong, reason in (
+            ((points, order[:1], told, 3), "do not fit"),
+            ((points, order, told[:1], 3), "do not fit"),
+            ((points, order.float(), told, 3), "order must be int32 or int64"),
+            ((points, order, told, 5), "an order of 12 is not of 5 groups"),
+        ):
+            with pytest.raises(RuntimeError, match=reason):
+                along_widest(*wrong, impl="cpu")

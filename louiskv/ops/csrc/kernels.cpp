@@ -1,6 +1,7 @@
 // The kernels of one instruction set, LOUISKV_ISA: this file is compiled once for each.
 #include "kernels.h"
 
+#include "bisection.h"
 #include "candidates.h"
 #include "decode.h"
 #include "kmeans.h"
@@ -53,6 +54,7 @@ const Kernels table = {
     summarise_units,
     sketch_units,
     bundle_sketches,
+    along_widest,
     group_by_label,
     append_units,
     keep_runs,

@@ -176,6 +176,13 @@ struct BundleSketches {
   int64_t bundle_size = 1;
 };
 
+// [N, U, D], [N, W] and [N]; out is [N, groups, W / groups] float32, dense.
+struct AlongWidest {
+  Array points, order, counts;
+  int64_t steps = 1;
+  Array out;
+};
+
 // Rooms of the rows, or none, and what is added to each.
 struct KeepRuns {
   Array slot_place, begin, counts, rooms, bias;
@@ -221,6 +228,7 @@ struct Kernels {
   void (*summarise_units)(const SummariseUnits& problem, int num_threads);
   void (*sketch_units)(const SketchUnits& problem, int num_threads);
   void (*bundle_sketches)(const BundleSketches& problem);
+  void (*along_widest)(const AlongWidest& problem, int num_threads);
   void (*group_by_label)(const Array& labels, int64_t num_labels, const Array& order, const Array& sizes);
   void (*append_units)(const AppendUnits& problem);
   void (*keep_runs)(const KeepRuns& problem);
