@@ -15,7 +15,7 @@ from transformers import (
     StaticCache,
 )
 
-from louiskv import Full, FullOffloaded, LouisKV, SettingsError, UnsupportedModelError, attach
+from louiskv import Full, FullOffloaded, LouisKV, LouisKVPlus, Method, SettingsError, UnsupportedModelError, attach
 from louiskv.attach import attention
 from louiskv.cache import CACHE_ARGUMENTS, cache_of, passing
 from louiskv.cache_layer import CacheLayer
@@ -315,3 +315,11 @@ def test_a_float_mask_is_refused() -> None:
     model = tiny("llama")
     with attach(model, LITTLE), pytest.raises(UnsupportedModelError, match="must be boolean"):
         model(input_ids=prompt(5)["input_ids"], attention_mask=torch.zeros(1, 1, 5, 5))
+
+
+@pytest.mark.parametrize("method", [LITTLE, LouisKVPlus(budget=40, sink=4, window=16, dense_layers=0)], ids=repr)
+def test_the_cpu_has_all_that_our_own_methods_need(method: Method) -> None:
+    model = tiny("llama")
+    with attach(model, method, impl="cpu") as cache:
+        assert greedy(model, prompt(700), 20, **passing(model, cache)).shape == (1, 720)
+        cache.check_integrity()
