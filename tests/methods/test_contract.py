@@ -276,15 +276,6 @@ def test_nothing_is_read_from_memory_that_was_never_written(impl: str, name: str
         kv_cache.check_integrity()
 
 
-@pytest.mark.skipif(native.why_not() is not None, reason="there are no kernels in C++ here")
-def test_louiskv_plus_runs_in_kernels_in_cpp_alone() -> None:
-    """On prompts of so many units, too, that they are bundled."""
-    model, inputs, output = model_of_group(4), prompt(400, 2, (11,)), prompt(20, 2, seed=1)["input_ids"]
-    with attach(model, CASES["louiskv_plus"][1], impl="cpu") as kv_cache:
-        assert decode(model, inputs, output, kv_cache).isfinite().all()
-        kv_cache.check_integrity()
-
-
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
