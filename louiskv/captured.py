@@ -140,7 +140,7 @@ class CapturedStep(EagerStep):
     def _capture(self, kind: Kind) -> None:
         graph = torch.cuda.CUDAGraph()
         pool = next((known.pool() for known, _ in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool), self._branches.allowed():
+        with self._branches.capture(graph, pool):
             logits = self._whole_step()
             settled = self._held is not None and self._held.settle()
         assert settled, "a step has changed the shapes of its state"

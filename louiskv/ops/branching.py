@@ -3,29 +3,47 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache as once
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from louiskv.ops import nvcc
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
+
+@once
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    # One pair for all graphs. torch gives out 32 streams in turn: a stream for the branches of each graph, and the one
+    # that it captures on itself, would be the same with every 32nd, and CUDA refuses to capture both.
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+
 
 class Branches:
-    """What the branches of some graphs are captured with: a stream, and memory of their own for what they compute.
+    """What some graphs with branches are captured with: streams, and memory of their own for what branches compute.
 
     Graphs that share it may not be replayed at the same time.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self._outside, self.inside = _streams(device)
         self.pool = torch.cuda.MemPool()
 
     @contextmanager
-    def allowed(self) -> Iterator[None]:
-        """Let `only_if` make branches of what is captured inside."""
+    def capture(self, graph: torch.cuda.CUDAGraph, pool: "_POOL_HANDLE | None" = None) -> Iterator[None]:
+        """Capture what runs inside as a graph in which `only_if` makes branches.
+
+        Args:
+            graph: The graph.
+            pool: Memory of another graph that this one may use as well.
+        """
         token = _allowed.set(self)
         try:
-            yield
+            with torch.cuda.graph(graph, pool=pool, stream=self._outside):
+                yield
         finally:
             _allowed.reset(token)
 
@@ -56,10 +74,10 @@ def only_if(flags: Tensor) -> Iterator[None]:
         yield
         return
     flags = flags.contiguous()
-    inside = branches.stream.cuda_stream
+    inside = branches.inside.cuda_stream
     nvcc.launch("branch_begin", flags.device, flags.data_ptr(), flags.numel(), inside)
     try:
-        with torch.cuda.stream(branches.stream), torch.cuda.use_mem_pool(branches.pool):
+        with torch.cuda.stream(branches.inside), torch.cuda.use_mem_pool(branches.pool):
             # In a branch there are no others.
             token = _allowed.set(None)
             try:

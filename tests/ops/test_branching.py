@@ -36,7 +36,7 @@ def test_in_a_graph_it_runs_where_a_flag_holds(device: str) -> None:
     total.zero_()
     after.zero_()
     graph, branches = torch.cuda.CUDAGraph(), Branches(torch.device(device))
-    with torch.cuda.graph(graph), branches.allowed():
+    with branches.capture(graph):
         assert makes_branches()
         work()
     expected = 0
@@ -47,3 +47,25 @@ def test_in_a_graph_it_runs_where_a_flag_holds(device: str) -> None:
         expected += 10 + len(held) if held else 0
         assert total.item() == expected
     assert after.item() == 4, "what follows runs in any case"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_number_of_graphs_have_branches(device: str) -> None:
+    flags, total = torch.zeros(3, dtype=torch.bool, device=device), torch.zeros(1, device=device)
+
+    def work() -> None:
+        with only_if(flags):
+            total.add_(1)
+
+    for _ in range(70):  # torch gives out the same 32 streams again and again
+        if device == "cpu":
+            work()
+            continue
+        graph = torch.cuda.CUDAGraph()
+        with Branches(torch.device(device)).capture(graph):
+            work()
+        flags.fill_(False)
+        graph.replay()
+        flags.fill_(True)
+        graph.replay()
+    assert total.item() == 70
