@@ -11,7 +11,7 @@ from louiskv.methods.base import AttentionOptions, Begun, Footprint, KVLayer, La
 from louiskv.ops.attention import decode_attention
 from louiskv.ops.moving import append_token
 from louiskv.ops.partial_attention import partial_attention
-from louiskv.ops.ragged import append_rows, grown, is_readable, left_aligned, take_rows
+from louiskv.ops.ragged import append_rows, counts_of, grown, is_readable, left_aligned, take_rows
 from louiskv.store.transfer import Traffic
 from louiskv.telemetry import Tier, Tiers
 
@@ -72,15 +72,18 @@ class FullLayer(KVLayer):
             self.lengths = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
             self.rows = rows[:, :0].contiguous()
             self.bias = rows.new_zeros(len(rows), 1, 0)
-        counts = torch.full_like(self.lengths, rows.shape[1])
-        if valid is not None:
+        # To read lengths waits for the device: those of rows that are alike are known, and padding is looked at once.
+        held = self.lengths.tolist() if self.ragged else [self.longest] * len(rows)
+        if valid is None:
+            counts, new = torch.full_like(self.lengths, rows.shape[1]), [rows.shape[1]] * len(rows)
+        else:
             order, counts = left_aligned(valid.repeat_interleave(self.num_kv_heads, dim=0))
-            rows = take_rows(rows, order)
-        # Read once, for to read waits for the device.
-        held, new = torch.stack([self.lengths, counts]).tolist()
-        self._make_room(max(length + count for length, count in zip(held, new, strict=True)))
+            rows, new = take_rows(rows, order), [each for each in counts_of(valid) for _ in range(self.num_kv_heads)]
+        lengths = [length + count for length, count in zip(held, new, strict=True)]
+        self._make_room(max(lengths))
         append_rows(self.rows, held, rows, new)
-        self._resize(self.lengths + counts)
+        self.lengths = self.lengths + counts
+        self._look_around(lengths)
 
     def reserve(self, num_steps: int) -> bool:
         """Make room for as many tokens."""
@@ -209,13 +212,13 @@ class FullLayer(KVLayer):
         self.lengths = lengths
         self._look_around()
 
-    def _look_around(self) -> None:
-        """See how long rows are, and open the slots of their tokens."""
-        lengths = self.lengths
-        self.longest, shortest = int(lengths.max()), int(lengths.min())
-        self.ragged = shortest != self.longest or self.in_use is not None
-        slot = torch.arange(self.rows.shape[1], device=lengths.device)
-        self.bias.zero_().masked_fill_((slot >= lengths[:, None])[:, None], -torch.inf)
+    def _look_around(self, lengths: list[int] | None = None) -> None:
+        """See how long rows are, as the host knows or by waiting for the device, and open the slots of their tokens."""
+        lengths = self.lengths.tolist() if lengths is None else lengths
+        self.longest = max(lengths)
+        self.ragged = min(lengths) != self.longest or self.in_use is not None
+        slot = torch.arange(self.rows.shape[1], device=self.lengths.device)
+        self.bias.zero_().masked_fill_((slot >= self.lengths[:, None])[:, None], -torch.inf)
 
     def _make_room(self, needed: int) -> bool:
         """Grow if there is no room for so many tokens; whether that was so."""

@@ -87,7 +87,7 @@ class OracleTopKLayer(FullLayer):
         """What the last step chose; everything before there was one."""
         return super().attended_positions() if self._chosen is None else self._chosen
 
-    def _look_around(self) -> None:
+    def _look_around(self, lengths: list[int] | None = None) -> None:
         """What was chosen is over."""
-        super()._look_around()
+        super()._look_around(lengths)
         self._chosen = None

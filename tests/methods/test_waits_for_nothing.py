@@ -219,7 +219,7 @@ def test_what_waits_is_found_out() -> None:
 
 @pytest.mark.usefixtures("unreadable")
 @pytest.mark.parametrize("padding", [0, 11])
-@pytest.mark.parametrize("name", RETRIEVING)
+@pytest.mark.parametrize("name", ["full", *RETRIEVING])
 def test_a_first_prompt_waits_for_nothing(name: str, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is compiled once may wait.
     fed = Fed(METHODS[name], 70, padding)
@@ -239,6 +239,18 @@ def test_a_first_prompt_waits_for_nothing(name: str, padding: int, monkeypatch: 
         layer.absorb(keys, values, valid if padding else None)
     layer.check_integrity()
     assert layer.tiers() == fed.layer.tiers()
+
+
+@pytest.mark.usefixtures("unreadable")
+def test_of_rows_that_are_alike_full_attention_knows_where_they_stand() -> None:
+    fed = Fed(METHODS["full"], 70, 0)
+    for _ in range(3):
+        fed.step()
+        keys, values = fed.random(HEADS, 30), fed.random(HEADS, 30)
+        with no_waiting():
+            fed.layer.absorb(keys, values, None)
+        fed.layer.check_integrity()
+    assert fed.layer.attended_positions().shape[1] == 70 + 3 * 31
 
 
 @pytest.mark.usefixtures("unreadable")
