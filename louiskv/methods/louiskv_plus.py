@@ -46,11 +46,11 @@ class LouisKVPlus(Calibrated):
         None, "select for the next step, and before attending only where coverage is under this share of its peak"
     )
     unit_size: int = setting(16, "mean tokens of a cluster of the prompt; of the output half as many")
-    max_looked: int = setting(4096, "clusters whose summaries are read at the most; of more, those of the best bundles")
+    max_looked: int = setting(16384, "clusters whose summaries are read at the most; of more, those of the best bundles")
     max_estimated: int | None = setting(None, "of what is read, estimate only so many with the most attention")
     pool_bits: int | None = setting(None, "bits of a number in the store, 8 or 4; none keeps keys and values exact")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
-    iterations: int = setting(10, "passes of k-means")
+    iterations: int = setting(5, "passes of k-means")
     chunk_size: int = setting(8192, "prompt tokens clustered among themselves")
 
     def __post_init__(self) -> None:

@@ -29,8 +29,8 @@ class Clusters(Units):
     """
 
     unit_size: int = 16
-    iterations: int = 10
-    chunk_size: int = 8192
+    iterations: int = 5
+    chunk_size: int = 4096
     metric: str = "euclidean"
     start: str = "strided"
     output_size: int = 320
