@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,7 +13,7 @@ from rich.text import Text
 from louiskv.bench.decode import BESIDE
 from louiskv.bench.ladder import PER_TOKEN
 from louiskv.bench.runner import SDPA, Record
-from louiskv.cli.tables import number, percent, short_time, significant, table
+from louiskv.cli.tables import Shown, number, percent, short_time, significant, tables
 from louiskv.evaluation.summary import index_share
 from louiskv.telemetry import format_bytes
 
@@ -23,6 +24,8 @@ YARDSTICKS = (SDPA, "full", PER_TOKEN)
 QUIET = 0.05
 # Each phase has a letter of its own, so that bars can be read without colours.
 BAR_WIDTH = 48
+# Letters of a name in a line of a table.
+NAME_WIDTH = 24
 COLOURS = {
     "model": ("m", "blue"),
     "attention": ("a", "green"),
@@ -54,8 +57,10 @@ def print_decode(console: Console, records: list[Record], refused: dict[str, str
         if not group[0]["interleaved"]:
             head += "; one after another, for not all fit into memory at once"
         console.print(head, style="bold", highlight=False)
-        for each in (_speed(group, rungs), _memory(group), _phases(group), _bars(group)):
-            console.print(each, highlight=False)
+        for columns, rows in (_speed(group, rungs), _memory(group), _phases(group)):
+            for each in tables(columns, rows, console.width, kept=1):
+                console.print(each, highlight=False)
+        console.print(_bars(group), highlight=False)
         for name, why in rungs.items():
             console.print(f"{name}: cannot run here: {why}.", highlight=False, markup=False)
         console.print()
@@ -67,15 +72,16 @@ def print_prefill(console: Console, records: list[Record]) -> None:
     for group in _grouped(records):
         head = f"time to first token at {group[0]['context']} tokens, median of {group[0]['rounds']}"
         console.print(head, style="bold", highlight=False)
-        shown = table("", "seconds", "each", "against sdpa", "against full", "clustering")
+        columns, rows = ["", "seconds", "each", "against sdpa", "against full", "clustering"], []
         base = {record["method"]: record["first_token_seconds"] for record in group}
         for record in group:
             seconds = record["first_token_seconds"]
             against = (f"{seconds / base[name] - 1:+.1%}" if name in base else "-" for name in (SDPA, "full"))
             each = " ".join(f"{value:.1f}" for value in record["all_seconds"])
             clustering = f"{record['clustering_seconds']:.2f} s"
-            shown.add_row(record["method"], f"{seconds:.2f}", each, *against, clustering)
-        console.print(shown)
+            rows.append([record["method"], f"{seconds:.2f}", each, *against, clustering])
+        for shown in tables(columns, rows, console.width, kept=1):
+            console.print(shown)
     print_origin(console, records)
 
 
@@ -174,45 +180,36 @@ def _grouped(records: list[Record]) -> Iterable[list[Record]]:
 
 
 def _name(record: Record) -> str:
-    """The name in a table, which does not repeat the family in its heading."""
-    return str(record["method"]).removeprefix(f"{record['family']} ")
+    """The name in a table, which does not repeat the family in its heading; a long one takes more lines."""
+    name = str(record["method"]).removeprefix(f"{record['family']} ")
+    return "\n".join(wrap(name, NAME_WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
-def _table(*columns: str) -> Table:
-    """A table whose names may need a second line, and whose figures never do."""
-    made = table(*columns)
-    for column in made.columns:
-        column.no_wrap = column is not made.columns[0]
-    return made
-
-
-def _speed(records: list[Record], rungs: dict[str, str]) -> Table:
+def _speed(records: list[Record], rungs: dict[str, str]) -> Shown:
     """What took how long."""
-    unit = "ms per\ntoken" if records[0]["batch"] == 1 else "ms per\nstep"
+    unit = "ms per token" if records[0]["batch"] == 1 else "ms per step"
     times = {record["method"]: record["ms_per_token"] for record in records}
     bases = [name for name in YARDSTICKS if name in times]
-    against = [f"against\n{name}" for name in bases]
-    shown = _table("", unit, "quartiles", "tokens\na second", *against)
+    against = [f"against {name}" for name in bases]
+    columns, rows = ["", unit, "quartiles", "tokens a second", *against], []
     for record in records:
         time = record["ms_per_token"]
         low, high = record["ms_quartiles"]
         speeds = [f"{times[name] / time:.2f}x" for name in bases]
         figures = f"{time:.1f}", f"{low:.1f} - {high:.1f}", f"{record['tokens_per_second']:.1f}"
-        shown.add_row(_name(record), *figures, *speeds)
-    for name in rungs:
-        shown.add_row(name, *["-"] * (3 + len(bases)))
-    return shown
+        rows.append([_name(record), *figures, *speeds])
+    rows += [[name, *["-"] * (3 + len(bases))] for name in rungs]
+    return columns, rows
 
 
-def _memory(records: list[Record]) -> Table:
+def _memory(records: list[Record]) -> Shown:
     """What lay and moved where."""
     # Records that were written before this was told have none.
     late = any(record.get("ahead_rate") is not None for record in records)
-    columns = ["device", "of full", "index", "host", "fetched\na token", "retrie-\nvals"]
-    columns += [*(["ahead"] if late else []), "hits", "their\ntime"]
-    shown = _table("", *columns)
+    columns = ["", "device", "of full", "index", "host", "fetched a token", "retrievals"]
+    columns, rows = [*columns, *(["ahead"] if late else []), "hits", "their time"], []
     for record in records:
-        shown.add_row(
+        row = [
             _name(record),
             format_bytes(record["device_bytes"]),
             f"{record['device_bytes'] / record['full_bytes']:.1%}",
@@ -223,20 +220,21 @@ def _memory(records: list[Record]) -> Table:
             *([number(record.get("ahead_rate"), ".2f")] if late else []),
             number(record["hit_rate"], ".0%"),
             f"{record['retrieval_share']:.1%}",
-        )
-    return shown
+        ]
+        rows.append(row)
+    return columns, rows
 
 
-def _phases(records: list[Record]) -> Table:
+def _phases(records: list[Record]) -> Shown:
     """What a mean step is made of, in ms."""
     spent, beside = _spent(records), any(record["phases"].get(BESIDE) for record in records)
-    shown = _table("ms of a step", *spent, *(["beside it"] if beside else []), "all")
+    columns, rows = ["ms of a step", *spent, *(["beside it"] if beside else []), "all"], []
     for record in records:
         phases = record["phases"]
         cells = [f"{phases[phase]:.1f}" if phase in phases else "-" for phase in spent]
         cells += [f"{phases.get(BESIDE, 0):.1f}"] if beside else []
-        shown.add_row(_name(record), *cells, f"{_length(record):.1f}")
-    return shown
+        rows.append([_name(record), *cells, f"{_length(record):.1f}"])
+    return columns, rows
 
 
 def _bars(records: list[Record]) -> Group:

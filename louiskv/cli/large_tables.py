@@ -9,11 +9,8 @@ from rich.console import Console
 from louiskv.bench.runner import Record
 from louiskv.bench.scenarios import end_to_end, speed_ups
 from louiskv.cli.bench_tables import print_origin
-from louiskv.cli.tables import number, percent, tables
+from louiskv.cli.tables import Shown, number, percent, tables
 from louiskv.telemetry import format_bytes
-
-# Columns and rows of a table; the first column has names.
-Shown = tuple[list[str], list[list[str]]]
 
 # What a step of retrieval methods is made of beside the model and attention.
 RETRIEVAL = ("selection", "fetch")

@@ -12,6 +12,9 @@ from rich.table import Table
 
 from louiskv.telemetry import Report
 
+# Columns of a table, the first with names, and its rows.
+Shown = tuple[list[str], list[list[str]]]
+
 
 def table(*columns: str) -> Table:
     """An empty table; numbers go into the columns after the first, to the right."""
@@ -25,7 +28,9 @@ def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, ke
     """As many tables as `width` letters ask for: each has the first `kept` columns and a part of the others."""
     # A name wraps between its words, figures do not; three letters lie between columns, and one at either end.
     names = [columns[0], *(max(name.split(), key=len) for name in columns[1:])]
-    widths = [3 + max(map(len, cells)) for cells in zip(names, *rows, strict=True)]
+    widths = [
+        3 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in zip(names, *rows, strict=True)
+    ]
     room = width + 1 - sum(widths[:kept])
     start = kept
     while start < len(columns):

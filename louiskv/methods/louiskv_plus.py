@@ -46,7 +46,7 @@ class LouisKVPlus(Calibrated):
         None, "select for the next step, and before attending only where coverage is under this share of its peak"
     )
     unit_size: int = setting(16, "mean tokens of a cluster of the prompt; of the output half as many")
-    max_looked: int = setting(16384, "clusters whose summaries are read at the most; of more, those of the best bundles")
+    max_looked: int = setting(16384, "clusters whose summaries are read at the most; of more, those of best bundles")
     max_estimated: int | None = setting(None, "of what is read, estimate only so many with the most attention")
     pool_bits: int | None = setting(None, "bits of a number in the store, 8 or 4; none keeps keys and values exact")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
