@@ -13,7 +13,7 @@ from rich.text import Text
 from louiskv.bench.decode import BESIDE
 from louiskv.bench.ladder import PER_TOKEN
 from louiskv.bench.runner import SDPA, Record
-from louiskv.cli.tables import Shown, number, percent, short_time, significant, tables
+from louiskv.cli.tables import Shown, number, percent, print_tables, short_time, significant
 from louiskv.evaluation.summary import index_share
 from louiskv.telemetry import format_bytes
 
@@ -57,9 +57,8 @@ def print_decode(console: Console, records: list[Record], refused: dict[str, str
         if not group[0]["interleaved"]:
             head += "; one after another, for not all fit into memory at once"
         console.print(head, style="bold", highlight=False)
-        for columns, rows in (_speed(group, rungs), _memory(group), _phases(group)):
-            for each in tables(columns, rows, console.width, kept=1):
-                console.print(each, highlight=False)
+        for shown in (_speed(group, rungs), _memory(group), _phases(group)):
+            print_tables(console, shown)
         console.print(_bars(group), highlight=False)
         for name, why in rungs.items():
             console.print(f"{name}: cannot run here: {why}.", highlight=False, markup=False)
@@ -80,8 +79,7 @@ def print_prefill(console: Console, records: list[Record]) -> None:
             each = " ".join(f"{value:.1f}" for value in record["all_seconds"])
             clustering = f"{record['clustering_seconds']:.2f} s"
             rows.append([record["method"], f"{seconds:.2f}", each, *against, clustering])
-        for shown in tables(columns, rows, console.width, kept=1):
-            console.print(shown)
+        print_tables(console, (columns, rows))
     print_origin(console, records)
 
 

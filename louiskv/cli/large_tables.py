@@ -9,7 +9,7 @@ from rich.console import Console
 from louiskv.bench.runner import Record
 from louiskv.bench.scenarios import end_to_end, speed_ups
 from louiskv.cli.bench_tables import print_origin
-from louiskv.cli.tables import Shown, number, percent, tables
+from louiskv.cli.tables import Shown, number, percent, print_tables
 from louiskv.telemetry import format_bytes
 
 # What a step of retrieval methods is made of beside the model and attention.
@@ -21,7 +21,7 @@ def print_large(console: Console, records: list[Record]) -> None:
     for (model, kind, context, batch, chunk), group in groupby(records, key=_place):
         found, by = list(group), "" if chunk is None else f", {chunk} at once"
         console.print(f"{model}: {kind} of {batch} x {context} tokens{by}", style="bold", highlight=False)
-        _print(console, _TABLES[kind]([each for each in found if "left_out" not in each]))
+        print_tables(console, _TABLES[kind]([each for each in found if "left_out" not in each]))
         for each in found:
             if "left_out" in each:
                 console.print(f"{each['method']} is left out: {each['left_out']}.", highlight=False, markup=False)
@@ -31,14 +31,9 @@ def print_large(console: Console, records: list[Record]) -> None:
         console.print("from end to end: the first token, and so many steps", style="bold")
         for (name, sizes, batch), group in groupby(sorted(tasks, key=_task), key=_task):
             console.print(f"{name} ({sizes}), {batch} at once", highlight=False)
-            _print(console, _tasks(group))
+            print_tables(console, _tasks(group))
         console.print()
     print_origin(console, [each for each in records if "left_out" not in each])
-
-
-def _print(console: Console, shown: Shown) -> None:
-    for part in tables(*shown, console.width, kept=1):
-        console.print(part, highlight=False)
 
 
 def _place(record: Record) -> tuple[Any, ...]:

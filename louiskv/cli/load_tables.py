@@ -6,7 +6,7 @@ from rich.text import Text
 
 from louiskv.bench.runner import Record
 from louiskv.cli.bench_tables import print_origin
-from louiskv.cli.tables import number, seconds, table
+from louiskv.cli.tables import Shown, number, print_tables, seconds
 from louiskv.telemetry import format_bytes
 
 BAR_WIDTH = 30
@@ -19,8 +19,8 @@ def print_load(console: Console, records: list[Record]) -> None:
         groups.setdefault(_head(record), []).append(record)
     for head, group in groups.items():
         console.print(head, style="bold", highlight=False)
-        for each in (_times(group), _memory(group)):
-            console.print(each, highlight=False)
+        for shown in (_times(group), _memory(group)):
+            print_tables(console, shown)
         for record in group:
             if record["failed"]:
                 told = ", ".join(f"{count} with {status}" for status, count in record["failed"].items())
@@ -49,38 +49,40 @@ def load_of(record: Record) -> str:
     return f"{record['clients']} client{'' if record['clients'] == 1 else 's'}"
 
 
-def _times(records: list[Record]) -> Table:
+def _times(records: list[Record]) -> Shown:
     """What clients have noted."""
-    shown = _table(
-        "", "tokens\na second", "with\nprompts", "CPU\ntime", "first\np50", "\nmost", "between\np50", "\np99"
-    )
+    columns = [
+        "",
+        "tokens a second",
+        "with prompts",
+        "CPU time",
+        "first p50",
+        "first most",
+        "between p50",
+        "between p99",
+    ]
+    rows = []
     for record in records:
         first, between = (record[name] or {} for name in ("first_token_seconds", "between_seconds"))
-        shown.add_row(
+        row = [
             record["method"],
             number(record["tokens_per_second"], ".1f"),
             number(record["all_tokens_per_second"], ".0f"),
             seconds(record["processor_seconds"]),
             *(seconds(first.get(name)) for name in ("p50", "most")),
             *(seconds(between.get(name)) for name in ("p50", "p99")),
-        )
-    return shown
+        ]
+        rows.append(row)
+    return columns, rows
 
 
-def _memory(records: list[Record]) -> Table:
+def _memory(records: list[Record]) -> Shown:
     """What lay where at the most, and what was moved."""
-    columns = [
-        "at\nonce",
-        "slowest /\nmedian",
-        "device\npeak",
-        "host\npeak",
-        "fetched\na token",
-        "retrie-\nvals",
-    ]
-    shown = _table("", *columns)
+    columns = ["", "at once", "slowest / median", "device peak", "host peak", "fetched a token", "retrievals"]
+    rows = []
     for record in records:
         fetched = _fetched(record)
-        shown.add_row(
+        row = [
             record["method"],
             str(record["most_at_once"]),
             number(record["slowest_over_median"], ".2f"),
@@ -88,8 +90,9 @@ def _memory(records: list[Record]) -> Table:
             format_bytes(record["peak_host_bytes"]),
             "-" if fetched is None else format_bytes(fetched),
             number(record["retrieval_rate"], ".2f"),
-        )
-    return shown
+        ]
+        rows.append(row)
+    return columns, rows
 
 
 def _fetched(record: Record) -> float | None:
@@ -97,14 +100,6 @@ def _fetched(record: Record) -> float | None:
     # Records that were written before this was told have none; where nothing failed, the clients have all of them.
     decoded = record.get("decoded_tokens", None if record["failed"] else record["output_tokens"])
     return record["fetched_bytes"] / decoded if decoded else None
-
-
-def _table(*columns: str) -> Table:
-    """A table whose names may need a second line, and whose figures never do."""
-    made = table(*columns)
-    for column in made.columns:
-        column.no_wrap = column is not made.columns[0]
-    return made
 
 
 def _bars(records: list[Record]) -> Table:

@@ -50,6 +50,13 @@ def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, ke
         start = end
 
 
+def print_tables(console: Console, shown: Shown) -> None:
+    """Print columns and rows as the tables that the console has room for, each with the names."""
+    columns, rows = shown
+    for each in tables(columns, rows, console.width, kept=1):
+        console.print(each, highlight=False)
+
+
 def pairs(rows: list[tuple[str, str]]) -> Table:
     """Names and what is said of them, the latter wrapped under itself."""
     made = Table.grid(padding=(0, 2))

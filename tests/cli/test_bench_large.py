@@ -41,7 +41,8 @@ def test_tables_of_steps_and_first_tokens(run: Run, ask: tuple[str, ...]) -> Non
     first = run(*ask)
     assert first.exit_code == 0
     assert "tiny: decode of 1 x 300 tokens" in first.stdout and "tiny: prefill of 1 x 200 tokens" in first.stdout
-    assert re.search(r"louiskv:tau=0.7,window", first.stdout)
+    names = re.findall(r"^ (louiskv\S+) ", first.stdout, re.MULTILINE)
+    assert len(names) > 2 and set(names) == {"louiskv:tau=0.7,window=32"}, "whole in each part of a table"
     told = json.loads(run(*ask, "--json").stdout)
     assert [(each["kind"], each["method"]) for each in told] == [
         (kind, name)

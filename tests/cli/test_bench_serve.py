@@ -67,8 +67,8 @@ def test_quick_asks_for_little(run: Run, output: str, monkeypatch: pytest.Monkey
 def test_fetched_bytes_are_told_by_all_tokens_that_were_decoded(figures: dict[str, Any], told: str) -> None:
     others = {"method": "louiskv", "most_at_once": 1, "slowest_over_median": None, "retrieval_rate": 0.5}
     memory = {"peak_device_bytes": 0, "peak_host_bytes": 0, "fetched_bytes": 40 * 1024}
-    shown = load_tables._memory([{**others, **memory, **figures}])
-    assert list(shown.columns[5].cells) == [told]
+    _, (row,) = load_tables._memory([{**others, **memory, **figures}])
+    assert row[5] == told
 
 
 @pytest.mark.parametrize(

@@ -48,3 +48,14 @@ def test_no_figure_is_broken_where_there_is_hardly_room() -> None:
                 console.print(made)
         assert "543.2 KiB" in printed.get() or width < 32
         assert "retrievals" in printed.get() or width < 32
+
+
+def test_a_name_of_two_lines_takes_the_room_of_the_longer() -> None:
+    (made,) = tables(["", "ms per token"], [["each query head selects,\nat every step", "77.2"]], 36, kept=1)
+    console = Console(width=36)
+    with console.capture() as printed:
+        console.print(made)
+    assert [line.split() for line in printed.get().splitlines()[-3:-1]] == [
+        ["each", "query", "head", "selects,", "77.2"],
+        ["at", "every", "step"],
+    ]
