@@ -31,8 +31,8 @@ __all__ = ["CASES", "Case"]
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
-CHUNK = 8192
-ITERATIONS = 10
+CHUNK = 4096
+ITERATIONS = 5
 # A later prompt of so many tokens, and the part of the past that it attends to at once.
 QUESTION = 64
 PART = 4096

@@ -17,7 +17,7 @@ from louiskv.ops.windows import cut_runs, oldest_runs, release_runs, room_beside
 
 FLOAT, INT, LONG = torch.float32, torch.int32, torch.int64
 # Tokens of a unit, where a run is clustered, and passes; units of a bundle.
-OUTPUT_UNIT, ITERATIONS, BUNDLE = 8, 10, 16
+OUTPUT_UNIT, ITERATIONS, BUNDLE = 8, 5, 16
 
 
 def _window(inputs: Inputs) -> tuple[Tensor, ...]:

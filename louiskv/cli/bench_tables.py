@@ -24,8 +24,8 @@ YARDSTICKS = (SDPA, "full", PER_TOKEN)
 QUIET = 0.05
 # Each phase has a letter of its own, so that bars can be read without colours.
 BAR_WIDTH = 48
-# Letters of a name in a line of a table.
-NAME_WIDTH = 24
+# Letters of a line of seconds.
+EACH_WIDTH = 20
 COLOURS = {
     "model": ("m", "blue"),
     "attention": ("a", "green"),
@@ -76,7 +76,7 @@ def print_prefill(console: Console, records: list[Record]) -> None:
         for record in group:
             seconds = record["first_token_seconds"]
             against = (f"{seconds / base[name] - 1:+.1%}" if name in base else "-" for name in (SDPA, "full"))
-            each = " ".join(f"{value:.1f}" for value in record["all_seconds"])
+            each = "\n".join(wrap(" ".join(f"{value:.1f}" for value in record["all_seconds"]), EACH_WIDTH))
             clustering = f"{record['clustering_seconds']:.2f} s"
             rows.append([record["method"], f"{seconds:.2f}", each, *against, clustering])
         print_tables(console, (columns, rows))
@@ -178,9 +178,8 @@ def _grouped(records: list[Record]) -> Iterable[list[Record]]:
 
 
 def _name(record: Record) -> str:
-    """The name in a table, which does not repeat the family in its heading; a long one takes more lines."""
-    name = str(record["method"]).removeprefix(f"{record['family']} ")
-    return "\n".join(wrap(name, NAME_WIDTH, break_long_words=False, break_on_hyphens=False))
+    """The name in a table, which does not repeat the family in its heading."""
+    return str(record["method"]).removeprefix(f"{record['family']} ")
 
 
 def _speed(records: list[Record], rungs: dict[str, str]) -> Shown:

@@ -1,6 +1,7 @@
 """How figures look in a terminal."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from louiskv.telemetry import Report
+
+# Letters of names that are never wrapped.
+LEAST_WRAPPED = 24
 
 # Columns of a table, the first with names, and its rows.
 Shown = tuple[list[str], list[list[str]]]
@@ -26,7 +30,8 @@ def table(*columns: str) -> Table:
 
 def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, kept: int = 2) -> Iterator[Table]:
     """As many tables as `width` letters ask for: each has the first `kept` columns and a part of the others."""
-    # A name wraps between its words, figures do not; three letters lie between columns, and one at either end.
+    # Names wrap between their words, figures do not; three letters lie between columns, and one at either end.
+    rows = [[_wrapped(row[0], max(LEAST_WRAPPED, width // 3)), *row[1:]] for row in rows]
     names = [columns[0], *(max(name.split(), key=len) for name in columns[1:])]
     widths = [
         3 + max(len(line) for cell in cells for line in cell.split("\n")) for cells in zip(names, *rows, strict=True)
@@ -50,10 +55,20 @@ def tables(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, ke
         start = end
 
 
-def print_tables(console: Console, shown: Shown) -> None:
-    """Print columns and rows as the tables that the console has room for, each with the names."""
+def _wrapped(name: str, width: int) -> str:
+    """A name in lines of `width` letters where it has places to break: behind spaces, colons and commas."""
+    lines = [""]
+    for part in re.split(r"(?<=[ :,])", name):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def print_tables(console: Console, shown: Shown, kept: int = 1) -> None:
+    """Print columns and rows as the tables that the console has room for, each with the first `kept` columns."""
     columns, rows = shown
-    for each in tables(columns, rows, console.width, kept=1):
+    for each in tables(columns, rows, console.width, kept):
         console.print(each, highlight=False)
 
 

@@ -73,7 +73,9 @@ class FullLayer(KVLayer):
             self.rows = rows[:, :0].contiguous()
             self.bias = rows.new_zeros(len(rows), 1, 0)
         # To read lengths waits for the device: those of rows that are alike are known, and padding is looked at once.
-        held = self.lengths.tolist() if self.ragged else [self.longest] * len(rows)
+        # A step that has failed when it had begun has counted a token that is not there.
+        held = self.lengths.tolist() if self.ragged or self._step_begun else [self.longest] * len(rows)
+        self._step_begun = False
         if valid is None:
             counts, new = torch.full_like(self.lengths, rows.shape[1]), [rows.shape[1]] * len(rows)
         else:
@@ -161,7 +163,7 @@ class FullLayer(KVLayer):
             self.rows.new_empty(num_rows, 0, self.rows.shape[2]),
             self.bias.new_empty(num_rows, 1, 0),
         )
-        state.lengths, state.longest = self.lengths.new_zeros(num_rows), 0
+        state.lengths, state.longest, state.ragged = self.lengths.new_zeros(num_rows), 0, True
         return state
 
     def _put(self, row: int, other: "FullLayer", other_row: int) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @once
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    # One pair for all graphs. torch gives out 32 streams in turn: a stream for the branches of each graph, and the one
-    # that it captures on itself, would be the same with every 32nd, and CUDA refuses to capture both.
+def _streams(device: int) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    # One pair of a device for all of our graphs. torch gives out 32 streams in turn: one for the branches of each
+    # captured step, and the one that it captures on itself, would be the same with every 32nd, and CUDA refuses both.
     return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
@@ -29,7 +29,7 @@ class Branches:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._outside, self.inside = _streams(device)
+        self._outside, self.inside = _streams(torch.cuda.current_device() if device.index is None else device.index)
         self.pool = torch.cuda.MemPool()
 
     @contextmanager

@@ -51,7 +51,7 @@ def test_no_figure_is_broken_where_there_is_hardly_room() -> None:
 
 
 def test_a_name_of_two_lines_takes_the_room_of_the_longer() -> None:
-    (made,) = tables(["", "ms per token"], [["each query head selects,\nat every step", "77.2"]], 36, kept=1)
+    (made,) = tables(["", "ms per token"], [["each query head selects, at every step", "77.2"]], 36, kept=1)
     console = Console(width=36)
     with console.capture() as printed:
         console.print(made)
@@ -59,3 +59,10 @@ def test_a_name_of_two_lines_takes_the_room_of_the_longer() -> None:
         ["each", "query", "head", "selects,", "77.2"],
         ["at", "every", "step"],
     ]
+
+
+def test_a_long_name_wraps_where_it_may() -> None:
+    name = 'louiskv_plus:trigger="cosine",tau=0.7'
+    for width, lines in ((72, ["louiskv_plus:", 'trigger="cosine",tau=0.7']), (150, [name])):
+        (made,) = tables(["", "ms"], [["full", "9.5"], [name, "9.9"]], width, kept=1)
+        assert list(made.columns[0].cells) == ["full", "\n".join(lines)]
