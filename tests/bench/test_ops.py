@@ -101,7 +101,7 @@ def test_bytes_and_products_are_counted_as_by_hand() -> None:
     in_place = cost("decode_attention in place", SIZES)
     assert in_place == Cost(query + rows + 4 * 80 * 4 + 4 * 32 * 4, query, 2 * 2 * 4 * 3 * 112 * 16)
     keys, counts = 4 * 288 * 16 * 4, 2 * 4 * 8
-    assert cost("kmeans", SIZES) == Cost(keys + counts, 4 * 288 * 8, 2 * 4 * 288 * 18 * 16 * 10)
+    assert cost("kmeans", SIZES) == Cost(keys + counts, 4 * 288 * 8, 2 * 4 * 288 * 18 * 16 * 5)
     codes, steps = 4 * 18 * 16, 4 * 18 * 3 * 2
     assert cost("unit_logits sketch", SIZES) == Cost(query + codes + steps, logits, 2 * 4 * 3 * 18 * 16)
 
