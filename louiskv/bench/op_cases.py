@@ -31,7 +31,7 @@ __all__ = ["CASES", "Case"]
 
 SCALING = 0.125
 # A prompt of so many tokens is clustered at once, in so many passes.
-CHUNK = 4096
+CHUNK = 8192
 ITERATIONS = 5
 # A later prompt of so many tokens, and the part of the past that it attends to at once.
 QUESTION = 64

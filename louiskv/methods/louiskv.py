@@ -32,7 +32,7 @@ class LouisKV(Calibrated):
     max_segment: int = setting(64, "tokens at which an output segment is closed without a boundary")
     dense_layers: int = setting(2, "first layers that keep everything on the device")
     iterations: int = setting(5, "passes of k-means")
-    chunk_size: int = setting(4096, "prompt tokens clustered among themselves")
+    chunk_size: int = setting(8192, "prompt tokens clustered among themselves")
 
     @classmethod
     def long_input(cls) -> "LouisKV":

@@ -30,7 +30,7 @@ class Clusters(Units):
 
     unit_size: int = 16
     iterations: int = 5
-    chunk_size: int = 4096
+    chunk_size: int = 8192
     metric: str = "euclidean"
     start: str = "strided"
     output_size: int = 320
