@@ -48,10 +48,8 @@ def _task(record: Record) -> tuple[str, str, int]:
 
 
 def _decode(records: list[Record]) -> Shown:
-    columns, rows = (
-        ["", "ms/step", "tokens/s", "steps", "retrieval", "fires", "hits", "MiB/token", "peak device", "how"],
-        [],
-    )
+    columns = ["", "ms/step", "tokens/s", "steps", "retrieval", "fires", "hits", "MiB/token", "peak device", "how"]
+    rows = []
     for each in records:
         phases = each["phases"]
         share = sum(phases.get(phase, 0.0) for phase in RETRIEVAL) / sum(phases.values()) if phases else None
